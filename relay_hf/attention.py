@@ -1,0 +1,220 @@
+"""Transformers' attention and mask functions, answered from the active frame's RelayCache.
+
+Registered once under one name. Where no relayed forward is active, both hand over to what the user had chosen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sliding_window_causal_mask_function,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .frame import Frame, RelayError, active_frame
+from .kernels.plan import Plan
+from .ops import attend
+from .selection import ATTENTION_NAME, users_implementation
+
+# What attention modules pass along that changes nothing in the mathematics of a forward that is relayed. Anything else
+# that is not None stops the relay: an argument unknown here may bias, mask or drop.
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "is_causal",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+
+
+def register() -> None:
+    """Make the name known to Transformers. It has no unregister, and a second call changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, relay_attention_forward)
+    AttentionMaskInterface.register(ATTENTION_NAME, relay_mask)
+
+
+def relay_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over the layer's segments and own KV.
+
+    Args:
+        module: the attention module; its `layer_idx` names the cache layer.
+        query: `[B, Hq, T, D]`.
+        key: `[B, Hkv, S, D]`, own keys as attention sees them.
+        value: `[B, Hkv, S, Dv]`.
+        attention_mask: what `relay_mask` gave the model for this kind of layer.
+        dropout: must be 0.
+        scaling: factor on the scores; None is `D ** -0.5`.
+        sliding_window: not read: the mask says what the layer sees, as for stock's sdpa and eager.
+        softcap: scores are capped by `softcap * tanh(scores / softcap)`.
+        s_aux: `[Hq]`, attention sinks.
+
+    Returns:
+        The output, `[B, T, Hq, Dv]`, and no weights.
+
+    Raises:
+        RelayError: the layer asks for something that a relayed forward can't give.
+    """
+    frame = active_frame.get()
+    if frame is None:
+        implementation = _users_attention(module)
+        extra = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        kwargs.update({name: given for name, given in extra.items() if given is not None})
+        return implementation(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    window = _window(frame, attention_mask)
+    layer_idx = _check_call(frame, module, key, dropout, kwargs)
+    layer = frame.cache.layers[layer_idx]
+    if frame.plan is None:
+        frame.plan = _plan(frame, query, key)
+    if frame.capture is not None:
+        frame.capture[layer_idx] = (key, value)
+    frame.hits.add(layer_idx)
+    segments = [shared.segment for shared in layer.shared]
+    output = attend(
+        frame.plan, query, segments, key, value, scale=scaling, sliding_window=window, softcap=softcap, sinks=s_aux
+    )
+    return output, None
+
+
+def relay_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of a relayed forward: None where it is causal, a token of recognition where it has a window.
+
+    No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
+    Of any other pattern the operator would know nothing, so it raises.
+    """
+    frame = active_frame.get()
+    if frame is None:
+        users_mask = ALL_MASK_ATTENTION_FUNCTIONS.get(users_implementation(kwargs["config"]))
+        if users_mask is None:
+            return None  # as Transformers has it for an implementation that registered no mask
+        return users_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            device=device,
+            **kwargs,
+        )
+    if _same_function(mask_function, causal_mask_function):
+        frame.causal = True
+        return None
+    if local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
+        # 4-D like a real mask, so that a model may slice it, but one element in memory.
+        mask = torch.ones((), dtype=torch.bool, device=device).expand(batch_size, 1, q_length, kv_length)
+        frame.windows[id(mask)] = (mask, local_size)
+        return mask
+    raise RelayError("the model masks attention in a way that is neither causal nor a sliding window")
+
+
+def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
+    rows, own_mask, own_length = frame.cache.rows, frame.own_mask, key.shape[2]
+    if own_mask is not None and own_mask.shape[1] < own_length:  # tokens generated since the holes were read
+        own_mask = nn.functional.pad(own_mask, (0, own_length - own_mask.shape[1]), value=True)
+    return Plan(
+        query.shape[0],
+        query.shape[2],
+        own_length,
+        shared_length=rows.shared_length,
+        own_start=rows.own_start,
+        own_mask=own_mask,
+    )
+
+
+def _window(frame: Frame, mask: Tensor | None) -> int | None:
+    if mask is None and frame.causal:
+        return None
+    known = frame.windows.get(id(mask))
+    if known is None:
+        raise RelayError("the model makes or rewrites its attention masks in its own way")
+    return known[1]
+
+
+def _check_call(frame: Frame, module: nn.Module, key: Tensor, dropout: float, kwargs: dict[str, Any]) -> int:
+    layer_idx = getattr(module, "layer_idx", None)
+    if layer_idx is None or layer_idx >= len(frame.cache.layers):
+        raise RelayError(f"an attention module ({type(module).__name__}) names no layer of the cache")
+    if layer_idx in frame.hits:
+        raise RelayError(f"layer {layer_idx} attends more than once in a forward")
+    if dropout:
+        raise RelayError(f"attention dropout is active ({dropout})")
+    if kwargs.get("is_causal") is False:
+        raise RelayError("a layer's attention is not causal")
+    for name, given in kwargs.items():
+        if given is not None and name not in _HARMLESS:
+            raise RelayError(f"attention has an argument that the operator does not know, {name!r}")
+    if key.shape[2] != frame.cache.layers[layer_idx].own_length:
+        raise RelayError(f"layer {layer_idx} attends to other keys than the cache holds for it")
+    return layer_idx
+
+
+def _same_function(one: Any, other: Any) -> bool:
+    """Whether two functions run the same code over the same captured values (Transformers composes masks so)."""
+    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
+        return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+    if one.__code__ is not other.__code__:
+        return False
+    mine, theirs = _captured(one.__closure__), _captured(other.__closure__)
+    return len(mine) == len(theirs) and all(_same_function(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def _captured(closure: tuple[CellType, ...] | None) -> list[Any]:
+    values: list[Any] = []
+    for cell in closure or ():
+        content = cell.cell_contents
+        values.extend(content if isinstance(content, tuple) else [content])
+    return values
+
+
+def _users_attention(module: nn.Module) -> Callable:
+    """The attention function that the model would have called without us, its file's own overrides included."""
+    namespace = vars(sys.modules[type(module).__module__])
+    interface = namespace.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
+    name = users_implementation(module.config)  # type: ignore[arg-type]
+    found = interface.get(name, namespace.get("eager_attention_forward"))
+    if found is None:
+        raise RelayError(f"no attention implementation {name!r} for {type(module).__name__}")
+    return found

@@ -1,0 +1,177 @@
+"""One layer of a RelayCache: a list of shared segments, and own KV per row in buffers that grow."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from .shared import SharedLayer
+
+# A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
+_GROWTH = 1.5
+
+
+@dataclass(eq=False)
+class RowLayout:
+    """How the rows of a cache lie in the caller's columns; one object for all layers.
+
+    Own KV column `i` is the caller's column `offset + i`. Everything before `offset` is padding or lives in segments;
+    so do the first `own_start[b]` own columns of row b, whose KV is computed but never attended to.
+
+    Attributes:
+        offset: columns of the caller that come before own KV.
+        shared_length: tokens that the segments hold for a row.
+        own_start: `[B]` int64, or None when it is 0 for all rows.
+        holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
+        reserve: own columns to make room for when a buffer is allocated.
+    """
+
+    offset: int = 0
+    shared_length: int = 0
+    own_start: Tensor | None = None
+    holes: Tensor | None = None
+    reserve: int = 0
+
+
+class RelayLayer(CacheLayerMixin):
+    """Shared segments and own KV of one attention layer.
+
+    Args:
+        rows: the layout that all layers of the cache share.
+        sliding_window: the window of stock's layer in its place (tokens), or None.
+    """
+
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+
+    def __init__(self, rows: RowLayout, sliding_window: int | None = None) -> None:
+        self.rows = rows
+        self.sliding_window = sliding_window
+        self.shared: list[SharedLayer] = []
+        self.own_length = 0
+        self._buffers: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_initialized(self) -> bool:
+        return self._buffers is not None
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Own keys as the model stores them: `[B, Hkv, S, D]`, a view."""
+        return None if self._buffers is None else self._buffers[0][:, :, : self.own_length]
+
+    @property
+    def values(self) -> Tensor | None:
+        """Own values as the model stores them: `[B, Hkv, S, Dv]`, a view."""
+        return None if self._buffers is None else self._buffers[1][:, :, : self.own_length]
+
+    @property
+    def capacity(self) -> int:
+        """Own columns that fit before the buffers grow."""
+        return 0 if self._buffers is None else self._buffers[0].shape[2]
+
+    def own_tensors(self) -> tuple[Tensor, ...]:
+        """The buffers."""
+        return self._buffers or ()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate the buffers for at least the tokens given."""
+        self._grow(max(self.rows.reserve, key_states.shape[2]), key_states, value_states)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
+        end = self.own_length + key_states.shape[2]
+        if self._buffers is None:
+            self.lazy_initialization(key_states, value_states)
+        elif end > self.capacity:
+            self._grow(max(end, int(self.capacity * _GROWTH)), key_states, value_states)
+        keys, values = self._buffers  # type: ignore[misc]
+        keys[:, :, self.own_length : end] = key_states
+        values[:, :, self.own_length : end] = value_states
+        self.own_length = end
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _grow(self, capacity: int, *like: Tensor) -> None:
+        # Outside inference mode: a buffer born in it could not be written by a later call outside of it.
+        with torch.inference_mode(False):
+            new = [part.new_empty(part.shape[0], part.shape[1], capacity, part.shape[3]) for part in like]
+        if self._buffers is not None:
+            for target, source in zip(new, self._buffers, strict=True):
+                target[:, :, : self.own_length] = source[:, :, : self.own_length]
+        self._buffers = (new[0], new[1])
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Own columns after `query_length` more, and the caller's column of the first."""
+        return self.own_length + query_length, self.rows.offset
+
+    def get_seq_length(self) -> int:
+        """The caller's columns that are in the cache."""
+        return self.rows.offset + self.own_length
+
+    def get_max_length(self) -> int:
+        """-1: no maximum."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` own tokens (0 or negative, as in Transformers)."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"tokens_to_remove must be 0 or negative, the tokens to take off the end; got {tokens_to_remove}."
+            )
+        if -tokens_to_remove > self.own_length:
+            raise ValueError(
+                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {self.own_length} tokens are "
+                "the rows' own. Use to_dynamic() for a cache that can be cropped further."
+            )
+        self.own_length += tokens_to_remove
+
+    def reset(self) -> None:
+        """Back to an empty layer."""
+        self.shared, self.own_length, self._buffers = [], 0, None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder own KV; the segments stay where they are."""
+        if self._buffers is not None:
+            for buffer in self._buffers:
+                own = buffer[:, :, : self.own_length]
+                own.copy_(own.index_select(0, beam_idx.to(own.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._replace_rows(lambda part: part.repeat_interleave(repeats, dim=0))
+        self.shared = [_map_rows(part, lambda rows: _repeat(rows, repeats)) for part in self.shared]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows `indices`."""
+        self._replace_rows(lambda part: part[indices.to(part.device)])
+        self.shared = [_map_rows(part, lambda rows: _select(rows, indices)) for part in self.shared]
+
+    def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
+        if self._buffers is not None:
+            self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
+
+    def __deepcopy__(self, memo: dict) -> RelayLayer:
+        new = RelayLayer(copy.deepcopy(self.rows, memo), self.sliding_window)
+        new.shared = list(self.shared)
+        new.own_length = self.own_length
+        if self._buffers is not None:
+            new._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
+        return new
+
+
+def _map_rows(part: SharedLayer, change) -> SharedLayer:  # type: ignore[no-untyped-def]
+    rows = part.segment.rows
+    return part if rows is None else replace(part, segment=replace(part.segment, rows=change(rows)))
+
+
+def _repeat(rows: Tensor, repeats: int) -> Tensor:
+    return (rows[:, None] * repeats + torch.arange(repeats, device=rows.device)).flatten()
+
+
+def _select(rows: Tensor, indices: Tensor) -> Tensor:
+    return torch.isin(indices.to(rows.device), rows).nonzero().flatten()

@@ -1,0 +1,54 @@
+"""One layer's keys and values of a shared segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..kernels.segment import Segment
+
+
+@dataclass(frozen=True, eq=False)
+class SharedLayer:
+    """K and V of one layer over a run of shared tokens, without a batch dimension.
+
+    Attributes:
+        segment: as attention sees them: key `[Hkv, P, D]`, value `[Hkv, P, Dv]`.
+        stored: as the model's own cache stores them: the same tensors, except in models that cache latents and
+            expand them for attention (MLA): `[1, P, kv_lora_rank]` and `[1, P, qk_rope_head_dim]`.
+    """
+
+    segment: Segment
+    stored: tuple[Tensor, Tensor]
+
+    def __len__(self) -> int:
+        return self.segment.length
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that hold memory, each once."""
+        attended = (self.segment.key, self.segment.value)
+        if self.stored[0].data_ptr() == attended[0].data_ptr():
+            return attended
+        return attended + self.stored
+
+    def first(self, length: int) -> SharedLayer:
+        """The first `length` tokens, as views."""
+        if length == len(self):
+            return self
+        key, value = self.segment.key[:, :length], self.segment.value[:, :length]
+        stored = (self.stored[0][:, :length], self.stored[1][:, :length])
+        return SharedLayer(replace(self.segment, key=key, value=value), stored)
+
+    def then(self, more: SharedLayer) -> SharedLayer:
+        """This run followed by `more`, in new tensors."""
+        key = torch.cat([self.segment.key, more.segment.key], dim=1)
+        value = torch.cat([self.segment.value, more.segment.value], dim=1)
+        if len(self.tensors()) == 2:
+            stored = (key, value)
+        else:
+            pairs = zip(self.stored, more.stored, strict=True)
+            first, second = (torch.cat(pair, dim=1) for pair in pairs)
+            stored = (first, second)
+        return SharedLayer(replace(self.segment, key=key, value=value), stored)

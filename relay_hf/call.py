@@ -1,0 +1,38 @@
+"""The generate() call that runs now: what its prefill decided, for the hooks and the report."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .cache_utils import RelayCache
+from .report import RelayReport
+
+
+@dataclass(eq=False)
+class Call:
+    """One generate() call.
+
+    Attributes:
+        report: what was decided; None until the prefill, or for good in a mode that has none.
+        cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
+            not read them (on a GPU that read would wait for the device).
+        capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
+    """
+
+    report: RelayReport | None = None
+    cache: RelayCache | None = None
+    capture: dict[int, tuple[Tensor, Tensor]] | None = None
+
+
+current_call: ContextVar[Call | None] = ContextVar("relay_hf_call", default=None)
+
+
+def open_call() -> Call:
+    """The call that runs in this context; an error outside of one."""
+    call = current_call.get()
+    if call is None:
+        raise RuntimeError("no generate() call is open")
+    return call

@@ -1,0 +1,68 @@
+"""What a user may set, with units and defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "policy": ("auto", "always", "off"),
+    "backend": ("auto", "triton", "torch"),
+    "cuda_graphs": ("auto", True, False),
+}
+
+
+@dataclass(frozen=True)
+class RelayConfig:
+    """Options of `patch_model`.
+
+    Attributes:
+        policy: `"auto"` relays where it is expected to be faster, `"always"` wherever it is exact, `"off"` never.
+        min_prefix_length: fewest tokens a shared prefix must have to be relayed (tokens, at least 1).
+        backend: what computes attention: `"torch"`, `"triton"`, or `"auto"` for the best one that is there.
+        cuda_graphs: replay decode steps as CUDA graphs: `"auto"`, `True` or `False`. No effect on a CPU.
+        max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
+            is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
+        max_recent_prompts: how many recent prompts are remembered, as token ids, to notice in a later call that a
+            start returns (prompts); 0 remembers none.
+    """
+
+    policy: Literal["auto", "always", "off"] = "auto"
+    min_prefix_length: int = 16
+    backend: Literal["auto", "triton", "torch"] = "auto"
+    cuda_graphs: Literal["auto", True, False] = "auto"
+    max_store_bytes: int | None = None
+    max_recent_prompts: int = 64
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            if not any(type(value) is type(choice) and value == choice for choice in choices):
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+        _check_count("min_prefix_length", self.min_prefix_length, least=1)
+        _check_count("max_recent_prompts", self.max_recent_prompts, least=0)
+        if self.max_store_bytes is not None:
+            _check_count("max_store_bytes", self.max_store_bytes, least=0)
+        if self.backend == "triton":
+            raise ValueError("backend='triton' is not part of this version; use 'auto' or 'torch'.")
+        if self.cuda_graphs is True:
+            raise ValueError("cuda_graphs=True is not part of this version; use 'auto' or False.")
+
+    @classmethod
+    def build(cls, base: RelayConfig | None, options: dict[str, Any]) -> RelayConfig:
+        """`base` (or the defaults) with `options` on top; an unknown option is an error that lists the known ones."""
+        if base is not None and not isinstance(base, RelayConfig):
+            raise TypeError(f"config must be a RelayConfig or None; got {type(base).__name__}.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise TypeError(f"unknown option {unknown[0]!r}; the options are {', '.join(known)}.")
+        return dataclasses.replace(base or cls(), **options)
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}.")

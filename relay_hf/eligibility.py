@@ -1,0 +1,144 @@
+"""Which generate() calls are served. The rule for each refusal is exactness: what is not known to be exact is not touched."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from .cache_utils import RelayCache
+from .cache_utils.cache import unsupported_layer
+from .selection import attention_configs, users_implementation
+
+# Inputs of a forward that a relayed call understands. Any other that is given may change what a token's KV is
+# (images, token types, adapters by row), so such a call is not touched.
+_KNOWN_INPUTS = frozenset(
+    {
+        "attention_mask",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "past_key_values",
+        "position_ids",
+        "return_dict",
+        "use_cache",
+    }
+)
+_KNOWN_ATTENTION = frozenset(
+    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
+)
+# RoPE whose frequencies depend on how long the sequence is: a prefix alone may be in another regime than the prompt.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+
+
+def model_refusal(model: PreTrainedModel) -> str | None:
+    """Why no call of this model is served, or None."""
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder models are not relayed"
+    for config in attention_configs(model):
+        name = users_implementation(config)
+        if name is not None and name not in _KNOWN_ATTENTION:
+            return f"the attention implementation {name!r} may compute something else than attention"
+    if getattr(model, "peft_config", None) and any(
+        getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()
+    ):
+        return "prompt-learning adapters inject tokens of their own"
+    return None
+
+
+def hook_refusal(model: nn.Module, ours: frozenset[int]) -> str | None:
+    """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes."""
+    for name, module in model.named_modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key, hook in hooks.items():
+                owner = getattr(hook, "__module__", None) or ""
+                if key not in ours and not owner.startswith("transformers."):
+                    return f"a forward hook on {name or 'the model'} would see the prefix apart from the rows"
+    return None
+
+
+def training_refusal(model: nn.Module) -> str | None:
+    """Why a model in training mode is not served: only where dropout and checkpointing are off is it the same model."""
+    if not model.training:
+        return None
+    if getattr(model, "is_gradient_checkpointing", False):
+        return "gradient checkpointing is on"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+            return f"dropout is active in {name}"
+    for config in attention_configs(model):
+        for name, value in vars(config).items():
+            if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float) and value > 0:
+                return f"dropout is active ({name}={value} in training mode)"
+    return None
+
+
+def call_refusal(
+    model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool
+) -> str | None:
+    """Why this call is not served, or None. `inputs` are the keyword inputs of the forward, as generate() has them."""
+    if not first:
+        return "this call is an assistant's, which rolls back its cache"
+    if torch.is_grad_enabled():
+        return "gradients are recorded"
+    if generation_config.use_cache is False or inputs.get("use_cache") is False:
+        return "use_cache=False"
+    for name in ("output_attentions", "output_hidden_states"):
+        if inputs.get(name) or getattr(generation_config, name, False):
+            return f"{name}=True needs every prompt token in every row"
+    for name, value in inputs.items():
+        if value is not None and name not in _KNOWN_INPUTS:
+            return f"the call has an input that is not relayed, {name!r}"
+    if input_ids.dim() != 2 or input_ids.shape[1] < 2:
+        return "there is no prompt to share"
+    cache = inputs.get("past_key_values")
+    if isinstance(cache, RelayCache):
+        return None
+    if getattr(cache, "_is_user_defined", False):
+        return "past_key_values was given by the caller"
+    if type(cache) is not DynamicCache or cache.offloading:
+        kind = "no cache" if cache is None else f"a {type(cache).__name__}"
+        return f"generate() uses {kind} here, in place of a plain DynamicCache"
+    unfit = unsupported_layer(cache)
+    return None if unfit is None else f"{unfit}, which is not shared"
+
+
+def position_refusal(model: PreTrainedModel, inputs: dict, attention_mask: Tensor | None, padded: bool) -> str | None:
+    """Why the positions forbid it: they must be those that generate() counts from the mask."""
+    position_ids = inputs.get("position_ids")
+    if position_ids is None:
+        return "the model counts columns, and rows are padded" if padded else None
+    if position_ids.dim() != 2:
+        return f"position_ids have {position_ids.dim()} dimensions"
+    if attention_mask is None:
+        expected = torch.arange(position_ids.shape[1], device=position_ids.device)[None]
+    else:
+        expected = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
+    same = torch.equal(position_ids, expected.expand_as(position_ids).to(position_ids))
+    return None if same else "position_ids were given by the caller"
+
+
+def rope_refusal(model: PreTrainedModel, length: int) -> str | None:
+    """Why RoPE forbids a prompt of `length` tokens: its frequencies are others than those of a shorter prefix."""
+    for config in attention_configs(model):
+        limit = _rope_limit(config)
+        if limit is not None and length >= limit:
+            return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
+    return None
+
+
+def _rope_limit(config: object) -> int | None:
+    """Length from which the config's RoPE has other frequencies, or None if it never does."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return None
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    limits = []
+    for rope in nested or [parameters]:
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            limits.append(
+                rope.get("original_max_position_embeddings")
+                or getattr(config, "original_max_position_embeddings", None)
+                or config.max_position_embeddings  # type: ignore[attr-defined]
+            )
+    return min(limits, default=None)

@@ -1,0 +1,91 @@
+"""Around a model's forward: opening and closing the frame of one that runs with a RelayCache."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .cache_utils import RelayCache
+from .frame import Frame, RelayError, active_frame
+from .selection import deselect, select
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig
+
+
+def forward_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[RelayCache | None, Tensor | None]:
+    """The RelayCache and the attention mask of a forward's arguments."""
+    cache = kwargs.get("past_key_values")
+    if not isinstance(cache, RelayCache):
+        cache = next((arg for arg in args if isinstance(arg, RelayCache)), None)
+    return cache, kwargs.get("attention_mask")
+
+
+def open_frame(
+    cache: RelayCache,
+    owner: object,
+    configs: Sequence[PreTrainedConfig],
+    own_mask: Tensor | None,
+    capture: dict[int, tuple[Tensor, Tensor]] | None = None,
+) -> None:
+    """Enter a relayed forward: the configs name our attention, and every layer finds the frame."""
+    frame = Frame(cache, owner, configs, active_frame.get(), own_mask, capture)
+    select(configs)
+    active_frame.set(frame)
+
+
+def close_frame(frame: Frame) -> None:
+    """Leave a relayed forward, and any inside it that an interrupt left open."""
+    inner = active_frame.get()
+    while inner is not None:
+        deselect(inner.configs)
+        active_frame.set(inner.outer)
+        if inner is frame:
+            return
+        inner = inner.outer
+
+
+def check_hits(frame: Frame) -> None:
+    """Raise unless every layer that holds KV attended through us, and none else did."""
+    expected = {index for index, layer in enumerate(frame.cache.layers) if layer.shared or layer.own_length}
+    if frame.hits != expected or not expected:
+        missed = sorted(expected - frame.hits)
+        what = f"layers {missed} did not" if missed else "no layer did"
+        raise RelayError(f"not all attention goes through Transformers' attention interface: {what}")
+
+
+def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | None:
+    """The own columns that may be attended to, from the caller's mask; None where only left padding is masked.
+
+    Args:
+        cache: the cache, its layout set.
+        attention_mask: `[B, n]` over the caller's columns, those of the coming forward included; or None.
+
+    Returns:
+        `[B, n - offset]` bool, or None.
+
+    Raises:
+        RelayError: the mask hides a token of the shared prefix, or shows padding that was hidden before.
+    """
+    rows = cache.rows
+    if attention_mask is None:
+        if rows.own_start is not None or rows.offset != rows.shared_length:
+            raise RelayError("the rows of this RelayCache are padded: attention_mask is needed")
+        return None
+    if attention_mask.dim() != 2:
+        raise RelayError(f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions")
+    attended = attention_mask.bool()
+    columns = torch.arange(attended.shape[1], device=attended.device)
+    own_start = 0 if rows.own_start is None else rows.own_start.to(attended.device)[:, None]
+    prefix_end = rows.offset + own_start
+    before_own = columns < prefix_end
+    in_prefix = before_own & (columns >= prefix_end - rows.shared_length)
+    if not torch.equal(attended & before_own, in_prefix.expand_as(attended)):
+        raise RelayError("attention_mask differs from the padding that this RelayCache was filled with")
+    if bool((attended | before_own).all()):
+        return None
+    return attended[:, rows.offset :]

@@ -1,0 +1,58 @@
+"""The forward that is running now: what its cache, its masks and its attention layers tell one another.
+
+Transformers passes neither the cache to the attention function nor our arguments through `generate()`. So the forward
+that runs with a RelayCache is held in a ContextVar from the model's pre-hook to its forward hook, and every layer
+finds it there: each thread sees its own, and nothing is seen outside such a forward.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig
+
+    from .cache_utils import RelayCache
+    from .kernels.plan import Plan
+
+
+class RelayError(RuntimeError):
+    """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would."""
+
+
+@dataclass(eq=False)
+class Frame:
+    """One relayed forward.
+
+    Attributes:
+        cache: the RelayCache that the forward reads and writes.
+        owner: who opened the frame: the model's handle.
+        configs: the configs whose attention implementation is switched meanwhile.
+        outer: the frame around this one, if forwards nest.
+        own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
+        capture: while a prefix is prefilled, K and V of each layer as its attention saw them, else None.
+        causal: the model made a plain causal mask in this forward.
+        windows: the masks handed out for sliding windows, by identity, with their window (tokens).
+        hits: the layers whose attention was served.
+        plan: what all layers share, built by the first one.
+    """
+
+    cache: RelayCache
+    owner: object
+    configs: Sequence[PreTrainedConfig]
+    outer: Frame | None
+    own_mask: Tensor | None = None
+    capture: dict[int, tuple[Tensor, Tensor]] | None = None
+    causal: bool = False
+    windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    hits: set[int] = field(default_factory=set)
+    plan: Plan | None = None
+
+
+active_frame: ContextVar[Frame | None] = ContextVar("relay_hf_active_frame", default=None)

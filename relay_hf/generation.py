@@ -1,0 +1,201 @@
+"""The prefill hook: from a generate() call to a RelayCache that holds its prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from .cache_utils import RelayCache, SharedLayer
+from .cache_utils.layer import RowLayout
+from .call import current_call, open_call
+from .decision import Decision, decide
+from .forward import own_columns
+from .frame import RelayError
+from .kernels.segment import Segment
+from .report import RelayReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from transformers import GenerationConfig
+
+    from .relay import Relay
+
+# Own columns reserved for tokens to come; beyond that the buffers grow by half. 512 tokens of a 7B model in bf16 are
+# 256 MiB a row: calls that say max_new_tokens=4096 and stop early should not pay for all of it.
+_MOST_RESERVED = 512
+
+
+def prefill(
+    relay: Relay,
+    stock: Callable[..., Any],
+    input_ids: Tensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    is_first_iteration: bool = True,
+) -> Any:
+    """generate()'s prefill, in the shape of `GenerationMixin._prefill`; `stock` is the model's own."""
+    arguments = (input_ids, generation_config, model_kwargs)
+    call = current_call.get()
+    if call is None:  # a decoding loop that was started without generate()
+        return stock(*arguments, is_first_iteration=is_first_iteration)
+    given = model_kwargs.get("past_key_values")
+    if isinstance(given, RelayCache) and given.get_seq_length() > 0:
+        call.report = _continue(relay, given, model_kwargs, generation_config)
+        call.cache = given if call.report.relayed else None
+        return stock(*arguments, is_first_iteration=is_first_iteration)
+    decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
+    relay.remember(decision)
+    if decision.length:
+        try:
+            return _relayed(relay, decision, *arguments)
+        except RelayError as error:
+            relay.model_refusal = str(error)
+            decision = Decision(str(error))
+        finally:
+            call.capture = None
+    call.cache = None
+    call.report = decision.report(relay.backend)
+    if isinstance(given, RelayCache):
+        given.reset()
+        model_kwargs["past_key_values"] = DynamicCache(config=relay.text_config)
+    else:
+        model_kwargs["past_key_values"] = given
+    return stock(*arguments, is_first_iteration=is_first_iteration)
+
+
+def prefill_prefix(
+    relay: Relay, ids: Tensor, kept: list[SharedLayer] | None, inputs: Collection[str], chunk: int | None = None
+) -> list[SharedLayer]:
+    """Prefill a prefix at batch size 1 and take K and V of each layer as its attention saw them.
+
+    Args:
+        relay: the model's handle.
+        ids: `[P]`, on the host.
+        kept: the layers of its first tokens, if these have been prefilled already.
+        inputs: names of the keyword inputs that the forwards of the call have.
+        chunk: tokens to put through the model at once, or None for all.
+    """
+    model = relay.model
+    cache = RelayCache(relay.text_config)
+    start = len(kept[0]) if kept else 0
+    cache.rows.reserve = len(ids) - start
+    if kept:
+        cache.share(kept, RowLayout(offset=start, shared_length=start, reserve=len(ids) - start))
+    prefix_ids = ids.to(model.device)[None]
+    own_inputs = {"use_cache": True, "attention_mask": None}
+    if "logits_to_keep" in inputs:
+        own_inputs["logits_to_keep"] = 1
+    if "position_ids" in inputs:
+        own_inputs["position_ids"] = torch.arange(len(ids), device=model.device)[None]
+    call = open_call()
+    captured: dict[int, tuple[Tensor, Tensor]] = {}
+    call.cache, call.capture = cache, captured
+    _run(relay, prefix_ids, own_inputs, cache, start, chunk)
+    call.capture = None
+    layers = [_shared_layer(layer.keys, layer.values, captured[index]) for index, layer in enumerate(cache.layers)]
+    return [old.then(new) for old, new in zip(kept, layers, strict=True)] if kept else layers
+
+
+def _relayed(
+    relay: Relay, decision: Decision, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
+) -> Any:
+    call, prompts = open_call(), decision.prompts
+    chunk = generation_config.prefill_chunk_size
+    layers = _prefix_layers(relay, decision, inputs, chunk)
+    given = inputs.get("past_key_values")
+    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
+    first = int(prompts.start.min())
+    offset = first + decision.length
+    own_start = prompts.start - first
+    new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
+    rows = RowLayout(
+        offset=offset,
+        shared_length=decision.length,
+        own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
+        reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
+    )
+    cache.share(layers, rows)
+    rows.holes = own_columns(cache, inputs.get("attention_mask"))
+    call.cache = cache
+    call.report = decision.report(relay.backend)
+    outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
+    inputs["past_key_values"] = cache
+    return outputs
+
+
+def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> list[SharedLayer]:
+    """The prefix, from the store, from the model, or both."""
+    kept = None
+    if decision.kept is not None:
+        kept = [layer.first(decision.reused) for layer in decision.kept.layers]
+        if decision.reused == decision.length:
+            return kept
+    ids = decision.prompts.first_row[: decision.length].clone()
+    given = {name for name, value in inputs.items() if value is not None}
+    if not decision.keep:
+        return prefill_prefix(relay, ids, kept, given, chunk)
+    before = relay.witness_before()
+    layers = prefill_prefix(relay, ids, kept, given, chunk)
+    relay.keep(ids, layers, before)
+    return layers
+
+
+def _run(
+    relay: Relay, input_ids: Tensor, inputs: dict[str, Any], cache: RelayCache, start: int, chunk: int | None
+) -> Any:
+    """Put the columns of `input_ids` from `start` on through the model, as `GenerationMixin._prefill` does.
+
+    That method is not called itself: chunked, it begins at column 0 whatever the cache holds (5.17).
+    """
+    model, columns = relay.model, input_ids.shape[1]
+    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+    outputs = None
+    for begin in range(start, columns, chunk or columns):
+        end = min(begin + chunk, columns) if chunk else columns
+        step = {**inputs, "past_key_values": cache}
+        step["attention_mask"] = None if mask is None else mask[:, :end]
+        if positions is not None:
+            step["position_ids"] = positions[:, :end]
+        model_inputs = model.prepare_inputs_for_generation(
+            input_ids[:, :end], next_sequence_length=end - begin, is_first_iteration=True, **step
+        )
+        outputs = model(**model_inputs, return_dict=True)
+    return outputs
+
+
+def _shared_layer(keys: Tensor | None, values: Tensor | None, captured: tuple[Tensor, Tensor]) -> SharedLayer:
+    if keys is None or values is None:
+        raise RelayError("a layer of the cache holds no keys")
+    attended_key, attended_value = captured
+    segment = Segment(attended_key[0], attended_value[0])
+    if attended_key.data_ptr() == keys.data_ptr():
+        return SharedLayer(segment, (segment.key, segment.value))
+    return SharedLayer(segment, (keys[0], values[0]))
+
+
+def _continue(
+    relay: Relay, cache: RelayCache, inputs: dict[str, Any], generation_config: GenerationConfig
+) -> RelayReport:
+    """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
+    if inputs.get("output_attentions") or inputs.get("inputs_embeds") is not None or torch.is_grad_enabled():
+        refusal = "the call needs more than a RelayCache gives; continued on a DynamicCache"
+    else:
+        try:
+            cache.rows.holes = own_columns(cache, inputs.get("attention_mask"))
+            return RelayReport(
+                relayed=cache.is_shared,
+                reason="a returned cache, continued",
+                rows=cache.layers[0].own_tensors()[0].shape[0],
+                prefix_length=cache.rows.shared_length,
+                prefix_tokens_reused=cache.rows.shared_length,
+                levels=int(cache.is_shared),
+                backend=relay.backend,
+            )
+        except RelayError as error:
+            refusal = f"{error}; continued on a DynamicCache"
+    inputs["past_key_values"] = cache.to_dynamic()
+    return RelayReport(False, refusal)

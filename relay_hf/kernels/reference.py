@@ -1,0 +1,106 @@
+"""The specification: relay attention over one row at a time, everything materialised.
+
+Layouts are those of `relay_hf.ops.relay_attention`. Nothing here is fast; every fast path is tested against it, in
+float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from relay_hf.kernels.segment import Segment
+
+
+def relay_attention(
+    query: torch.Tensor,
+    segments: Sequence[Segment],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    own_start: torch.Tensor | None = None,
+    own_mask: torch.Tensor | None = None,
+    scale: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Causal attention of each row over its shared segments followed by its own keys and values.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        ``[B, Hq, T, D]``: the last ``T`` of the own columns.
+    segments : sequence of Segment
+        The shared part: row ``b`` attends to every segment that lists it.
+    key, value : torch.Tensor
+        ``[B, Hkv, S, D]`` and ``[B, Hkv, S, Dv]``, ``S >= T``. Query head ``h`` uses KV head ``h // (Hq // Hkv)``.
+    own_start : torch.Tensor, optional
+        ``[B]`` integer, number of leading own columns of a row that are padding. None: 0.
+    own_mask : torch.Tensor, optional
+        ``[B, S]`` bool, True where an own column may be attended. None: everywhere.
+    scale : float, optional
+        Factor on the scores. None: ``D ** -0.5``.
+    sliding_window : int, optional
+        Only keys with ``query position - key position < sliding_window`` are visible. None: all.
+    softcap : float, optional
+        ``softcap * tanh(scores / softcap)`` on the scaled scores, before masking. None: none.
+    sinks : torch.Tensor, optional
+        ``[Hq]``, one more logit per query head in the softmax's denominator, without a value.
+
+    Returns
+    -------
+    torch.Tensor
+        ``[B, T, Hq, Dv]`` of the dtype of ``query``. 0 where nothing is visible. Queries in padding columns are finite
+        and otherwise unspecified.
+    """
+    batch, _, query_length, head_size = query.shape
+    scale = head_size**-0.5 if scale is None else scale
+    own_length = key.shape[2]
+    rows = []
+    for b in range(batch):
+        mine = [s for s in segments if s.rows is None or b in s.rows.tolist()]
+        shared_length = sum(s.length for s in mine)
+        padding = 0 if own_start is None else int(own_start[b])
+
+        columns = torch.arange(own_length, device=query.device)
+        query_columns = columns[own_length - query_length :, None]
+        own_visible = (columns >= padding) & (columns <= query_columns)
+        if own_mask is not None:
+            own_visible = own_visible & own_mask[b]
+        visible = torch.cat([own_visible.new_ones(query_length, shared_length), own_visible], dim=1)
+
+        positions = [torch.arange(s.start, s.start + s.length, device=query.device) for s in mine]
+        positions = torch.cat([*positions, shared_length + columns - padding])
+        query_positions = shared_length + query_columns - padding
+        if sliding_window is not None:
+            visible = visible & (query_positions - positions < sliding_window)
+
+        row_key = torch.cat([*(s.key for s in mine), key[b]], dim=1)
+        row_value = torch.cat([*(s.value for s in mine), value[b]], dim=1)
+        rows.append(_softmax_attention(query[b], row_key, row_value, visible, scale, softcap, sinks))
+    return torch.stack(rows)
+
+
+def _softmax_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    visible: torch.Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One row: query ``[Hq, T, D]``, key ``[Hkv, N, D]``, visible ``[T, N]`` -> ``[T, Hq, Dv]``."""
+    group = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+    scores = query @ key.transpose(1, 2) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    sink = scores.new_full((scores.shape[0],), float("-inf")) if sinks is None else sinks.to(scores.dtype)
+    logits = torch.cat([scores, sink[:, None, None].expand(-1, scores.shape[1], 1)], dim=2)
+    # A query that sees nothing and has no sink has only -inf: its softmax is NaN, its output 0.
+    weights = torch.softmax(logits, dim=2).nan_to_num(0.0)[..., :-1]
+    return (weights @ value).transpose(0, 1)

@@ -1,0 +1,95 @@
+"""Relay attention in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
+
+Partial results are kept as out ``[B, Hkv, G, T, Dv]`` and lse ``[B, Hkv, G, T]``, both float32 (float64 for float64
+inputs). An empty part has the lowest finite number for its lse: like -inf it merges with weight 0, but the difference
+of two of them is 0 and not NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from relay_hf.kernels.parts import attend_part
+from relay_hf.kernels.plan import Plan, SegmentView
+from relay_hf.kernels.segment import Segment
+
+
+def relay_attention(
+    plan: Plan,
+    query: torch.Tensor,
+    segments: Sequence[Segment],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`reference.relay_attention` with own_start and own_mask inside `plan`; arguments are not validated."""
+    batch, heads, length, size = query.shape
+    kv_heads = key.shape[1]
+    grouped = query.view(batch, kv_heads, heads // kv_heads, length, size)
+
+    view = plan.own(sliding_window, query)
+    if view.first:
+        key, value = key[:, :, view.first :], value[:, :, view.first :]
+    out, lse = attend_part(grouped, key, value, view.mask, view.causal, scale, softcap)
+    out = out.view(batch, kv_heads, -1, length, value.shape[3]).to(lse.dtype)
+    lse = lse.view(batch, kv_heads, -1, length)
+    _mark_empty(lse, view.empty)
+
+    for segment in segments:
+        seen = plan.segment(segment, sliding_window, query)
+        if seen is None:
+            continue
+        rows = seen.rows
+        if rows is None:
+            other_out, other_lse = _attend_segment(grouped, segment, seen, scale, softcap)
+            out, lse = _merge(out, lse, other_out, other_lse)
+            continue
+        other_out, other_lse = _attend_segment(grouped.index_select(0, rows), segment, seen, scale, softcap)
+        other_out, other_lse = _merge(out.index_select(0, rows), lse.index_select(0, rows), other_out, other_lse)
+        out.index_copy_(0, rows, other_out)
+        lse.index_copy_(0, rows, other_lse)
+
+    if sinks is not None:
+        # A part with output 0 and the sink as its lse.
+        weight = torch.sigmoid(lse - sinks.to(lse.dtype).view(kv_heads, -1, 1))
+        out.mul_(weight.unsqueeze(-1))
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, -1).to(query.dtype)
+
+
+def _attend_segment(
+    query: torch.Tensor, segment: Segment, seen: SegmentView, scale: float, softcap: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query ``[B, Hkv, G, T, D]`` over a segment, all rows stacked."""
+    key, value = segment.key, segment.value
+    if seen.first:
+        key, value = key[:, seen.first :], value[:, seen.first :]
+    batch, kv_heads, group, length, size = query.shape
+    stacked = query.permute(1, 2, 0, 3, 4).reshape(1, kv_heads, group, batch * length, size)
+    out, lse = attend_part(stacked, key.unsqueeze(0), value.unsqueeze(0), seen.mask, False, scale, softcap)
+    out = out.view(kv_heads, group, batch, length, -1).permute(2, 0, 1, 3, 4)
+    lse = lse.view(kv_heads, group, batch, length).permute(2, 0, 1, 3)
+    _mark_empty(lse, seen.empty)
+    return out, lse
+
+
+def _mark_empty(lse: torch.Tensor, empty: torch.Tensor | None) -> None:
+    if empty is not None:
+        lse.masked_fill_(empty[:, None, None], torch.finfo(lse.dtype).min)
+
+
+def _merge(
+    out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge the other part into out, in place.
+
+    ``exp(b) / (exp(a) + exp(b)) = sigmoid(b - a)``, so that the merge is one lerp: 3 us at B=16, 12 heads of 64, where
+    products and sums take 6 to 10.
+    """
+    weight = torch.sigmoid(other_lse - lse)
+    return out.lerp_(other_out.to(out.dtype), weight.unsqueeze(-1)), torch.logaddexp(lse, other_lse)

@@ -1,0 +1,132 @@
+"""Adding the relay to a model, and taking it off again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import __version__ as transformers_version
+
+from . import attention
+from .config import RelayConfig
+from .relay import Relay
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# Instance attributes that shadow the class's methods while a model is patched.
+_SHADOWED = {"generate": "generate", "_prefill": "prefill", "train": "train"}
+_PREFILL_ARGUMENTS = ["input_ids", "generation_config", "model_kwargs", "is_first_iteration"]
+
+
+def patch_model(model: Model, config: RelayConfig | None = None, **options: Any) -> Model:
+    """Make `model.generate()` compute, store and read a batch's shared prefix once.
+
+    Args:
+        model: a Transformers model that generates text, or a peft model around one.
+        config: options as one object; default `RelayConfig()`, or those in force on a model that is patched already.
+        **options: fields of RelayConfig, which override `config`.
+
+    Returns:
+        The same object. `model.relay` is the handle; `unpatch_model(model)` undoes it.
+
+    Raises:
+        TypeError: `model` does not generate, or an option is unknown or of the wrong type.
+        ValueError: an option has a wrong value.
+        RuntimeError: this version of Transformers is not what the hooks expect.
+
+    Example:
+        >>> model = relay_hf.patch_model(model)  # doctest: +SKIP
+        >>> model.generate(**inputs)  # doctest: +SKIP
+    """
+    target = _target(model)
+    relay = _relay_of(target)
+    settings = RelayConfig.build(config or (relay.config if relay else None), options)
+    if relay is not None:
+        relay.configure(settings)
+        return model
+    _check_transformers(target)
+    attention.register()
+    relay = Relay(target, settings)
+    for name, method in _SHADOWED.items():
+        relay.stock[name] = getattr(target, name)
+        relay.shadowed[name] = target.__dict__.get(name)
+        target.__dict__[name] = getattr(relay, method)
+    handles = (
+        target.register_forward_pre_hook(relay.before_forward, with_kwargs=True),
+        target.register_forward_hook(relay.after_forward, always_call=True),
+    )
+    relay.hook_ids = frozenset(handle.id for handle in handles)
+    target.__dict__["relay"] = relay
+    return model
+
+
+def unpatch_model(model: Model) -> Model:
+    """Give back the model as it was before `patch_model`, attribute for attribute; kept prefixes are dropped.
+
+    A model that is not patched is returned as it is.
+    """
+    target = _target(model)
+    relay = _relay_of(target)
+    if relay is None:
+        return model
+    relay.clear()
+    for name, before in relay.shadowed.items():
+        del target.__dict__[name]
+        if before is not None:
+            target.__dict__[name] = before
+    for hooks in (target._forward_pre_hooks, target._forward_hooks):
+        for key in relay.hook_ids & hooks.keys():
+            del hooks[key]
+    for marks in (target._forward_pre_hooks_with_kwargs, target._forward_hooks_always_called):
+        for key in relay.hook_ids & marks.keys():
+            del marks[key]
+    del target.__dict__["relay"]
+    return model
+
+
+@contextmanager
+def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> Iterator[Model]:
+    """`patch_model` for the length of a `with` block, undone on exceptions too.
+
+    A model that is patched already keeps its patch after the block, with the options it had.
+    """
+    relay = _relay_of(_target(model))
+    before = None if relay is None else relay.config
+    patch_model(model, config, **options)
+    try:
+        yield model
+    finally:
+        if relay is not None and before is not None:
+            relay.configure(before)
+        else:
+            unpatch_model(model)
+
+
+def _target(model: nn.Module) -> PreTrainedModel:
+    """The generating model itself: peft's wrappers hold it inside."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if isinstance(inner, PreTrainedModel) and isinstance(inner, GenerationMixin) and inner.can_generate():
+        return inner
+    raise TypeError(
+        f"model must be a Transformers model that generates text (a GenerationMixin); got {type(model).__name__}. "
+        "Load it with AutoModelForCausalLM."
+    )
+
+
+def _relay_of(model: PreTrainedModel) -> Relay | None:
+    found = model.__dict__.get("relay")
+    return found if isinstance(found, Relay) else None
+
+
+def _check_transformers(model: PreTrainedModel) -> None:
+    found = getattr(type(model), "_prefill", None)
+    names = [] if found is None else list(inspect.signature(found).parameters)[1:]
+    if names != _PREFILL_ARGUMENTS:
+        raise RuntimeError(
+            f"Transformers {transformers_version} is not what relay_hf hooks into: _prefill takes {names}, expected "
+            f"{_PREFILL_ARGUMENTS}. Install transformers>=5.17,<6, or a relay_hf made for this version."
+        )

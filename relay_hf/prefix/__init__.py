@@ -1,0 +1,8 @@
+"""The token side: what rows share, what is kept between calls, and whether it still holds."""
+
+from .find import Prompts, common_length
+from .history import RecentPrompts
+from .store import KeptPrefix, PrefixStore
+from .witness import Witness, keeping_refusal
+
+__all__ = ["KeptPrefix", "Prompts", "PrefixStore", "RecentPrompts", "Witness", "common_length", "keeping_refusal"]

@@ -1,0 +1,77 @@
+"""What one generate() call did, and the totals over many."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RelayReport:
+    """What a generate() call did, or would do.
+
+    Attributes:
+        relayed: whether a shared prefix was stored and read once for the batch.
+        reason: why, in words.
+        rows: rows that the model ran, after `num_return_sequences` and `num_beams` (rows).
+        prefix_length: length of the shared prefix (tokens).
+        prefix_tokens_reused: how much of it had been kept from an earlier call (tokens).
+        prompt_tokens_computed: prompt tokens that went through the model, padding excluded (tokens).
+        prompt_tokens_saved: prompt tokens that stock generate() would have computed on top of these (tokens).
+        kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
+        kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
+        levels: levels of sharing.
+        backend: what computed attention.
+    """
+
+    relayed: bool
+    reason: str
+    rows: int = 0
+    prefix_length: int = 0
+    prefix_tokens_reused: int = 0
+    prompt_tokens_computed: int = 0
+    prompt_tokens_saved: int = 0
+    kv_bytes: int = 0
+    kv_bytes_stock: int = 0
+    levels: int = 0
+    backend: str = "stock"
+
+    def __repr__(self) -> str:
+        if not self.relayed:
+            return f"RelayReport(untouched: {self.reason})"
+        parts = [
+            f"relayed: {self.reason}",
+            f"{self.rows} rows share {self.prefix_length} tokens ({self.prefix_tokens_reused} kept from before)",
+            f"prompt tokens computed {self.prompt_tokens_computed}, saved {self.prompt_tokens_saved}",
+        ]
+        if self.kv_bytes:
+            ratio = self.kv_bytes_stock / self.kv_bytes
+            parts.append(f"KV {_bytes(self.kv_bytes)} for stock's {_bytes(self.kv_bytes_stock)} ({ratio:.1f}x less)")
+        return f"RelayReport({'; '.join(parts)}; backend {self.backend})"
+
+
+@dataclass
+class RelayStats:
+    """Totals since the model was patched: calls, tokens."""
+
+    calls: int = 0
+    relayed_calls: int = 0
+    prefix_tokens_reused: int = 0
+    prompt_tokens_computed: int = 0
+    prompt_tokens_saved: int = 0
+
+    def add(self, report: RelayReport) -> None:
+        """Count one finished call."""
+        self.calls += 1
+        self.relayed_calls += report.relayed
+        self.prefix_tokens_reused += report.prefix_tokens_reused
+        self.prompt_tokens_computed += report.prompt_tokens_computed
+        self.prompt_tokens_saved += report.prompt_tokens_saved
+
+
+def _bytes(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"

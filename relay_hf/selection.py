@@ -1,0 +1,73 @@
+"""Which attention implementation a model's configs name: ours while a relayed forward runs, the user's otherwise.
+
+The switch is counted per config object, under a lock: two threads, or two models that share a config, may be inside
+relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that has no
+RelayCache finds our name too; it is handed on to the user's implementation (`handover.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+ATTENTION_NAME = "relay_attention"
+# The field behind `config._attn_implementation`; written directly because the property's setter also overwrites
+# what sub-configs had, and those are selected and restored one by one here.
+_FIELD = "_attn_implementation_internal"
+
+
+@dataclass
+class _Selected:
+    config: PreTrainedConfig
+    users_choice: str | None
+    count: int = 0
+
+
+_lock = threading.Lock()
+_selected: dict[int, _Selected] = {}
+
+
+def attention_configs(model: nn.Module) -> list[PreTrainedConfig]:
+    """The distinct config objects that the model's modules read their attention implementation from."""
+    found = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, _FIELD):
+            found[id(config)] = config
+    return list(found.values())
+
+
+def select(configs: Iterable[PreTrainedConfig]) -> None:
+    """Make `configs` name our implementation, until as many `deselect` calls."""
+    with _lock:
+        for config in configs:
+            entry = _selected.get(id(config))
+            if entry is None:
+                entry = _selected[id(config)] = _Selected(config, getattr(config, _FIELD))
+                setattr(config, _FIELD, ATTENTION_NAME)
+            entry.count += 1
+
+
+def deselect(configs: Iterable[PreTrainedConfig]) -> None:
+    """Undo one `select`; the last one restores what the configs named before."""
+    with _lock:
+        for config in configs:
+            entry = _selected[id(config)]
+            entry.count -= 1
+            if entry.count == 0:
+                del _selected[id(config)]
+                setattr(config, _FIELD, entry.users_choice)
+
+
+def users_implementation(config: PreTrainedConfig) -> str | None:
+    """The implementation that the user chose, whether or not ours is selected now."""
+    with _lock:
+        entry = _selected.get(id(config))
+        return getattr(config, _FIELD) if entry is None else entry.users_choice

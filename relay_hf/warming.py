@@ -1,0 +1,102 @@
+"""Prefixes ahead of their first request, and what a call would do without running it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from . import eligibility
+from .decision import autocast_context, decide
+from .frame import RelayError
+from .generation import prefill_prefix
+from .prefix import KeptPrefix, keeping_refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from .relay import Relay
+    from .report import RelayReport
+
+
+def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
+    """`[P]` int64 token ids on the host, checked against the model."""
+    if isinstance(text_or_ids, str):
+        if tokenizer is None:
+            raise ValueError("text_or_ids is text, so tokenizer is needed; got None. Pass tokenizer=..., or token ids.")
+        text_or_ids = tokenizer(text_or_ids)["input_ids"]
+    try:
+        ids = torch.as_tensor(text_or_ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"text_or_ids must be text or token ids; got {type(text_or_ids).__name__}.") from error
+    if ids.dim() == 2 and len(ids) == 1:
+        ids = ids[0]
+    if ids.dim() != 1 or len(ids) == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"text_or_ids must be at least one integer token id, [P] or [1, P]; got {tuple(ids.shape)} of {ids.dtype}."
+        )
+    ids = ids.detach().to("cpu", torch.int64)
+    check_vocabulary(model, ids, "text_or_ids")
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and len(ids) > context:
+        raise ValueError(f"text_or_ids must fit the model's context of {context} tokens; got {len(ids)}. Shorten it.")
+    return ids
+
+
+def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
+    """Raise a ValueError that names the argument when an id has no embedding."""
+    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+        wrong = ids[(ids < 0) | (ids >= size)][0]
+        raise ValueError(
+            f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
+            "Is the tokenizer the model's own?"
+        )
+
+
+def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
+    """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
+    model = relay.model
+    refusal = (
+        relay.model_refusal
+        or eligibility.model_refusal(model)
+        or keeping_refusal(model)
+        or eligibility.hook_refusal(model, relay.hook_ids)
+        or eligibility.rope_refusal(model, len(ids))
+    )
+    if refusal:
+        raise RelayError(f"no prefix of this model can be kept: {refusal}")
+    kept, reused = relay.lookup(ids)
+    if kept is not None and reused == len(ids) == len(kept):
+        return kept
+    accepts = inspect.signature(model.forward).parameters
+    start = [layer.first(reused) for layer in kept.layers] if kept is not None else None
+    if reused == len(ids):
+        layers = start or []
+    else:
+        before = relay.witness_before()
+        layers = prefill_prefix(relay, ids, start, accepts.keys() & {"position_ids", "logits_to_keep"})
+        relay.keep(ids, layers, before)
+    prefix = KeptPrefix(ids, layers, autocast_context(model.device.type))
+    if prefix.nbytes > relay.store.budget:
+        raise RelayError(
+            f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.store.budget}; "
+            "raise max_store_bytes"
+        )
+    return prefix
+
+
+def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> RelayReport:
+    """The report of a call that is not run."""
+    model = relay.model
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
+    check_vocabulary(model, input_ids, "input_ids")
+    inputs: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": DynamicCache(config=relay.text_config)}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        inputs["position_ids"] = model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
+    return decide(relay, input_ids, model.generation_config, inputs).report(relay.backend)

@@ -1,0 +1,24 @@
+"""Fixtures of all tests."""
+
+import logging
+
+import pytest
+from transformers.utils import logging as transformers_logging
+
+
+class _RaiseOnDeprecation(logging.Handler):
+    """Transformers says most of its deprecations through its logger; a test in which it says one fails."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message.lower() or "will be removed" in message.lower():
+            raise DeprecationWarning(message)
+
+
+@pytest.fixture(autouse=True)
+def no_deprecations():
+    logger = transformers_logging.get_logger("transformers")
+    handler = _RaiseOnDeprecation()
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
