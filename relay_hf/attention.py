@@ -87,10 +87,10 @@ def relay_attention_forward(
         implementation = _users_attention(module)
         extra = {"sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
         kwargs.update({name: given for name, given in extra.items() if given is not None})
-        return implementation(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        return implementation(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     window = _window(frame, attention_mask)
+    if (softcap is not None or s_aux is not None) and users_implementation(module.config) == "sdpa":
+        raise RelayError("sdpa leaves out the softcap or sinks of this model; load it with attn_implementation='eager'")
     layer_idx = _check_call(frame, module, key, dropout, kwargs)
     layer = frame.cache.layers[layer_idx]
     if frame.plan is None:

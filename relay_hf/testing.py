@@ -34,7 +34,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 12},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
-    "gemma2": {"head_dim": 16, "sliding_window": 12, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 5.0},
+    "gemma2": {
+        "head_dim": 16,
+        "sliding_window": 12,
+        "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 5.0,
+        # Transformers before 5.23 chooses sdpa for it, which leaves the softcap out.
+        "attn_implementation": "eager",
+    },
     "gemma3_text": {"head_dim": 16, "sliding_window": 12, "layer_types": ["sliding_attention", "full_attention"]},
     "phi3": {"sliding_window": None},
     "gpt2": {"n_inner": 48, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},

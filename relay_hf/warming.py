@@ -96,7 +96,12 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
     check_vocabulary(model, input_ids, "input_ids")
-    inputs: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": DynamicCache(config=relay.text_config)}
+    inputs: dict[str, Any] = {
+        "attention_mask": attention_mask,
+        "past_key_values": DynamicCache(config=relay.text_config),
+    }
     if "position_ids" in inspect.signature(model.forward).parameters:
-        inputs["position_ids"] = model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
+        inputs["position_ids"] = model._prepare_position_ids_for_generation(
+            input_ids, {"attention_mask": attention_mask}
+        )
     return decide(relay, input_ids, model.generation_config, inputs).report(relay.backend)

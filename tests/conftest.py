@@ -3,7 +3,11 @@
 import logging
 
 import pytest
+import torch
 from transformers.utils import logging as transformers_logging
+
+# Tiny models gain nothing from threads, and lose much where tests run side by side.
+torch.set_num_threads(1)
 
 
 class _RaiseOnDeprecation(logging.Handler):

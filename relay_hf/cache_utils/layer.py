@@ -83,7 +83,9 @@ class RelayLayer(CacheLayerMixin):
         """Allocate the buffers for at least the tokens given."""
         self._grow(max(self.rows.reserve, key_states.shape[2]), key_states, value_states)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
         end = self.own_length + key_states.shape[2]
         if self._buffers is None:
