@@ -92,6 +92,31 @@ def relay_attention_forward(
     if (softcap is not None or s_aux is not None) and users_implementation(module.config) == "sdpa":
         raise RelayError("sdpa leaves out the softcap or sinks of this model; load it with attn_implementation='eager'")
     layer_idx = _check_call(frame, module, key, dropout, kwargs)
+    if torch.is_autocast_enabled(query.device.type):
+        return _under_autocast(frame, layer_idx, query, key, value, scaling, window, softcap, s_aux), None
+    return _attend(frame, layer_idx, query, key, value, scaling, window, softcap, s_aux), None
+
+
+def _under_autocast(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
+    """As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32)."""
+    device_type = query.device.type
+    dtype = torch.get_autocast_dtype(device_type)
+    operands = [part.to(dtype) if part.dtype != torch.float64 else part for part in (query, key, value)]
+    with torch.autocast(device_type, enabled=False):
+        return _attend(frame, layer_idx, *operands, *how)
+
+
+def _attend(
+    frame: Frame,
+    layer_idx: int,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
     layer = frame.cache.layers[layer_idx]
     if frame.plan is None:
         frame.plan = _plan(frame, query, key)
@@ -99,10 +124,9 @@ def relay_attention_forward(
         frame.capture[layer_idx] = (key, value)
     frame.hits.add(layer_idx)
     segments = [shared.segment for shared in layer.shared]
-    output = attend(
-        frame.plan, query, segments, key, value, scale=scaling, sliding_window=window, softcap=softcap, sinks=s_aux
+    return attend(
+        frame.plan, query, segments, key, value, scale=scaling, sliding_window=window, softcap=softcap, sinks=sinks
     )
-    return output, None
 
 
 def relay_mask(
@@ -213,7 +237,7 @@ def _users_attention(module: nn.Module) -> Callable:
     """The attention function that the model would have called without us, its file's own overrides included."""
     namespace = vars(sys.modules[type(module).__module__])
     interface = namespace.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-    name = users_implementation(module.config)  # type: ignore[arg-type]
+    name = users_implementation(module.config)
     found = interface.get(name, namespace.get("eager_attention_forward"))
     if found is None:
         raise RelayError(f"no attention implementation {name!r} for {type(module).__name__}")

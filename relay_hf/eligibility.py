@@ -1,4 +1,4 @@
-"""Which generate() calls are served. The rule for each refusal is exactness: what is not known to be exact is not touched."""
+"""Which generate() calls are served: those known to be exact. Each refusal is a reason for the report."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def model_refusal(model: PreTrainedModel) -> str | None:
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "the model's attention does not go through Transformers' attention interface"
     for config in attention_configs(model):
         name = users_implementation(config)
         if name is not None and name not in _KNOWN_ATTENTION:
@@ -61,7 +63,7 @@ def training_refusal(model: nn.Module) -> str | None:
     """Why a model in training mode is not served: only where dropout and checkpointing are off is it the same model."""
     if not model.training:
         return None
-    if getattr(model, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return "gradient checkpointing is on"
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
@@ -96,7 +98,7 @@ def call_refusal(
         return None
     if getattr(cache, "_is_user_defined", False):
         return "past_key_values was given by the caller"
-    if type(cache) is not DynamicCache or cache.offloading:
+    if cache is None or type(cache) is not DynamicCache or cache.offloading:
         kind = "no cache" if cache is None else f"a {type(cache).__name__}"
         return f"generate() uses {kind} here, in place of a plain DynamicCache"
     unfit = unsupported_layer(cache)

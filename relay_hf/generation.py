@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from .cache_utils import RelayCache, SharedLayer
-from .cache_utils.layer import RowLayout
+from .cache_utils.layer import RelayLayer, RowLayout
 from .call import current_call, open_call
 from .decision import Decision, decide
 from .forward import own_columns
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
     from .relay import Relay
+
+logger = logging.getLogger("relay_hf")
 
 # Own columns reserved for tokens to come; beyond that the buffers grow by half. 512 tokens of a 7B model in bf16 are
 # 256 MiB a row: calls that say max_new_tokens=4096 and stop early should not pay for all of it.
@@ -49,12 +52,14 @@ def prefill(
         return stock(*arguments, is_first_iteration=is_first_iteration)
     decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
     relay.remember(decision)
+    failure = None
     if decision.length:
         try:
             return _relayed(relay, decision, *arguments)
-        except RelayError as error:
-            relay.model_refusal = str(error)
-            decision = Decision(str(error))
+        except Exception as error:
+            failure = error
+            decision = Decision(_failure_reason(error))
+            logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
         finally:
             call.capture = None
     call.cache = None
@@ -62,9 +67,11 @@ def prefill(
     if isinstance(given, RelayCache):
         given.reset()
         model_kwargs["past_key_values"] = DynamicCache(config=relay.text_config)
-    else:
-        model_kwargs["past_key_values"] = given
-    return stock(*arguments, is_first_iteration=is_first_iteration)
+    outputs = stock(*arguments, is_first_iteration=is_first_iteration)
+    # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
+    if failure is not None and not isinstance(failure, torch.OutOfMemoryError):
+        relay.model_refusal = decision.reason
+    return outputs
 
 
 def prefill_prefix(
@@ -86,7 +93,7 @@ def prefill_prefix(
     if kept:
         cache.share(kept, RowLayout(offset=start, shared_length=start, reserve=len(ids) - start))
     prefix_ids = ids.to(model.device)[None]
-    own_inputs = {"use_cache": True, "attention_mask": None}
+    own_inputs: dict[str, Any] = {"use_cache": True, "attention_mask": None}
     if "logits_to_keep" in inputs:
         own_inputs["logits_to_keep"] = 1
     if "position_ids" in inputs:
@@ -96,8 +103,15 @@ def prefill_prefix(
     call.cache, call.capture = cache, captured
     _run(relay, prefix_ids, own_inputs, cache, start, chunk)
     call.capture = None
-    layers = [_shared_layer(layer.keys, layer.values, captured[index]) for index, layer in enumerate(cache.layers)]
+    missed = [index for index in range(len(cache.layers)) if index not in captured]
+    if missed:
+        raise RelayError(f"not all attention goes through Transformers' attention interface: layers {missed} did not")
+    layers = [_shared_layer(layer, captured[index]) for index, layer in enumerate(cache.layers)]
     return [old.then(new) for old, new in zip(kept, layers, strict=True)] if kept else layers
+
+
+def _failure_reason(error: Exception) -> str:
+    return str(error) if isinstance(error, RelayError) else f"a relayed prefill raised {type(error).__name__}: {error}"
 
 
 def _relayed(
@@ -167,12 +181,10 @@ def _run(
     return outputs
 
 
-def _shared_layer(keys: Tensor | None, values: Tensor | None, captured: tuple[Tensor, Tensor]) -> SharedLayer:
-    if keys is None or values is None:
-        raise RelayError("a layer of the cache holds no keys")
-    attended_key, attended_value = captured
-    segment = Segment(attended_key[0], attended_value[0])
-    if attended_key.data_ptr() == keys.data_ptr():
+def _shared_layer(layer: RelayLayer, captured: tuple[Tensor, Tensor]) -> SharedLayer:
+    segment = Segment(captured[0][0], captured[1][0])
+    keys, values = layer.own()
+    if captured[0].data_ptr() == keys.data_ptr():
         return SharedLayer(segment, (segment.key, segment.value))
     return SharedLayer(segment, (keys[0], values[0]))
 

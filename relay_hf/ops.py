@@ -85,7 +85,7 @@ def relay_attention(
     """
     resolve_backend(backend)
     check_arguments(query, segments, key, value, own_start, own_mask, scale, sliding_window, softcap, sinks)
-    batch, _, length, size = query.shape
+    batch, _, length, _ = query.shape
     plan = Plan(
         batch,
         length,
@@ -94,8 +94,6 @@ def relay_attention(
         own_start=own_start,
         own_mask=own_mask,
     )
-    if scale is None:
-        scale = size**-0.5
     return attend(
         plan, query, segments, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap, sinks=sinks
     )
@@ -108,7 +106,7 @@ def attend(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
-    scale: float,
+    scale: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
@@ -119,6 +117,8 @@ def attend(
     """
     if query.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("query requires grad, but relay attention has no backward; call it under torch.no_grad()")
+    if scale is None:
+        scale = query.shape[3] ** -0.5
     return torch_path.relay_attention(
         plan, query, segments, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap, sinks=sinks
     )

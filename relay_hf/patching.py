@@ -108,7 +108,8 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
 
 def _target(model: nn.Module) -> PreTrainedModel:
     """The generating model itself: peft's wrappers hold it inside."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrap: Any = getattr(model, "get_base_model", None)
+    inner = model if unwrap is None else unwrap()
     if isinstance(inner, PreTrainedModel) and isinstance(inner, GenerationMixin) and inner.can_generate():
         return inner
     raise TypeError(

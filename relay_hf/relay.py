@@ -19,10 +19,10 @@ from .decision import Decision, autocast_context
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
-from .warming import explain, keep_prefix, read_prefix
 from .prefix import KeptPrefix, PrefixStore, RecentPrompts, Witness
 from .report import RelayReport, RelayStats
 from .selection import attention_configs
+from .warming import explain, keep_prefix, read_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -49,7 +49,7 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
 
 def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
     """Raise a ValueError that names the argument when an id has no embedding."""
-    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    size = model.get_input_embeddings().num_embeddings
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
         wrong = ids[(ids < 0) | (ids >= size)][0]
         raise ValueError(

@@ -128,9 +128,7 @@ class RelayCache(Cache):
 
 def _full(layer: RelayLayer, part: int) -> Tensor:
     """One layer's stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`."""
-    own = (layer.keys, layer.values)[part]
-    if own is None:
-        raise RelayError("the layer holds no KV yet")
+    own = layer.own()[part]
     rows = layer.rows
     batch, heads, length, size = own.shape
     full = own.new_zeros(batch, heads, rows.offset + length, size)

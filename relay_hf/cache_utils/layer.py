@@ -47,7 +47,6 @@ class RelayLayer(CacheLayerMixin):
 
     is_croppable = True
     is_sliding = False
-    supports_early_init = False
 
     def __init__(self, rows: RowLayout, sliding_window: int | None = None) -> None:
         self.rows = rows
@@ -58,17 +57,25 @@ class RelayLayer(CacheLayerMixin):
 
     @property
     def is_initialized(self) -> bool:
+        """Whether anything has been stored."""
         return self._buffers is not None
 
     @property
     def keys(self) -> Tensor | None:
-        """Own keys as the model stores them: `[B, Hkv, S, D]`, a view."""
-        return None if self._buffers is None else self._buffers[0][:, :, : self.own_length]
+        """Own keys as the model stores them: `[B, Hkv, S, D]`, a view; None before the first update."""
+        return None if self._buffers is None else self.own()[0]
 
     @property
     def values(self) -> Tensor | None:
-        """Own values as the model stores them: `[B, Hkv, S, Dv]`, a view."""
-        return None if self._buffers is None else self._buffers[1][:, :, : self.own_length]
+        """Own values as the model stores them: `[B, Hkv, S, Dv]`, a view; None before the first update."""
+        return None if self._buffers is None else self.own()[1]
+
+    def own(self) -> tuple[Tensor, Tensor]:
+        """Own keys and values, as views."""
+        if self._buffers is None:
+            raise ValueError("the layer is empty: nothing has been stored in it")
+        keys, values = self._buffers
+        return keys[:, :, : self.own_length], values[:, :, : self.own_length]
 
     @property
     def capacity(self) -> int:
@@ -92,11 +99,11 @@ class RelayLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         elif end > self.capacity:
             self._grow(max(end, int(self.capacity * _GROWTH)), key_states, value_states)
-        keys, values = self._buffers  # type: ignore[misc]
-        keys[:, :, self.own_length : end] = key_states
-        values[:, :, self.own_length : end] = value_states
-        self.own_length = end
-        return keys[:, :, :end], values[:, :, :end]
+        begin, self.own_length = self.own_length, end
+        keys, values = self.own()
+        keys[:, :, begin:] = key_states
+        values[:, :, begin:] = value_states
+        return keys, values
 
     def _grow(self, capacity: int, *like: Tensor) -> None:
         # Outside inference mode: a buffer born in it could not be written by a later call outside of it.
@@ -127,8 +134,8 @@ class RelayLayer(CacheLayerMixin):
             )
         if -tokens_to_remove > self.own_length:
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {self.own_length} tokens are "
-                "the rows' own. Use to_dynamic() for a cache that can be cropped further."
+                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {self.own_length} tokens "
+                "are the rows' own. Use to_dynamic() for a cache that can be cropped further."
             )
         self.own_length += tokens_to_remove
 

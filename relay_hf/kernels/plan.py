@@ -131,7 +131,7 @@ class Plan:
         columns = torch.arange(first, length, device=query.device)
         query_columns = torch.arange(first_query, length, device=query.device)[:, None]
         visible = columns <= query_columns
-        if cut:
+        if window is not None and cut:
             visible &= query_columns - columns < window
         visible = visible[None]
         if padded:

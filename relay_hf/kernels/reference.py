@@ -71,8 +71,8 @@ def relay_attention(
             own_visible = own_visible & own_mask[b]
         visible = torch.cat([own_visible.new_ones(query_length, shared_length), own_visible], dim=1)
 
-        positions = [torch.arange(s.start, s.start + s.length, device=query.device) for s in mine]
-        positions = torch.cat([*positions, shared_length + columns - padding])
+        shared_positions = [torch.arange(s.start, s.start + s.length, device=query.device) for s in mine]
+        positions = torch.cat([*shared_positions, shared_length + columns - padding])
         query_positions = shared_length + query_columns - padding
         if sliding_window is not None:
             visible = visible & (query_positions - positions < sliding_window)

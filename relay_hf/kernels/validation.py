@@ -108,7 +108,7 @@ def _check_visibility(own_start: torch.Tensor | None, own_mask: torch.Tensor | N
         _check_tensor("own_mask", own_mask, (batch, own_length), "[B, S]", key.device)
         if own_mask.dtype is not torch.bool:
             raise TypeError(
-                f"own_mask must be bool, True where attended; got {own_mask.dtype}. Use mask.bool() for a mask of 1 and 0"
+                f"own_mask must be bool, True where attended; got {own_mask.dtype}. Pass mask.bool() for one of 1 and 0"
             )
 
 

@@ -5,4 +5,4 @@ from .history import RecentPrompts
 from .store import KeptPrefix, PrefixStore
 from .witness import Witness, keeping_refusal
 
-__all__ = ["KeptPrefix", "Prompts", "PrefixStore", "RecentPrompts", "Witness", "common_length", "keeping_refusal"]
+__all__ = ["KeptPrefix", "PrefixStore", "Prompts", "RecentPrompts", "Witness", "common_length", "keeping_refusal"]

@@ -33,7 +33,7 @@ class Witness:
         self.ignore = ignore
         parameters = list(model.parameters())
         buffers = {name: b for name, b in model.named_buffers() if name not in ignore}
-        self._marks = [_mark(p) + (id(p.grad),) for p in parameters] + [_mark(b) for b in buffers.values()]
+        self._marks = [(*_mark(p), id(p.grad)) for p in parameters] + [_mark(b) for b in buffers.values()]
         self._samples = _sample(parameters)
         self._buffers = {name: _sample([buffer]) for name, buffer in buffers.items()}
         self._state = _module_state(model)

@@ -1,0 +1,58 @@
+"""The benchmark's command line, on a workload that takes a second."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.grid import Cell, cells
+from benchmarks.measure import Measurement
+from benchmarks.workloads import WORKLOADS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_smoke_workload_writes_every_round_of_every_contender(tmp_path):
+    path = tmp_path / "results" / "smoke.json"
+    command = [sys.executable, "-m", "benchmarks.cpu", "--workload", "smoke", "--rounds", "2", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokens of stock, prefix-copied, relay-cold, relay-kept: identical" in done.stdout
+
+    result = json.loads(path.read_text())
+    assert result["versions"].keys() >= {"python", "torch", "transformers", "relay_hf"}
+    assert result["hardware"].keys() >= {"cpu", "cores", "threads", "memory_gib"}
+    (record,) = result["workloads"]
+    assert record["workload"]["prefix"] == WORKLOADS["smoke"].prefix
+    measured = {each["contender"]: each for each in record["contenders"]}
+    assert list(measured) == list(CONTENDERS)
+    for name, each in measured.items():
+        assert len(each["seconds"]) == 2
+        assert min(each["seconds"]) <= each["median"] <= max(each["seconds"])
+        assert each["same_tokens"] is (None if CONTENDERS[name].tokens == "other" else True)
+    assert measured["relay-cold"]["report"]["prefix_tokens_reused"] == 0
+    assert measured["relay-kept"]["report"]["prefix_tokens_reused"] == WORKLOADS["smoke"].prefix
+
+
+def test_rows_share_the_prefix_in_every_draw_and_nothing_else():
+    workload = WORKLOADS["smoke"]
+    first, second = workload.prompts(0), workload.prompts(1)
+    assert (first[:, : workload.prefix] == second[0, : workload.prefix]).all()
+    assert (
+        len({tuple(row) for row in first[:, workload.prefix :].tolist() + second[:, workload.prefix :].tolist()}) == 8
+    )
+
+
+def test_grid_covers_all_shapes_and_pairs_its_rounds():
+    assert len(set(map(repr, cells()))) == 36
+    measurements = [
+        Measurement("stock", [1.0, 2.0, 3.0]),
+        Measurement("relay-cold", [1.1, 2.2, 3.3]),
+        Measurement("relay-kept", [0.5, 1.0, 1.5]),
+    ]
+    cell = Cell(cells()[0], measurements)
+    assert cell.ratio("relay-cold") == pytest.approx((1.1, 0.0))
+    assert cell.worst == pytest.approx(1.1)

@@ -1,0 +1,207 @@
+"""RelayCache does what Transformers asks of a cache, or says why not; and holds what it says it holds."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+from helpers import generate
+from transformers import AutoConfig
+
+import relay_hf
+from relay_hf.testing import prompts, tiny_model
+
+RAGGED = (3, 7, 1, 5)
+PREFIX, NEW = 20, 12
+
+
+@pytest.fixture
+def model():
+    return relay_hf.patch_model(tiny_model("mistral"), policy="always")
+
+
+@pytest.fixture
+def cache(model):
+    return filled(model)
+
+
+def filled(model, own=RAGGED):
+    out = generate(model, prompts(PREFIX, own), return_dict_in_generate=True)
+    assert model.relay.last.relayed
+    return out.past_key_values
+
+
+def next_logits(model, cache, columns=None):
+    """One more token for every row, on a copy of the cache."""
+    columns = cache.get_seq_length() if columns is None else columns
+    rows = len(RAGGED)
+    mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, columns + 1 - PREFIX - 7), value=1)
+    ids = torch.arange(5, 5 + rows)[:, None]
+    positions = mask.cumsum(1)[:, -1:] - 1
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, position_ids=positions, past_key_values=copy.deepcopy(cache)).logits
+
+
+def test_sizes(cache):
+    own = 7 + NEW - 1
+    assert cache.get_seq_length() == PREFIX + own
+    assert cache.get_mask_sizes(1, 0) == (own + 1, PREFIX)
+    assert cache.get_max_length() == -1
+    assert not cache.is_compileable
+    assert cache.is_initialized
+
+
+def test_holds_prefix_once_and_own_per_row(model, cache):
+    own = 7 + NEW  # allocated for the whole call: no slack
+    heads, size, item = 2, 8, 4
+    slots = PREFIX + len(RAGGED) * own
+    assert cache.nbytes() == slots * heads * size * item * 2 * len(cache.layers)
+    storages = {}
+    for layer in cache.layers:
+        for tensor in (*layer.own_tensors(), *(t for part in layer.shared for t in part.tensors())):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    assert sum(storages.values()) == cache.nbytes()
+    assert model.relay.last.kv_bytes == cache.nbytes()
+    window = 12  # what stock's sliding layers hold is one less
+    assert model.relay.last.kv_bytes_stock == len(RAGGED) * (window - 1) * heads * size * item * 2 * len(cache.layers)
+
+
+def test_growth_is_geometric_and_slack_bounded(model):
+    cache = filled(model)
+    with torch.no_grad():
+        for step in range(40):
+            columns = cache.get_seq_length() + 1
+            mask = torch.ones(4, columns, dtype=torch.int64)
+            mask[:, : PREFIX + 7] = prompts(PREFIX, RAGGED)["attention_mask"]
+            model(torch.full((4, 1), step), attention_mask=mask, past_key_values=cache)
+    layer = cache.layers[0]
+    assert layer.own_length == 7 + NEW - 1 + 40
+    assert layer.capacity <= 1.5 * layer.own_length
+
+
+def test_crop_takes_own_tokens_only(model, cache):
+    before = next_logits(model, cache)
+    longer = copy.deepcopy(cache)
+    with torch.no_grad():
+        columns = longer.get_seq_length() + 2
+        mask = torch.ones(4, columns, dtype=torch.int64)
+        mask[:, : PREFIX + 7] = prompts(PREFIX, RAGGED)["attention_mask"]
+        model(torch.full((4, 2), 9), attention_mask=mask, past_key_values=longer)
+    assert longer.get_seq_length() == cache.get_seq_length() + 2
+    longer.crop(-2)
+    torch.testing.assert_close(next_logits(model, longer), before)
+    with pytest.raises(ValueError, match="reaches into the shared prefix"):
+        longer.crop(-19)
+    with pytest.raises(ValueError, match="0 or negative"):
+        longer.crop(3)
+
+
+def test_reorder_and_row_changes_match_a_dynamic_cache(model, cache):
+    dynamic = cache.to_dynamic()
+    order = torch.tensor([2, 2, 0, 1])
+    for change in ("reorder_cache", "batch_select_indices"):
+        ours, theirs = copy.deepcopy(cache), copy.deepcopy(dynamic)
+        getattr(ours, change)(order)
+        getattr(theirs, change)(order)
+        assert_same_content(ours.to_dynamic(), theirs)
+    ours, theirs = copy.deepcopy(cache), copy.deepcopy(dynamic)
+    ours.batch_repeat_interleave(2)
+    theirs.batch_repeat_interleave(2)
+    assert_same_content(ours.to_dynamic(), theirs)
+    ours.batch_select_indices(torch.tensor([True, False] * 4))
+    assert_same_content(ours.to_dynamic(), dynamic)
+
+
+def assert_same_content(one, other):
+    assert len(one.layers) == len(other.layers)
+    for mine, theirs in zip(one.layers, other.layers, strict=True):
+        torch.testing.assert_close(mine.keys, theirs.keys)
+        torch.testing.assert_close(mine.values, theirs.values)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3"])
+def test_to_dynamic_is_what_stock_holds(family):
+    stock = tiny_model(family)
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    inputs = prompts(PREFIX, RAGGED)
+    theirs = generate(stock, inputs, return_dict_in_generate=True).past_key_values
+    mine = generate(ours, inputs, return_dict_in_generate=True).past_key_values.to_dynamic()
+    attended = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW - 1), value=1).bool()
+    for one, other in zip(mine.layers, theirs.layers, strict=True):
+        assert type(one) is type(other)
+        kept = attended[:, -one.keys.shape[2] :]
+        for name in ("keys", "values"):
+            # Padding is zero here and arbitrary there.
+            ours_part, stock_part = (getattr(x, name).transpose(1, 2)[kept] for x in (one, other))
+            torch.testing.assert_close(ours_part, stock_part, atol=1e-5, rtol=1e-5)
+
+
+def test_deepcopy_shares_segments_and_owns_the_rest(model, cache):
+    twin = copy.deepcopy(cache)
+    for mine, theirs in zip(twin.layers, cache.layers, strict=True):
+        assert mine.shared[0] is theirs.shared[0]
+        assert mine.keys.data_ptr() != theirs.keys.data_ptr()
+        assert mine.rows is twin.rows
+    assert twin.rows is not cache.rows
+    before = next_logits(model, cache)
+    twin.crop(-5)
+    twin.reorder_cache(torch.tensor([3, 2, 1, 0]))
+    torch.testing.assert_close(next_logits(model, cache), before)
+
+
+def test_reset_empties(cache):
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert cache.nbytes() == 0
+    assert not cache.is_shared
+
+
+def test_update_outside_a_relayed_forward_raises(cache):
+    key = torch.zeros(4, 2, 1, 8)
+    with pytest.raises(relay_hf.RelayError, match="outside a forward of a model patched"):
+        cache.update(key, key, 0)
+    with pytest.raises(relay_hf.RelayError, match="to_dynamic"):
+        generate(tiny_model("mistral"), prompts(40, (3, 3, 3, 3)), past_key_values=cache)
+
+
+def test_a_forward_by_hand_needs_the_mask_that_the_cache_was_filled_with(model, cache):
+    ids = torch.full((4, 1), 5)
+    with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="attention_mask is needed"):
+        model(ids, past_key_values=cache)
+    with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="differs from the padding"):
+        model(ids, attention_mask=torch.ones(4, cache.get_seq_length() + 1), past_key_values=cache)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_second_turn_that_masks_the_prefix_goes_on_as_stock():
+    stock = tiny_model("llama")
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    inputs = prompts(PREFIX, RAGGED)
+    results = []
+    for model in (stock, ours):
+        out = generate(model, inputs, return_dict_in_generate=True)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
+        mask[:, 8:10] = 0
+        results.append(
+            generate(model, {"input_ids": out.sequences, "attention_mask": mask}, past_key_values=out.past_key_values)
+        )
+    assert torch.equal(*results)
+    assert not ours.relay.last.relayed
+    assert "differs from the padding" in ours.relay.last.reason
+
+
+def test_memory_is_freed_with_the_cache(model, cache):
+    layer = cache.layers[0]
+    held = [weakref.ref(tensor) for tensor in (*layer.own_tensors(), *layer.shared[0].tensors())]
+    del layer
+    cache.reset()
+    model.relay.clear()
+    gc.collect()
+    assert [reference() for reference in held] == [None] * 4
+
+
+def test_layers_that_hold_something_else_are_refused():
+    config = AutoConfig.for_model("mamba", vocab_size=50, hidden_size=16, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="layer 0 of the cache is a LinearAttention"):
+        relay_hf.RelayCache(config)

@@ -1,0 +1,288 @@
+"""Patching adds the relay and nothing else, and unpatching takes all of it away."""
+
+import copy
+import io
+import pickle
+import threading
+
+import pytest
+import torch
+from helpers import anatomy, generate
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import relay_hf
+from relay_hf.testing import prompts, tiny_model
+
+INPUTS = prompts(20, (3, 7, 1, 5))
+
+
+class Stop(LogitsProcessor):
+    """Raises in the middle of generate()."""
+
+    def __init__(self, error, after=3):
+        self.error, self.after, self.calls = error, after, 0
+
+    def __call__(self, input_ids, scores):
+        self.calls += 1
+        if self.calls > self.after:
+            raise self.error
+        return scores
+
+
+def test_patch_returns_the_same_object_and_can_be_repeated():
+    model = tiny_model("llama")
+    assert relay_hf.patch_model(model, policy="always") is model
+    relay = model.relay
+    assert relay_hf.patch_model(model, min_prefix_length=7) is model
+    assert model.relay is relay
+    assert (relay.config.policy, relay.config.min_prefix_length) == ("always", 7)
+
+
+def test_config_object_and_options():
+    config = relay_hf.RelayConfig(policy="always", min_prefix_length=9)
+    model = relay_hf.patch_model(tiny_model("llama"), config, min_prefix_length=5)
+    assert (model.relay.config.policy, model.relay.config.min_prefix_length) == ("always", 5)
+    assert config.min_prefix_length == 9
+
+
+def test_unpatch_leaves_the_model_as_it_was():
+    model = tiny_model("llama")
+    before, config = anatomy(model), copy.deepcopy(vars(model.config))
+    relay_hf.patch_model(model, policy="always")
+    generate(model, INPUTS)
+    assert model.relay.last.relayed
+    assert relay_hf.unpatch_model(model) is model
+    assert anatomy(model) == before
+    assert vars(model.config) == config
+    relay_hf.unpatch_model(model)  # a second time, and on a model that never was patched: nothing to do
+    assert anatomy(model) == before
+
+
+@pytest.mark.parametrize("error", [ValueError("processor"), KeyboardInterrupt()])
+def test_patched_is_undone_after_an_exception_in_generate(error):
+    model = tiny_model("llama")
+    before = anatomy(model)
+    with pytest.raises(type(error)), relay_hf.patched(model, policy="always"):
+        generate(model, INPUTS, logits_processor=LogitsProcessorList([Stop(error)]))
+    assert anatomy(model) == before
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("error", [ValueError("layer"), KeyboardInterrupt()])
+def test_an_interrupt_inside_the_forward_leaves_a_usable_model(error):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    norm = model.model.norm.forward
+
+    def fail(*args, **kwargs):
+        raise error
+
+    model.model.norm.forward = fail
+    with pytest.raises(type(error)):
+        generate(model, INPUTS)
+    model.model.norm.forward = norm
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(generate(model, INPUTS), expected)
+    assert model.relay.last.relayed
+
+
+def test_nested_patched_keeps_the_outer_options():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    with relay_hf.patched(model, policy="off"):
+        generate(model, INPUTS)
+        assert "policy 'off'" in model.relay.last.reason
+    generate(model, INPUTS)
+    assert model.relay.last.relayed
+
+
+def test_the_config_names_the_users_attention_between_forwards():
+    seen = []
+
+    class Look(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            seen.append(model.config._attn_implementation)
+            return scores
+
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    generate(model, INPUTS, logits_processor=LogitsProcessorList([Look()]))
+    assert model.relay.last.relayed
+    assert set(seen) == {"sdpa"}
+
+
+def test_two_models_share_one_config_object():
+    config = tiny_model("llama").config
+    torch.manual_seed(0)
+    one, two = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    expected = generate(one, INPUTS)
+    relay_hf.patch_model(one, policy="always")
+    results = {}
+
+    def work(name, model):
+        results[name] = [generate(model, INPUTS) for _ in range(10)]
+
+    threads = [threading.Thread(target=work, args=pair) for pair in (("one", one), ("two", two))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(tokens, expected) for name in ("one", "two") for tokens in results[name])
+    assert one.relay.stats().relayed_calls == 10
+    assert config._attn_implementation == "sdpa"
+
+
+def test_threads_on_one_model():
+    model = tiny_model("llama")
+    batches = [prompts(20 + n, (3, 7, 1, 5), seed=n) for n in range(4)]
+    expected = [generate(model, batch) for batch in batches]
+    relay_hf.patch_model(model, policy="always")
+    results = [None] * 4
+
+    def work(index):
+        results[index] = [generate(model, batches[index]) for _ in range(5)]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for tokens, want in zip(results, expected, strict=True):
+        assert all(torch.equal(t, want) for t in tokens)
+    assert model.relay.stats().relayed_calls == 20
+
+
+def by_deepcopy(model):
+    return copy.deepcopy(model)
+
+
+def by_pickle(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def by_torch_save(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [by_deepcopy, by_pickle, by_torch_save])
+def test_a_copy_is_patched_by_itself_and_starts_with_an_empty_store(duplicate):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    assert len(model.relay.prefixes) == 1
+    twin = duplicate(model)
+    assert twin.relay is not model.relay
+    assert twin.relay.model is twin
+    assert len(twin.relay.prefixes) == 0
+    assert torch.equal(generate(twin, INPUTS), expected)
+    assert twin.relay.last.relayed
+    assert model.relay.stats().calls == 1
+    with torch.no_grad():
+        twin.lm_head.weight.zero_()
+    assert not torch.equal(generate(twin, INPUTS), expected)
+    relay_hf.unpatch_model(twin)
+    assert torch.equal(generate(model, INPUTS), expected)
+    assert not hasattr(twin, "relay")
+    assert "generate" not in vars(twin)
+
+
+def test_save_and_reload(tmp_path):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not hasattr(loaded, "relay")
+    assert loaded.config._attn_implementation == "sdpa"
+    assert AutoConfig.from_pretrained(tmp_path).to_dict().keys() == model.config.to_dict().keys()
+    assert torch.equal(generate(loaded, INPUTS), expected)
+
+
+def test_another_dtype_drops_the_prefixes():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    generate(model, INPUTS)
+    model.to(torch.float64)
+    generate(model, INPUTS)
+    assert model.relay.last.relayed
+    assert model.relay.last.prefix_tokens_reused == 0
+    generate(model, INPUTS)
+    assert model.relay.last.prefix_tokens_reused == 20
+
+
+def test_generate_batch_still_serves():
+    stock = tiny_model("llama", max_position_embeddings=128)
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    requests = [row[mask.bool()].tolist() for row, mask in zip(*INPUTS.values(), strict=True)]
+    blocks = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=256)  # by default most of the memory
+    options = {"generation_config": copy.deepcopy(stock.generation_config), "continuous_batching_config": blocks}
+    options["generation_config"].max_new_tokens = 4
+    tokens = [
+        {key: out.generated_tokens for key, out in model.generate_batch(inputs=requests, **options).items()}
+        for model in (stock, ours)
+    ]
+    assert len(tokens[0]) == 4
+    assert tokens[0] == tokens[1]
+
+
+def test_training_still_trains():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model.train()
+    loss = model(**INPUTS, labels=INPUTS["input_ids"]).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_eager_attentions_are_still_given():
+    model = relay_hf.patch_model(tiny_model("llama", attn_implementation="eager"), policy="always")
+    out = model(**INPUTS, output_attentions=True)
+    assert len(out.attentions) == 2
+    out = generate(model, INPUTS, output_attentions=True, return_dict_in_generate=True)
+    assert out.attentions is not None
+    assert "output_attentions" in model.relay.last.reason
+
+
+def test_registered_names_are_all_that_stays_behind():
+    names = set(ALL_ATTENTION_FUNCTIONS.keys()), set(ALL_MASK_ATTENTION_FUNCTIONS.keys())
+    with relay_hf.patched(tiny_model("llama")):
+        pass
+    after = set(ALL_ATTENTION_FUNCTIONS.keys()), set(ALL_MASK_ATTENTION_FUNCTIONS.keys())
+    assert after[0] - names[0] <= {"relay_attention"}
+    assert after[1] - names[1] <= {"relay_attention"}
+
+
+@pytest.mark.parametrize(
+    ("thing", "options", "error", "words"),
+    [
+        (nn.Linear(2, 2), {}, TypeError, "model must be a Transformers model that generates"),
+        ("llama", {}, TypeError, "got str"),
+        (None, {"polcy": "auto"}, TypeError, "unknown option 'polcy'; the options are policy"),
+        (None, {"policy": "sometimes"}, ValueError, "policy must be one of 'auto', 'always', 'off'; got 'sometimes'"),
+        (None, {"min_prefix_length": 0}, ValueError, "min_prefix_length must be at least 1; got 0"),
+        (None, {"min_prefix_length": 2.5}, TypeError, "min_prefix_length must be an int; got 2.5"),
+        (None, {"min_prefix_length": True}, TypeError, "min_prefix_length must be an int"),
+        (None, {"backend": "cuda"}, ValueError, "backend must be one of"),
+        (None, {"backend": "triton"}, ValueError, "not part of this version"),
+        (None, {"cuda_graphs": 1}, ValueError, "cuda_graphs must be one of"),
+        (None, {"max_store_bytes": -1}, ValueError, "max_store_bytes must be at least 0"),
+        (None, {"config": {"policy": "auto"}}, TypeError, "config must be a RelayConfig or None; got dict"),
+    ],
+)
+def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error, words):
+    model = tiny_model("llama") if thing is None else thing
+    before = anatomy(model) if isinstance(model, nn.Module) else None
+    with pytest.raises(error, match=words):
+        relay_hf.patch_model(model, **options)
+    if before is not None:
+        assert anatomy(model) == before
+
+
+def test_other_internals_of_transformers_are_refused(monkeypatch):
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model), "_prefill", lambda self, ids: None)
+    with pytest.raises(RuntimeError, match=r"transformers>=5\.17,<6"):
+        relay_hf.patch_model(model)
+    assert "relay" not in vars(model)

@@ -1,0 +1,212 @@
+"""What is not known to be exact passes through untouched, gives stock's output, and the report says why."""
+
+import copy
+
+import pytest
+import torch
+from helpers import generate
+from transformers import DynamicCache
+
+import relay_hf
+from relay_hf.testing import prompts, tiny_model
+
+INPUTS = prompts(20, (3, 7, 1, 5))
+
+
+def pair(family="llama", **options):
+    stock = tiny_model(family, **options)
+    return stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+
+
+def assert_untouched(stock, ours, reason, inputs=INPUTS, **options):
+    torch.manual_seed(0)
+    expected = generate(stock, inputs, **copy.deepcopy(options))
+    torch.manual_seed(0)
+    assert torch.equal(generate(ours, inputs, **copy.deepcopy(options)), expected)
+    assert not ours.relay.last.relayed
+    assert reason in ours.relay.last.reason, ours.relay.last
+    assert ours.relay.last.backend == "stock"
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("use_cache=False", {"use_cache": False}),
+        ("StaticCache", {"cache_implementation": "static"}),
+        ("output_hidden_states=True", {"output_hidden_states": True}),
+        ("past_key_values was given", {"past_key_values": DynamicCache()}),
+        ("position_ids were given", {"position_ids": torch.arange(27)[None].repeat(4, 1) + 3}),
+        ("does not start with its common prefill", {"prompt_lookup_num_tokens": 3}),
+    ],
+)
+def test_calls(reason, options):
+    inputs = INPUTS
+    if "prompt_lookup_num_tokens" in options:
+        inputs = {name: value[1:2] for name, value in INPUTS.items()}
+    assert_untouched(*pair(), reason, inputs, **options)
+
+
+def test_inputs_embeds():
+    stock, ours = pair()
+    inputs = {"inputs_embeds": stock.get_input_embeddings()(INPUTS["input_ids"]).detach()}
+    inputs["attention_mask"] = INPUTS["attention_mask"]
+    assert_untouched(stock, ours, "inputs_embeds", inputs)
+
+
+def test_rows_that_share_nothing():
+    inputs = {"input_ids": torch.arange(3, 63).view(3, 20), "attention_mask": torch.ones(3, 20, dtype=torch.int64)}
+    assert_untouched(*pair(), "the rows share 0 tokens", inputs)
+
+
+def test_a_row_that_is_all_padding():
+    inputs = prompts(20, (3, 4))
+    inputs["attention_mask"][1] = 0
+    assert_untouched(*pair(), "the rows share 0 tokens", inputs)
+
+
+def test_policy_off():
+    stock, ours = pair()
+    relay_hf.patch_model(ours, policy="off")
+    assert_untouched(stock, ours, "policy 'off'")
+
+
+def test_policy_auto_leaves_small_gains():
+    stock, ours = pair()
+    relay_hf.patch_model(ours, policy="auto")
+    assert_untouched(stock, ours, "policy 'auto'", prompts(17, (3, 2)))
+
+
+def test_a_custom_attention_function():
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register("of_the_user", sdpa_attention_forward)
+    AttentionMaskInterface.register("of_the_user", sdpa_mask)
+    assert_untouched(*pair(attn_implementation="of_the_user"), "'of_the_user' may compute something else")
+
+
+def test_forward_hooks_of_the_user():
+    stock, ours = pair()
+    for model in (stock, ours):
+        model.model.layers[0].register_forward_hook(lambda module, args, output: output * 1.5)
+    assert_untouched(stock, ours, "a forward hook on model.layers.0")
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_dropout_only_matters_in_training_mode(mode):
+    stock, ours = pair("gpt2", resid_pdrop=0.3)
+    getattr(stock, mode)(), getattr(ours, mode)()
+    if mode == "train":
+        assert_untouched(stock, ours, "dropout is active in transformer")
+    else:
+        generate(ours, INPUTS)
+        assert ours.relay.last.relayed
+
+
+def test_functional_dropout_in_training_mode():
+    stock, ours = pair("llama", attention_dropout=0.2)
+    stock.train(), ours.train()
+    assert_untouched(stock, ours, "attention_dropout=0.2")
+
+
+def test_gradient_checkpointing():
+    stock, ours = pair()
+    for model in (stock, ours):
+        model.train()
+        model.model.gradient_checkpointing = True  # what the enabling method, renamed between versions, sets
+    assert_untouched(stock, ours, "gradient checkpointing")
+
+
+def test_training_mode_without_dropout_is_relayed_within_the_call():
+    stock, ours = pair()
+    stock.train(), ours.train()
+    for _ in range(2):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.relayed
+        assert ours.relay.last.prefix_tokens_reused == 0
+    assert not ours.relay.prefixes
+
+
+@pytest.mark.parametrize("rope", ["dynamic", "longrope"])
+@pytest.mark.parametrize("limit", [25, 200])
+def test_rope_that_changes_with_length(rope, limit):
+    parameters = {"rope_type": rope, "rope_theta": 10000.0, "factor": 4.0}
+    options = {"max_position_embeddings": limit if rope == "dynamic" else 4 * limit}
+    if rope == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+        parameters = {**parameters, **factors, "original_max_position_embeddings": limit}
+    stock, ours = pair("llama", rope_parameters=parameters, **options)
+    if limit == 25:
+        assert_untouched(stock, ours, "RoPE changes beyond 25 tokens")
+    else:
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.relayed, ours.relay.last
+
+
+def test_generation_across_a_change_of_rope():
+    parameters = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    stock, ours = pair("llama", rope_parameters=parameters, max_position_embeddings=32)
+    for _ in range(2):
+        assert torch.equal(generate(ours, INPUTS, max_new_tokens=20), generate(stock, INPUTS, max_new_tokens=20))
+        assert ours.relay.last.relayed, ours.relay.last
+
+
+def test_phi3_across_its_switch():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [3.0] * 4, "factor": 4.0}
+    parameters = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32, **factors}
+    options = {"original_max_position_embeddings": 32, "max_position_embeddings": 128}
+    stock, ours = pair("phi3", rope_parameters=parameters, **options)
+    for _ in range(2):
+        assert torch.equal(generate(ours, INPUTS, max_new_tokens=20), generate(stock, INPUTS, max_new_tokens=20))
+        assert ours.relay.last.relayed, ours.relay.last
+
+
+@pytest.mark.parametrize("family", ["t5", "mamba", "falcon"])
+def test_models(family):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    reasons = {"t5": "encoder-decoder", "mamba": "attention interface", "falcon": "attention interface"}
+    if family == "t5":
+        sizes = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+        sizes["decoder_start_token_id"] = 0
+    config = AutoConfig.for_model(family, **sizes, initializer_range=0.2)
+    torch.manual_seed(0)
+    stock = (AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM).from_config(config).eval()
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    assert_untouched(stock, ours, reasons[family])
+    assert_untouched(stock, ours, reasons[family])  # the second call has learnt from the first
+
+
+def test_no_report_before_the_first_call_and_one_after_a_failed_one():
+    _, ours = pair()
+    assert ours.relay.last is None
+    with pytest.raises(ValueError, match="not used by the model"):
+        generate(ours, INPUTS, nonsense=3)
+    assert "the call raised ValueError" in ours.relay.last.reason
+
+
+def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(caplog):
+    stock, ours = pair()
+    attention = ours.model.layers[1].self_attn
+    forward = attention.forward
+
+    def own_attention(*args, **kwargs):
+        if kwargs["attention_mask"] is None and isinstance(kwargs["past_key_values"], relay_hf.RelayCache):
+            raise TypeError("unsupported operand")
+        return forward(*args, **kwargs)
+
+    attention.forward = own_attention
+    assert_untouched(stock, ours, "a relayed prefill raised TypeError: unsupported operand")
+    assert "goes on as stock" in caplog.text
+    attention.forward = forward
+    assert_untouched(stock, ours, "a relayed prefill raised TypeError")  # learnt once, not tried again
+
+
+def test_a_layer_that_passes_the_attention_interface_by():
+    stock, ours = pair()
+    for model in (stock, ours):
+        attention = model.model.layers[1].self_attn
+        attention.forward = lambda *args, past_key_values=None, hidden_states=None, **kwargs: (hidden_states, None)
+    assert_untouched(stock, ours, "layers [1] did not")
