@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cache_utils import RelayCache
 from .report import RelayReport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 @dataclass(eq=False)
@@ -16,12 +20,16 @@ class Call:
     """One generate() call.
 
     Attributes:
+        modules: all modules of the model, listed once.
+        configs: those of them whose attention implementation a relayed forward switches.
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
             not read them (on a GPU that read would wait for the device).
         capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
     """
 
+    modules: list[nn.Module]
+    configs: list[PreTrainedConfig]
     report: RelayReport | None = None
     cache: RelayCache | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None

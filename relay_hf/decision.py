@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import eligibility, gate
+from .call import open_call
 from .prefix import KeptPrefix, Prompts, keeping_refusal
 from .report import RelayReport
 
@@ -77,24 +78,25 @@ def decide(
     model, config = relay.model, relay.config
     if config.policy == "off":
         return Decision("policy 'off'")
+    call = open_call()
     refusal = (
         relay.model_refusal
-        or eligibility.model_refusal(model)
-        or eligibility.call_refusal(model, input_ids, generation_config, inputs, first)
-        or eligibility.training_refusal(model)
-        or eligibility.hook_refusal(model, relay.hook_ids)
-        or eligibility.rope_refusal(model, input_ids.shape[1])
+        or eligibility.model_refusal(model, call.configs)
+        or eligibility.call_refusal(input_ids, generation_config, inputs, first)
+        or eligibility.training_refusal(call.modules, call.configs)
+        or eligibility.hook_refusal(call.modules, relay.hook_ids)
+        or eligibility.rope_refusal(call.configs, input_ids.shape[1])
     )
     if refusal:
         return Decision(refusal)
     mask = inputs.get("attention_mask")
     prompts = Prompts.of(input_ids, mask)
-    keep = keeping_refusal(model) is None and relay.store.budget > 0
+    keep = keeping_refusal(model, call.modules) is None and relay.store.budget > 0
     found = _find(relay, prompts, keep)
     if found.length < config.min_prefix_length:
         return found
     padded = bool(prompts.start.any())
-    refusal = eligibility.position_refusal(model, inputs, mask, padded)
+    refusal = eligibility.position_refusal(inputs, mask, padded)
     if refusal is None and config.policy == "auto":
         offset = found.length + int(prompts.start.min())
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
-from .selection import attention_configs, users_implementation
+from .selection import users_implementation
 
 # Inputs of a forward that a relayed call understands. Any other that is given may change what a token's KV is
 # (images, token types, adapters by row), so such a call is not touched.
@@ -29,46 +31,47 @@ _KNOWN_ATTENTION = frozenset(
 )
 # RoPE whose frequencies depend on how long the sequence is: a prefix alone may be in another regime than the prompt.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+_CONTEXT = "max_position_embeddings"
 
 
-def model_refusal(model: PreTrainedModel) -> str | None:
+def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -> str | None:
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
     if not getattr(model, "_supports_attention_backend", False):
         return "the model's attention does not go through Transformers' attention interface"
-    for config in attention_configs(model):
+    for config in configs:
         name = users_implementation(config)
         if name is not None and name not in _KNOWN_ATTENTION:
             return f"the attention implementation {name!r} may compute something else than attention"
-    if getattr(model, "peft_config", None) and any(
-        getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()
-    ):
-        return "prompt-learning adapters inject tokens of their own"
+    # So do peft's prompt learning methods, whose version injects tokens when it sees an empty cache.
+    prepare = vars(model).get("prepare_inputs_for_generation")
+    if prepare is not None and getattr(prepare, "__self__", None) is not model:
+        return "prepare_inputs_for_generation was replaced on this model"
     return None
 
 
-def hook_refusal(model: nn.Module, ours: frozenset[int]) -> str | None:
+def hook_refusal(modules: Iterable[nn.Module], ours: frozenset[int]) -> str | None:
     """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes."""
-    for name, module in model.named_modules():
+    for module in modules:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in hooks.items():
                 owner = getattr(hook, "__module__", None) or ""
                 if key not in ours and not owner.startswith("transformers."):
-                    return f"a forward hook on {name or 'the model'} would see the prefix apart from the rows"
+                    return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
     return None
 
 
-def training_refusal(model: nn.Module) -> str | None:
+def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
     """Why a model in training mode is not served: only where dropout and checkpointing are off is it the same model."""
-    if not model.training:
+    if not any(module.training for module in modules):
         return None
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing is on"
-    for name, module in model.named_modules():
+    for module in modules:
+        if getattr(module, "gradient_checkpointing", False):
+            return "gradient checkpointing is on"
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
-            return f"dropout is active in {name}"
-    for config in attention_configs(model):
+            return f"dropout is active ({module.p})"
+    for config in configs:
         for name, value in vars(config).items():
             if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float) and value > 0:
                 return f"dropout is active ({name}={value} in training mode)"
@@ -76,7 +79,7 @@ def training_refusal(model: nn.Module) -> str | None:
 
 
 def call_refusal(
-    model: PreTrainedModel, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool
+    input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool
 ) -> str | None:
     """Why this call is not served, or None. `inputs` are the keyword inputs of the forward, as generate() has them."""
     if not first:
@@ -105,7 +108,7 @@ def call_refusal(
     return None if unfit is None else f"{unfit}, which is not shared"
 
 
-def position_refusal(model: PreTrainedModel, inputs: dict, attention_mask: Tensor | None, padded: bool) -> str | None:
+def position_refusal(inputs: dict, attention_mask: Tensor | None, padded: bool) -> str | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask."""
     position_ids = inputs.get("position_ids")
     if position_ids is None:
@@ -120,9 +123,9 @@ def position_refusal(model: PreTrainedModel, inputs: dict, attention_mask: Tenso
     return None if same else "position_ids were given by the caller"
 
 
-def rope_refusal(model: PreTrainedModel, length: int) -> str | None:
+def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> str | None:
     """Why RoPE forbids a prompt of `length` tokens: its frequencies are others than those of a shorter prefix."""
-    for config in attention_configs(model):
+    for config in configs:
         limit = _rope_limit(config)
         if limit is not None and length >= limit:
             return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
@@ -135,12 +138,9 @@ def _rope_limit(config: object) -> int | None:
     if not isinstance(parameters, dict):
         return None
     nested = [value for value in parameters.values() if isinstance(value, dict)]
-    limits = []
+    limits: list[int | None] = []
     for rope in nested or [parameters]:
         if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            limits.append(
-                rope.get("original_max_position_embeddings")
-                or getattr(config, "original_max_position_embeddings", None)
-                or config.max_position_embeddings  # type: ignore[attr-defined]
-            )
-    return min(limits, default=None)
+            limits.append(rope.get("original_max_position_embeddings"))
+            limits += [getattr(config, name, None) for name in ("original_max_position_embeddings", _CONTEXT)]
+    return min((limit for limit in limits if limit is not None), default=None)

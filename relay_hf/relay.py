@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from .cache_utils import SharedLayer
-from .call import Call, current_call
+from .call import Call, current_call, open_call
 from .config import RelayConfig
 from .decision import Decision, autocast_context
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
 from .prefix import KeptPrefix, PrefixStore, RecentPrompts, Witness
+from .prefix.witness import BufferKey
 from .report import RelayReport, RelayStats
 from .selection import attention_configs
 from .warming import explain, keep_prefix, read_prefix
@@ -48,8 +49,7 @@ class Relay:
         self.stock: dict[str, Callable[..., Any]] = {}
         self.shadowed: dict[str, Any] = {}
         self._stats = RelayStats()
-        self._rewritten: frozenset[str] = frozenset()
-        self._configs: list[PreTrainedConfig] = []
+        self._rewritten: frozenset[BufferKey] = frozenset()
         self._start_keeping(config)
 
     def _start_keeping(self, config: RelayConfig) -> None:
@@ -118,7 +118,7 @@ class Relay:
                 four times.
             attention_mask: `[B, L]`, or None when no token is padding.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self.open_call():
             return explain(self, torch.as_tensor(input_ids), attention_mask)
 
     def __repr__(self) -> str:
@@ -142,8 +142,9 @@ class Relay:
         return prefill(self, self.stock["_prefill"], *args, **kwargs)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """The model's train(): whatever is trained, kept prefixes are stale."""
-        self.clear()
+        """The model's train(): what is or was trained makes kept prefixes stale."""
+        if mode or self.model.training:
+            self.clear()
         return self.stock["train"](mode)
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -155,9 +156,9 @@ class Relay:
         if cache is not None:
             call = current_call.get()
             if call is not None and call.cache is cache:
-                open_frame(cache, self, self._configs, cache.rows.holes, call.capture)
+                open_frame(cache, self, call.configs, cache.rows.holes, call.capture)
             else:
-                open_frame(cache, self, self._configs or attention_configs(self.model), own_columns(cache, mask))
+                open_frame(cache, self, attention_configs(self.model.modules()), own_columns(cache, mask))
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
@@ -172,10 +173,10 @@ class Relay:
     @contextmanager
     def open_call(self) -> Iterator[Call]:
         """A generate() call, or what runs forwards like one."""
-        call = Call()
+        modules = list(self.model.modules())
+        call = Call(modules, attention_configs(modules))
         token = current_call.set(call)
         outer = active_frame.get()
-        self._configs = attention_configs(self.model)
         try:
             yield call
         finally:
@@ -197,7 +198,7 @@ class Relay:
     def lookup(self, ids: Tensor) -> tuple[KeptPrefix | None, int]:
         """The kept prefix that has most of the start of `ids` (`[n]`), if the model is still what it was."""
         with self._lock:
-            if len(self.store) and not (self._witness and self._witness.holds(self.model)):
+            if len(self.store) and not (self._witness and self._witness.holds(open_call().modules)):
                 logger.info("the model has changed: %d kept prefixes are dropped", len(self.store))
                 self.clear()
             return self.store.lookup(ids, autocast_context(self.model.device.type))
@@ -211,15 +212,16 @@ class Relay:
 
     def witness_before(self) -> Witness | None:
         """The model's state before a prefix is prefilled, or None where an earlier one stands."""
-        return Witness(self.model, self._rewritten) if self._witness is None else None
+        return Witness(open_call().modules, self._rewritten) if self._witness is None else None
 
     def keep(self, ids: Tensor, layers: list[SharedLayer], before: Witness | None) -> None:
         """Keep a prefix that was prefilled after `before` was taken."""
         with self._lock:
             if before is not None:
                 # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
-                self._rewritten |= before.rewritten(Witness(self.model, self._rewritten))
-                self._witness = Witness(self.model, self._rewritten)
+                modules = open_call().modules
+                self._rewritten |= before.rewritten(Witness(modules, self._rewritten))
+                self._witness = Witness(modules, self._rewritten)
             self.store.add(KeptPrefix(ids, layers, autocast_context(self.model.device.type)))
 
     def _finish(self, call: Call) -> None:
@@ -233,13 +235,12 @@ class Relay:
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled model keeps its patch and drops its prefixes."""
         state = self.__dict__.copy()
-        for name in ("_lock", "_witness", "_store", "_configs", "recent"):
+        for name in ("_lock", "_witness", "_store", "recent"):
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._configs = []
         self._start_keeping(self.config)
 
 

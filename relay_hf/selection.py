@@ -34,14 +34,10 @@ _lock = threading.Lock()
 _selected: dict[int, _Selected] = {}
 
 
-def attention_configs(model: nn.Module) -> list[PreTrainedConfig]:
-    """The distinct config objects that the model's modules read their attention implementation from."""
-    found = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, _FIELD):
-            found[id(config)] = config
-    return list(found.values())
+def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
+    """The distinct config objects that modules read their attention implementation from."""
+    found = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
+    return [config for config in found.values() if hasattr(config, _FIELD)]
 
 
 def select(configs: Iterable[PreTrainedConfig]) -> None:

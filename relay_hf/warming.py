@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from . import eligibility
+from .call import open_call
 from .decision import autocast_context, decide
 from .frame import RelayError
 from .generation import prefill_prefix
@@ -60,13 +61,13 @@ def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
 
 def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
-    model = relay.model
+    model, call = relay.model, open_call()
     refusal = (
         relay.model_refusal
-        or eligibility.model_refusal(model)
-        or keeping_refusal(model)
-        or eligibility.hook_refusal(model, relay.hook_ids)
-        or eligibility.rope_refusal(model, len(ids))
+        or eligibility.model_refusal(model, call.configs)
+        or keeping_refusal(model, call.modules)
+        or eligibility.hook_refusal(call.modules, relay.hook_ids)
+        or eligibility.rope_refusal(call.configs, len(ids))
     )
     if refusal:
         raise RelayError(f"no prefix of this model can be kept: {refusal}")

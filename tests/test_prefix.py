@@ -218,7 +218,7 @@ def test_explain_says_what_generate_does_and_runs_nothing(model):
     calls = []
     handle = model.register_forward_pre_hook(lambda *args: calls.append(1))
     report = model.relay.explain(**inputs)
-    assert "a forward hook on the model" in report.reason
+    assert "a forward hook on LlamaForCausalLM" in report.reason
     handle.remove()
     report = model.relay.explain(**inputs)
     assert not calls
