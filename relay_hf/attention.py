@@ -101,9 +101,8 @@ def _under_autocast(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, va
     """As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32)."""
     device_type = query.device.type
     dtype = torch.get_autocast_dtype(device_type)
-    operands = [part.to(dtype) if part.dtype != torch.float64 else part for part in (query, key, value)]
     with torch.autocast(device_type, enabled=False):
-        return _attend(frame, layer_idx, *operands, *how)
+        return _attend(frame, layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), *how)
 
 
 def _attend(
@@ -176,7 +175,7 @@ def relay_mask(
 
 def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
     rows, own_mask, own_length = frame.cache.rows, frame.own_mask, key.shape[2]
-    if own_mask is not None and own_mask.shape[1] < own_length:  # tokens generated since the holes were read
+    if own_mask is not None:  # read at the prefill: longer than a chunk of it, shorter than what was generated since
         own_mask = nn.functional.pad(own_mask, (0, own_length - own_mask.shape[1]), value=True)
     return Plan(
         query.shape[0],

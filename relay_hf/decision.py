@@ -74,6 +74,9 @@ def decide(
         generation_config: as generate() resolved it.
         inputs: the forward's keyword inputs, as generate() has them.
         first: generate()'s `is_first_iteration`.
+
+    Raises:
+        ValueError: a token id has no embedding.
     """
     model, config = relay.model, relay.config
     if config.policy == "off":
@@ -91,6 +94,7 @@ def decide(
         return Decision(refusal)
     mask = inputs.get("attention_mask")
     prompts = Prompts.of(input_ids, mask)
+    eligibility.check_vocabulary(model, prompts.ids, "input_ids")
     keep = keeping_refusal(model, call.modules) is None and relay.store.budget > 0
     found = _find(relay, prompts, keep)
     if found.length < config.min_prefix_length:

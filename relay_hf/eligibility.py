@@ -78,9 +78,7 @@ def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedC
     return None
 
 
-def call_refusal(
-    input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool
-) -> str | None:
+def call_refusal(input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool) -> str | None:
     """Why this call is not served, or None. `inputs` are the keyword inputs of the forward, as generate() has them."""
     if not first:
         return "this call is an assistant's, which rolls back its cache"
@@ -144,3 +142,14 @@ def _rope_limit(config: object) -> int | None:
             limits.append(rope.get("original_max_position_embeddings"))
             limits += [getattr(config, name, None) for name in ("original_max_position_embeddings", _CONTEXT)]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
+    """Raise a ValueError that names the argument when an id has no embedding."""
+    size = model.get_input_embeddings().num_embeddings
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
+        wrong = ids[(ids < 0) | (ids >= size)][0]
+        raise ValueError(
+            f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
+            "Is the tokenizer the model's own?"
+        )

@@ -41,22 +41,11 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
             f"text_or_ids must be at least one integer token id, [P] or [1, P]; got {tuple(ids.shape)} of {ids.dtype}."
         )
     ids = ids.detach().to("cpu", torch.int64)
-    check_vocabulary(model, ids, "text_or_ids")
+    eligibility.check_vocabulary(model, ids, "text_or_ids")
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if context is not None and len(ids) > context:
         raise ValueError(f"text_or_ids must fit the model's context of {context} tokens; got {len(ids)}. Shorten it.")
     return ids
-
-
-def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
-    """Raise a ValueError that names the argument when an id has no embedding."""
-    size = model.get_input_embeddings().num_embeddings
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-        wrong = ids[(ids < 0) | (ids >= size)][0]
-        raise ValueError(
-            f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
-            "Is the tokenizer the model's own?"
-        )
 
 
 def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
@@ -96,7 +85,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     model = relay.model
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
-    check_vocabulary(model, input_ids, "input_ids")
+    eligibility.check_vocabulary(model, input_ids, "input_ids")
     inputs: dict[str, Any] = {
         "attention_mask": attention_mask,
         "past_key_values": DynamicCache(config=relay.text_config),

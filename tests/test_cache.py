@@ -6,10 +6,10 @@ import weakref
 
 import pytest
 import torch
-from helpers import generate
 from transformers import AutoConfig
 
 import relay_hf
+from helpers import generate
 from relay_hf.testing import prompts, tiny_model
 
 RAGGED = (3, 7, 1, 5)

@@ -102,6 +102,14 @@ def test_a_mask_with_holes_behind_the_prefix(model):
     assert ours.relay.last.relayed, ours.relay.last
 
 
+def test_holes_and_chunks(model):
+    stock, ours = model
+    inputs = prompts(20, (6, 9, 4))
+    inputs["attention_mask"][1, -5:-3] = 0
+    assert_same(run(stock, inputs, prefill_chunk_size=3), run(ours, inputs, prefill_chunk_size=3))
+    assert ours.relay.last.relayed, ours.relay.last
+
+
 def test_a_hole_inside_the_prefix_ends_it(model):
     stock, ours = model
     inputs = prompts(40, (6, 9, 4))

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from helpers import anatomy, generate
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -15,6 +14,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import relay_hf
+from helpers import anatomy, generate
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))

@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from helpers import generate
 from transformers import DynamicCache
 
 import relay_hf
+from helpers import generate
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
@@ -185,6 +185,16 @@ def test_no_report_before_the_first_call_and_one_after_a_failed_one():
     with pytest.raises(ValueError, match="not used by the model"):
         generate(ours, INPUTS, nonsense=3)
     assert "the call raised ValueError" in ours.relay.last.reason
+
+
+def test_ids_out_of_the_vocabulary_are_one_clear_error():
+    _, ours = pair()
+    inputs = {name: value.clone() for name, value in INPUTS.items()}
+    inputs["input_ids"][2, -1] = 97
+    with pytest.raises(ValueError, match="input_ids must be token ids from 0 to 96, the model's vocabulary; got 97"):
+        generate(ours, inputs)
+    generate(ours, INPUTS)
+    assert ours.relay.last.relayed
 
 
 def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(caplog):

@@ -71,6 +71,12 @@ class RelayCache(Cache):
         """Whether any segment is shared."""
         return any(layer.shared for layer in self.layers)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` own tokens of every row (0 or negative)."""
+        super().crop(tokens_to_remove)
+        if self.rows.holes is not None:
+            self.rows.holes = self.rows.holes[:, : self.layers[0].own_length]
+
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
         super().reset()

@@ -44,7 +44,7 @@ class Witness:
                 for name, buffer in module._buffers.items()
                 if buffer is not None and (index, name) not in ignore
             )
-        self._marks = [(*_mark(p), id(p.grad)) for p in parameters] + [_mark(b) for b in buffers.values()]
+        self._marks = _marks(parameters) + _marks(buffers.values())
         self._samples = _sample(parameters)
         self._buffers = {key: _sample([buffer]) for key, buffer in buffers.items()}
         self._state = _module_state(modules)
@@ -89,14 +89,15 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     return None
 
 
-def _mark(tensor: Tensor) -> tuple[Any, ...]:
-    return id(tensor), tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape
+def _marks(tensors: Iterable[Tensor]) -> list[int]:
+    """Identity, version, address and gradient of each, flat: a tuple for each sets off the garbage collector."""
+    return [mark for t in tensors for mark in (id(t), t._version, t.data_ptr(), id(t.grad))]
 
 
 @torch.no_grad()
-def _sample(tensors: Iterable[Tensor]) -> dict[tuple[torch.dtype, torch.device], Tensor]:
-    """Evenly spread elements of every tensor, the first and the last among them, concatenated by dtype and device."""
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, Tensor]:
+    """Evenly spread elements of every tensor, the first and the last among them, one tensor a dtype."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
         if count == 0:
@@ -108,7 +109,7 @@ def _sample(tensors: Iterable[Tensor]) -> dict[tuple[torch.dtype, torch.device],
             view = tensor.as_strided((min(_SAMPLES, count),), (step,))
         else:
             view = tensor.reshape(-1)[::step][:_SAMPLES]
-        groups.setdefault((tensor.dtype, tensor.device), []).append(view)
+        groups.setdefault(tensor.dtype, []).append(view)
     return {kind: torch.cat(views) for kind, views in groups.items()}
 
 
@@ -123,9 +124,9 @@ def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
     state: list[Any] = []
     for module in modules:
         members = module.__dict__
-        state.append((id(module), id(members.get("forward"))))
+        state += (id(module), id(members.get("forward")))
         state.extend(repr(members[name]) for name in _ADAPTER_STATE if name in members)
     for config in attention_configs(modules):
         fields = {name: value for name, value in vars(config).items() if name != "_attn_implementation_internal"}
-        state.append((repr(fields), users_implementation(config)))
+        state += (repr(fields), users_implementation(config))
     return state

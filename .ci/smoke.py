@@ -1,0 +1,30 @@
+"""An installed relay_hf, used outside the checkout: is it the wheel's, is it typed, does it relay?"""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import relay_hf
+
+package = Path(relay_hf.__file__).parent
+if Path(sys.prefix) not in package.parents or not (package / "py.typed").exists():
+    sys.exit(f"relay_hf is not the installed wheel, or has no py.typed: {package}")
+
+torch.manual_seed(0)
+config = LlamaConfig(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=256, eos_token_id=None
+)
+model = LlamaForCausalLM(config).eval()
+prompts = torch.randint(256, (4, 40))
+prompts[:, :32] = prompts[0, :32]
+call = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+stock = model.generate(prompts, **call)
+with relay_hf.patched(model, policy="always"):
+    relayed = model.generate(prompts, **call)
+    report = model.relay.last
+if not report.relayed or not torch.equal(stock, relayed):
+    sys.exit(f"the installed wheel does not relay as it should: {report}")
+print(f"relay_hf {version('relay_hf')} from {package}\n{report}")

@@ -1,0 +1,48 @@
+# Each target makes the virtual environment that it needs; a second call starts at once.
+PYTHON ?= python3
+BENCH ?= --workload C1
+
+PINS := requirements/pins.txt
+FLOOR := requirements/floor.txt
+
+.PHONY: help demo test test-floor lint format bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/.ready ## stock and patched generate() side by side, on real text
+	.venv/bin/python examples/demo.py
+
+test: .venv/.ready ## the tests, with the latest supported Transformers
+	.venv/bin/python -m pytest
+
+test-floor: .venv-floor/.ready ## the tests, with the oldest supported Transformers
+	.venv-floor/bin/python -m pytest
+
+lint: .venv/.ready ## lint, format and types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/.ready ## rewrite the sources in the project's format
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.ready ## the CPU benchmark: make bench BENCH="--workload C1 C2 --json out.json"
+	.venv/bin/python -m benchmarks.cpu $(BENCH)
+
+clean: ## remove the virtual environments
+	rm -rf .venv .venv-floor
+
+.venv/.ready: $(PINS) pyproject.toml
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet -r $(PINS)
+	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv-floor/.ready: $(PINS) $(FLOOR) pyproject.toml
+	$(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet -r $(PINS)
+	.venv-floor/bin/python -m pip install --quiet -r $(FLOOR)
+	.venv-floor/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

@@ -1,0 +1,1 @@
+"""Benchmarks of relay_hf: named workloads, all contenders in one run, medians."""

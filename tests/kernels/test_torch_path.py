@@ -1,0 +1,333 @@
+"""The torch path against the reference in float64, and its error in low precision against that of stock attention."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import relay_hf
+from relay_hf.kernels import parts, reference
+from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.segment import Segment
+from relay_hf.ops import attend, relay_attention
+
+CAPACITY = 9  # columns that a buffer has beyond those in use
+
+
+class Case:
+    """Random inputs in the strides of a model: query a transposed view, key and value views of longer buffers."""
+
+    def __init__(self, B=2, H=2, G=1, D=16, Dv=None, P=(20,), S=7, T=1, rows=(), dtype=torch.float64, seed=0):
+        self.generator = torch.Generator().manual_seed(seed)
+        Dv = Dv or D
+        self.query = self.randn(B, T, H * G, D, dtype=dtype).transpose(1, 2)
+        self.key = self.randn(B, H, S + CAPACITY, D, dtype=dtype)
+        self.value = self.randn(B, H, S + CAPACITY, Dv, dtype=dtype)
+        for buffer in (self.key, self.value):
+            buffer[:, :, S:] = float("nan")
+        self.key, self.value = self.key[:, :, :S], self.value[:, :, :S]
+        self.segments, start = [], 0
+        for i, length in enumerate(P):
+            used_by = torch.tensor(rows[i], dtype=torch.int64) if i < len(rows) and rows[i] is not None else None
+            k, v = self.randn(H, length, D, dtype=dtype), self.randn(H, length, Dv, dtype=dtype)
+            self.segments.append(Segment(k, v, start, used_by))
+            start += length
+
+    def randn(self, *shape, dtype):
+        return torch.randn(*shape, dtype=torch.float64, generator=self.generator).to(dtype)
+
+    def run(self, **options):
+        return relay_attention(self.query, self.segments, self.key, self.value, **options)
+
+    def exact(self, **options):
+        """The reference on the same numbers, in float64."""
+        segments = [Segment(s.key.double(), s.value.double(), s.start, s.rows) for s in self.segments]
+        if options.get("sinks") is not None:
+            options["sinks"] = options["sinks"].double()
+        return reference.relay_attention(
+            self.query.double(), segments, self.key.double(), self.value.double(), **options
+        )
+
+    def real(self, own_start):
+        """True where a query is not in a padding column, ``[B, T, 1, 1]``."""
+        columns = torch.arange(self.key.shape[2] - self.query.shape[2], self.key.shape[2])
+        return (columns >= own_start[:, None])[:, :, None, None]
+
+    def check(self, **options):
+        out, exact = self.run(**options), self.exact(**options)
+        assert out.shape == exact.shape
+        assert out.isfinite().all()
+        if options.get("own_start") is not None:
+            real = self.real(options["own_start"])
+            out, exact = out * real, exact * real
+        torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
+
+
+@pytest.fixture(params=["fused", "matmul"])
+def kernel(request, monkeypatch):
+    """Both ways to compute a part, for the inputs that the fused kernel would take."""
+    if request.param == "matmul":
+        monkeypatch.setattr(parts, "fused_part", lambda *arguments: parts.matmul_part(*arguments, None))
+    return request.param
+
+
+SHAPES = [
+    {"P": ()},
+    {"P": (0,), "T": 3},
+    {"P": (), "T": 7},
+    {"P": (1,), "S": 1, "B": 1},
+    {"P": (63,), "S": 7, "G": 3, "B": 5},
+    {"P": (1025,), "S": 33, "G": 7, "H": 1, "D": 100},
+    {"P": (111,), "S": 7, "T": 5, "G": 8, "H": 1, "D": 80},
+    {"P": (63,), "S": 45, "T": 45, "G": 3, "B": 5},
+    {"P": (1025,), "S": 40, "T": 33, "G": 3, "D": 64},
+    {"P": (111,), "S": 7, "D": 24, "Dv": 16, "G": 3, "T": 2},
+    {"P": (63,), "S": 33, "D": 192, "Dv": 128},
+    {"P": (63,), "S": 140, "T": 130, "G": 3, "H": 1, "D": 24, "Dv": 16},
+    {"P": (9,), "S": 3, "D": 16, "Dv": 24},
+    {"P": (20, 9, 4), "B": 5, "rows": (None, (0, 2, 3), (4, 1)), "G": 2},
+    {"P": (9, 20, 0), "B": 5, "T": 4, "rows": ((4, 0), (), (1,)), "G": 2},
+]
+WINDOWS = [None, 1, 3, 8, 30, 5000]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+class TestEqualsReference:
+    def test_plain(self, kernel, shape, window):
+        Case(**shape).check(sliding_window=window, scale=0.3)
+
+    def test_left_padding(self, kernel, shape, window):
+        case = Case(**shape, seed=1)
+        batch, _, length, _ = case.key.shape
+        own_start = torch.randint(0, length, (batch,), generator=case.generator)
+        case.check(sliding_window=window, own_start=own_start)
+        case.check(sliding_window=window, own_start=torch.full((batch,), length - 1))
+        case.check(sliding_window=window, own_start=torch.full((batch,), length))
+
+    def test_holes_and_sinks(self, kernel, shape, window):
+        case = Case(**shape, seed=2)
+        batch, _, length, _ = case.key.shape
+        own_mask = torch.rand(batch, length, generator=case.generator) < 0.5
+        own_start = torch.randint(0, length, (batch,), generator=case.generator)
+        sinks = case.randn(case.query.shape[1], dtype=torch.float64)
+        case.check(sliding_window=window, own_mask=own_mask, own_start=own_start)
+        case.check(sliding_window=window, own_mask=own_mask, sinks=sinks)
+        case.check(sliding_window=window, own_mask=torch.zeros_like(own_mask))
+        case.check(sliding_window=window, own_mask=torch.zeros_like(own_mask), sinks=sinks)
+
+    def test_softcap(self, shape, window):
+        case = Case(**shape, seed=3)
+        case.check(sliding_window=window, softcap=0.7, own_start=torch.arange(case.key.shape[0]) % case.key.shape[2])
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_equals_reference_for_any_combination(data):
+    def draw(strategy):
+        return data.draw(strategy)
+
+    batch, length = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    columns = length + draw(st.integers(0, 6))
+    lengths = draw(st.lists(st.integers(0, 12), max_size=3))
+    subset = st.none() | st.lists(st.integers(0, batch - 1), unique=True)
+    case = Case(
+        B=batch, H=draw(st.integers(1, 2)), G=draw(st.integers(1, 3)), D=8, Dv=draw(st.sampled_from([8, 8, 5])),
+        P=lengths, S=columns, T=length, rows=[draw(subset) for _ in lengths], seed=draw(st.integers(0, 99)),
+    )  # fmt: skip
+    per_row = st.lists(st.integers(0, columns), min_size=batch, max_size=batch)
+    holes = st.lists(st.booleans(), min_size=batch * columns, max_size=batch * columns)
+    own_start, own_mask = draw(st.none() | per_row), draw(st.none() | holes)
+    case.check(
+        own_start=None if own_start is None else torch.tensor(own_start),
+        own_mask=None if own_mask is None else torch.tensor(own_mask).view(batch, columns),
+        sliding_window=draw(st.none() | st.integers(1, 30)),
+        softcap=draw(st.none() | st.floats(0.5, 50.0)),
+        sinks=case.randn(case.query.shape[1], dtype=torch.float64) if draw(st.booleans()) else None,
+    )
+
+
+def stock(case, own_start):
+    """Stock attention in the case's dtype, over keys and values concatenated for each row."""
+    query, batch = case.query, case.query.shape[0]
+    key = torch.cat([*(s.key.expand(batch, -1, -1, -1) for s in case.segments), case.key], dim=2)
+    value = torch.cat([*(s.value.expand(batch, -1, -1, -1) for s in case.segments), case.value], dim=2)
+    length, total, shared = query.shape[2], key.shape[2], key.shape[2] - case.key.shape[2]
+    visible = torch.ones(length, total, dtype=torch.bool).tril(total - length)[None]
+    columns = torch.arange(total) - shared
+    visible = visible & ((columns < 0) | (columns >= own_start[:, None]))[:, None]
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None]).transpose(1, 2)
+
+
+# Root mean square error over stock's: a half-precision part is rounded once more before the merge, which measures
+# 1.25; in float32 the order of sums decides, and measures 1.0 to 1.7. The largest of few errors scatters more.
+FACTOR = {torch.float32: 2.5, torch.bfloat16: 1.5, torch.float16: 1.5}
+
+
+@pytest.mark.parametrize("dtype", FACTOR, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"B": 5, "H": 3, "D": 64, "P": (1,), "S": 1},
+        {"B": 5, "H": 3, "D": 64, "P": (63,), "S": 7, "G": 3},
+        {"B": 5, "H": 2, "D": 80, "P": (111,), "S": 7, "T": 5, "G": 7},
+        {"B": 1, "H": 4, "D": 100, "P": (1025,), "S": 33, "G": 8},
+        {"B": 5, "H": 2, "D": 64, "P": (1025,), "S": 33, "T": 33, "G": 3},
+        {"B": 5, "H": 3, "D": 24, "Dv": 16, "P": (63, 111), "S": 33, "G": 3},
+        {"B": 5, "H": 2, "D": 192, "Dv": 128, "P": (111,), "S": 7},
+        {"B": 3, "H": 2, "D": 24, "Dv": 16, "P": (111,), "S": 140, "T": 130},
+    ],
+    ids=str,
+)
+def test_error_is_within_a_factor_of_stocks(shape, dtype):
+    errors, stock_errors = [], []
+    for seed in range(3):
+        case = Case(**shape, dtype=dtype, seed=seed)
+        own_start = torch.arange(case.key.shape[0]) % case.key.shape[2] // 2
+        exact, real = case.exact(own_start=own_start), case.real(own_start)
+        out = case.run(own_start=own_start)
+        assert out.dtype is dtype
+        errors.append(((out.double() - exact) * real).flatten())
+        stock_errors.append(((stock(case, own_start).double() - exact) * real).flatten())
+    error, stock_error = torch.cat(errors), torch.cat(stock_errors)
+    assert error.square().mean().sqrt() <= FACTOR[dtype] * stock_error.square().mean().sqrt()
+    assert error.abs().max() <= 2 * FACTOR[dtype] * stock_error.abs().max()
+
+
+@pytest.mark.parametrize("dtype", FACTOR, ids=str)
+@pytest.mark.parametrize("more", [{}, {"sliding_window": 20}, {"sliding_window": 150}, {"softcap": 2.0}], ids=str)
+def test_error_with_holes_and_sinks_is_within_a_factor_of_eager_attentions(more, dtype):
+    """No stock operator has all of these: the reference itself, run in the dtype, is what eager attention does."""
+    case = Case(B=5, H=2, G=3, D=80, P=(111, 63), rows=(None, (3, 0, 4)), S=33, T=5, dtype=dtype)
+    options = {
+        "own_start": torch.tensor([0, 3, 28, 7, 1]),
+        "own_mask": torch.rand(5, 33, generator=case.generator) < 0.8,
+        "sinks": case.randn(6, dtype=dtype),
+    } | more
+    exact = case.exact(**options)
+    error = case.run(**options).double() - exact
+    eager = reference.relay_attention(case.query, case.segments, case.key, case.value, **options)
+    eager_error = eager.double() - exact
+    assert error.square().mean().sqrt() <= 1.5 * eager_error.square().mean().sqrt()
+    assert error.abs().max() <= 2 * eager_error.abs().max()
+
+
+def test_large_scores_neither_overflow_nor_lose_the_smaller_part():
+    case = Case(B=3, P=(40,), S=5)
+    case.query *= 100
+    case.check()
+    case.segments[0].key.mul_(-5)
+    case.check()
+    case.check(sinks=torch.tensor([300.0, -300.0]).double())
+
+
+def test_sinks_of_minus_infinity_are_no_sinks():
+    case = Case()
+    assert torch.equal(case.run(sinks=torch.full((2,), float("-inf"))), case.run())
+
+
+@pytest.mark.parametrize("length", [1, 4])
+def test_keys_outside_the_window_are_not_computed(length):
+    """NaN in them would reach the output even with weight 0."""
+    case = Case(P=(20, 20), S=8, T=length, B=3)
+    own_start = torch.tensor([0, 2, 1])
+    window = 12
+    expected = case.run(own_start=own_start, sliding_window=window)
+    first_query = 40 + 8 - length - 2  # position of the first query of the row with most padding
+    case.segments[0].key.fill_(float("nan")), case.segments[0].value.fill_(float("nan"))
+    cut = first_query - window + 1 - 20
+    case.segments[1].key[:, :cut] = float("nan")
+    case.segments[1].value[:, :cut] = float("nan")
+    assert torch.equal(case.run(own_start=own_start, sliding_window=window), expected)
+
+    expected = case.run(sliding_window=3)
+    assert expected.isfinite().all()
+    case.value[:, :, : 8 - length - 2] = float("nan")
+    assert torch.equal(case.run(sliding_window=3), expected)
+
+
+def test_rows_at_one_position_need_no_mask_over_a_cut_segment():
+    case = Case(P=(20,), S=8, B=3)
+    plan = Plan(3, 1, 8, shared_length=20)
+    view = plan.segment(case.segments[0], 12, case.query)
+    assert (view.first, view.mask, view.empty) == (20 + 7 - 12 + 1, None, None)
+    assert plan.segment(case.segments[0], 8, case.query) is None
+    assert plan.own(None, case.query).mask is None
+
+
+def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
+    calls = []
+    for name in ("_build_own", "_build_segment"):
+        build = getattr(Plan, name)
+        monkeypatch.setattr(Plan, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
+    rows = torch.tensor([0, 2])
+    own_start = torch.tensor([1, 0, 2])
+    shared_length = torch.tensor([26, 20, 26])
+    plan = Plan(3, 2, 7, shared_length=shared_length, own_start=own_start)
+    for layer in range(6):
+        case = Case(B=3, P=(20, 6), S=7, T=2, seed=layer)
+        case.segments[1] = Segment(case.segments[1].key, case.segments[1].value, 20, rows)
+        window = 9 if layer % 2 else None
+        out = attend(plan, case.query, case.segments, case.key, case.value, scale=0.25, sliding_window=window)
+        exact = case.exact(own_start=own_start, sliding_window=window, scale=0.25)
+        torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
+    assert sorted(calls) == ["_build_own"] * 2 + ["_build_segment"] * 4
+
+
+def test_keys_and_values_are_not_copied(monkeypatch):
+    case = Case(B=3, H=2, G=3, P=(20,), S=8, dtype=torch.bfloat16)
+    seen = []
+
+    def record(query, key, value, *rest):
+        seen.extend((key.untyped_storage().data_ptr(), value.untyped_storage().data_ptr()))
+        return fused(query, key, value, *rest)
+
+    fused = parts.fused_part
+    monkeypatch.setattr(parts, "fused_part", record)
+    case.run(own_start=torch.tensor([1, 0, 2]), sliding_window=15)
+    tensors = (case.key, case.value, case.segments[0].key, case.segments[0].value)
+    assert seen == [tensor.untyped_storage().data_ptr() for tensor in tensors]
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_any_strides_are_read_right(name):
+    case = Case(G=2, D=16)
+    transposed = getattr(case, name).transpose(2, 3).contiguous().transpose(2, 3)
+    setattr(case, name, transposed)
+    assert transposed.stride(-1) != 1 or name == "query"
+    case.check()
+
+
+def test_autocast_does_not_round_scores():
+    case = Case(dtype=torch.float32, P=(111,))
+    expected = case.run(softcap=2.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(case.run(softcap=2.0), expected)
+
+
+def test_inputs_are_left_as_they_were():
+    case = Case(B=3, T=3, rows=((0, 2),), P=(20,))
+    before = [t.clone() for t in (case.query, case.key, case.value, case.segments[0].key, case.segments[0].value)]
+    case.run(softcap=3.0, sinks=torch.zeros(2).double())
+    case.run()
+    after = [case.query, case.key, case.value, case.segments[0].key, case.segments[0].value]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_kernels_import_neither_transformers_nor_triton():
+    """In a fresh process, with a parent package that imports nothing: the kernels stand on their own."""
+    code = (
+        "import sys, types\n"
+        "parent = sys.modules['relay_hf'] = types.ModuleType('relay_hf')\n"
+        f"parent.__path__ = {list(relay_hf.__path__)!r}\n"
+        "import relay_hf.kernels.reference, relay_hf.ops\n"
+        "print([name for name in ('transformers', 'triton') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
