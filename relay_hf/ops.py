@@ -111,9 +111,10 @@ def attend(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`relay_attention` with a plan made once per forward and nothing validated: once per layer, 56 us of host time.
+    """`relay_attention` with a plan made once per forward and nothing validated: what a model calls once per layer.
 
     `plan` holds own_start and own_mask, and must be of the lengths of `query` and `key`. All tensors are of one dtype.
+    A decode step on tiny tensors takes 57 us on a CPU, 22 of them inside the two attention kernels.
     """
     if query.requires_grad and torch.is_grad_enabled():
         raise RuntimeError("query requires grad, but relay attention has no backward; call it under torch.no_grad()")

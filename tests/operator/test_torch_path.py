@@ -218,6 +218,16 @@ def test_error_with_holes_and_sinks_is_within_a_factor_of_eager_attentions(more,
     assert error.abs().max() <= 2 * eager_error.abs().max()
 
 
+@pytest.mark.parametrize("length", [1, 3])
+def test_groups_of_rows_may_have_segments_of_equal_length_and_start(length):
+    case = Case(B=5, P=(20,), S=8, T=length, G=2)
+    for rows in ([0, 3], [4, 1], [2]):
+        k, v = case.randn(2, 10, 16, dtype=torch.float64), case.randn(2, 10, 16, dtype=torch.float64)
+        case.segments.append(Segment(k, v, 20, torch.tensor(rows)))
+    case.check()
+    case.check(sliding_window=15, own_start=torch.tensor([0, 5, 2, 4, 0]))
+
+
 def test_large_scores_neither_overflow_nor_lose_the_smaller_part():
     case = Case(B=3, P=(40,), S=5)
     case.query *= 100
