@@ -1,11 +1,17 @@
 """Shared prefixes computed, stored and read once per batch in Hugging Face generate() (RelayAttention)."""
 
-from . import ops
-from .cache_utils import RelayCache
-from .config import RelayConfig
-from .frame import RelayError
-from .patching import patch_model, patched, unpatch_model
-from .report import RelayReport
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import ops
+    from .cache_utils import RelayCache
+    from .config import RelayConfig
+    from .frame import RelayError
+    from .patching import patch_model, patched, unpatch_model
+    from .report import RelayReport
 
 __version__ = "0.1.0"
 __all__ = [
@@ -18,3 +24,26 @@ __all__ = [
     "patched",
     "unpatch_model",
 ]
+
+_HOME = {
+    "RelayCache": "cache_utils",
+    "RelayConfig": "config",
+    "RelayError": "frame",
+    "RelayReport": "report",
+    "patch_model": "patching",
+    "patched": "patching",
+    "unpatch_model": "patching",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load an export at its first use: Transformers, and Triton with it, take seconds that `ops` does without."""
+    if name == "ops":
+        return importlib.import_module(".ops", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -102,12 +102,10 @@ def decide(
     padded = bool(prompts.start.any())
     refusal = eligibility.position_refusal(inputs, mask, padded)
     if refusal is None and config.policy == "auto":
-        offset = found.length + int(prompts.start.min())
+        rows = len(prompts.ids)
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
-        own = input_ids.shape[1] - offset
-        returning = len(prompts.ids) == 1
-        shape = gate.Shape(len(prompts.ids), found.length, found.reused, own, new, returning)
-        refusal = gate.refusal(shape, input_ids.device.type)
+        shape = gate.Shape(rows, found.length, found.reused, new, returning=rows == 1 and found.reused < found.length)
+        refusal = gate.refusal(shape, gate.ModelCost.of(call.modules, relay.text_config), model.device.type)
     return Decision(refusal, prompts=prompts) if refusal else found
 
 

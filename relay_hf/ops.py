@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from relay_hf.kernels import torch_path
-from relay_hf.kernels.plan import Plan
-from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.validation import check_arguments
+from .kernels import torch_path
+from .kernels.plan import Plan
+from .kernels.segment import Segment
+from .kernels.validation import check_arguments
 
 __all__ = ["BACKENDS", "attend", "relay_attention", "resolve_backend", "shared_lengths"]
 
@@ -35,53 +35,36 @@ def relay_attention(
     A segment is read once for all of its rows. The result is that of attention over the concatenation;
     `relay_hf.kernels.reference.relay_attention` is the specification.
 
-    Parameters
-    ----------
-    query : torch.Tensor
-        ``[B, Hq, T, D]``, float64, float32, bfloat16 or float16: the last ``T`` of the own columns. Any strides.
-    segments : sequence of Segment
-        The shared part, in the order of its tokens. Row ``b`` attends to every segment that lists it, of ``P_b`` tokens
-        together. May be empty.
-    key, value : torch.Tensor
-        ``[B, Hkv, S, D]`` and ``[B, Hkv, S, Dv]``, ``S >= T``; views of longer buffers are not copied. Query head ``h``
-        uses KV head ``h // (Hq // Hkv)``.
-    own_start : torch.Tensor, optional
-        ``[B]`` int64 or int32, number of leading own columns of a row that are padding. None: 0. Own column ``c`` of
-        row ``b`` is at position ``P_b + c - own_start[b]``.
-    own_mask : torch.Tensor, optional
-        ``[B, S]`` bool, True where an own column may be attended. None: everywhere.
-    scale : float, optional
-        Factor on the scores. None: ``D ** -0.5``.
-    sliding_window : int, optional
-        Only keys with ``query position - key position < sliding_window`` are visible. None: all.
-    softcap : float, optional
-        ``softcap * tanh(scores / softcap)`` on the scaled scores, before masking. None: none.
-    sinks : torch.Tensor, optional
-        ``[Hq]``, one more logit per query head in the softmax's denominator, without a value. None: none.
-    backend : {"auto", "torch", "triton"}, default "auto"
-        "auto" is "torch" in this version. What is asked for is used or refused, never replaced.
+    Args:
+        query: `[B, Hq, T, D]`, float64, float32, bfloat16 or float16: the last `T` of the own columns. Any strides.
+        segments: The shared part, in the order of its tokens. Row `b` attends to every segment that lists it, of
+            `P_b` tokens together. May be empty.
+        key, value: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`, `S >= T`; views of longer buffers are not copied.
+            Query head `h` uses KV head `h // (Hq // Hkv)`.
+        own_start: `[B]` int64 or int32, number of leading own columns of a row that are padding. None: 0. Own column
+            `c` of row `b` is at position `P_b + c - own_start[b]`.
+        own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
+        scale: Factor on the scores. None: `D ** -0.5`.
+        sliding_window: Only keys with `query position - key position < sliding_window` are visible. None: all.
+        softcap: `softcap * tanh(scores / softcap)` on the scaled scores, before masking. None: none.
+        sinks: `[Hq]`, one more logit per query head in the softmax's denominator, without a value. None: none.
+        backend: "auto" is "torch" in this version. What is asked for is used or refused, never replaced.
 
-    Returns
-    -------
-    torch.Tensor
-        ``[B, T, Hq, Dv]``, contiguous, of the dtype of ``query``. 0 where nothing is visible. Queries in padding
+    Returns:
+        `[B, T, Hq, Dv]`, contiguous, of the dtype of `query`. 0 where nothing is visible. Queries in padding
         columns are finite and otherwise unspecified.
 
-    Raises
-    ------
-    TypeError, ValueError
-        An argument does not fit; the message names it.
-    RuntimeError
-        An input requires grad (there is no backward), or the backend is not available.
+    Raises:
+        TypeError, ValueError: An argument does not fit; the message names it.
+        RuntimeError: An input requires grad (there is no backward), or the backend is not available.
 
-    Examples
-    --------
-    >>> import torch
-    >>> from relay_hf.kernels import Segment
-    >>> prompt = Segment(key=torch.randn(2, 100, 16), value=torch.randn(2, 100, 16))
-    >>> query, own = torch.randn(8, 4, 1, 16), torch.randn(8, 2, 5, 16)
-    >>> relay_attention(query, [prompt], own, own).shape
-    torch.Size([8, 1, 4, 16])
+    Example:
+        >>> import torch
+        >>> from relay_hf.kernels import Segment
+        >>> prompt = Segment(key=torch.randn(2, 100, 16), value=torch.randn(2, 100, 16))
+        >>> query, own = torch.randn(8, 4, 1, 16), torch.randn(8, 2, 5, 16)
+        >>> relay_attention(query, [prompt], own, own).shape
+        torch.Size([8, 1, 4, 16])
     """
     resolve_backend(backend)
     check_arguments(query, segments, key, value, own_start, own_mask, scale, sliding_window, softcap, sinks)
@@ -135,7 +118,7 @@ def resolve_backend(backend: str) -> str:
 
 
 def shared_lengths(segments: Sequence[Segment], batch: int) -> int | torch.Tensor:
-    """Number of shared tokens of a row: an int where all rows use all segments, else ``[B]`` int64 on the host."""
+    """Number of shared tokens of a row: an int where all rows use all segments, else `[B]` int64 on the host."""
     total = sum(segment.length for segment in segments if segment.rows is None)
     partial = [(segment.rows, segment.length) for segment in segments if segment.rows is not None]
     if not partial:

@@ -1,9 +1,9 @@
 """Attention over one part of the keys, with the log-sum-exp that lets parts be merged.
 
-A part is query ``[N, Hkv, G, R, D]`` over key ``[N, Hkv, K, D]`` and value ``[N, Hkv, K, Dv]``, ``K >= 1``. Its out
-and lse ``.view`` to ``[N, Hkv, G, R, Dv]`` and ``[N, Hkv, G, R]``; how they are grouped until then differs. The
-log-sum-exp is natural, float32 (float64 for float64 inputs). ``R`` counts the queries that differ in what they see: an
-additive mask is ``[N or 1, 1, R, K]`` and says everything; `causal` besides it only lets work be skipped.
+A part is query `[N, Hkv, G, R, D]` over key `[N, Hkv, K, D]` and value `[N, Hkv, K, Dv]`, `K >= 1`. Its out
+and lse `.view` to `[N, Hkv, G, R, Dv]` and `[N, Hkv, G, R]`; how they are grouped until then differs. The
+log-sum-exp is natural, float32 (float64 for float64 inputs). `R` counts the queries that differ in what they see: an
+additive mask is `[N or 1, 1, R, K]` and says everything; `causal` besides it only lets work be skipped.
 """
 
 from __future__ import annotations

@@ -6,23 +6,18 @@ from dataclasses import dataclass
 
 import torch
 
-from relay_hf.kernels.segment import Segment
+from .segment import Segment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentView:
     """The tokens of a segment that at least one of its rows sees.
 
-    Attributes
-    ----------
-    first : int
-        Index of the first such token; all later ones are computed.
-    rows : torch.Tensor or None
-        The rows that use the segment.
-    mask : torch.Tensor or None
-        Additive, ``[1, 1, R * T, P - first]``, 0 or -inf; None where every query sees all of them.
-    empty : torch.Tensor or None
-        ``[R, T]`` bool, queries that see none of them; None where there is no such query.
+    Attributes:
+        first: Index of the first such token; all later ones are computed.
+        rows: The rows that use the segment.
+        mask: Additive, `[1, 1, R * T, P - first]`, 0 or -inf; None where every query sees all of them.
+        empty: `[R, T]` bool, queries that see none of them; None where there is no such query.
     """
 
     first: int
@@ -35,16 +30,11 @@ class SegmentView:
 class OwnView:
     """The own columns that at least one row sees.
 
-    Attributes
-    ----------
-    first : int
-        The first such column; all later ones are computed.
-    causal : bool
-        There are as many queries, more than one, as columns from `first`: no query sees a later one's column.
-    mask : torch.Tensor or None
-        Additive, ``[B or 1, 1, T, S - first]``, 0 or -inf; None where `causal` says it all, or all is visible.
-    empty : torch.Tensor or None
-        ``[B or 1, T]`` bool, queries that see nothing; None where there is no such query.
+    Attributes:
+        first: The first such column; all later ones are computed.
+        causal: There are as many queries, more than one, as columns from `first`: no query sees a later one's column.
+        mask: Additive, `[B or 1, 1, T, S - first]`, 0 or -inf; None where `causal` says it all, or all is visible.
+        empty: `[B or 1, T]` bool, queries that see nothing; None where there is no such query.
     """
 
     first: int
@@ -56,21 +46,15 @@ class OwnView:
 class Plan:
     """Visibility of shared and own keys for the queries of one forward.
 
-    Parameters
-    ----------
-    batch, query_length, own_length : int
-        ``B``, ``T`` and ``S``: the queries are the last ``T`` of ``S`` own columns.
-    shared_length : int or torch.Tensor
-        Number of shared tokens that precede a row's own: one for all, or ``[B]`` integer.
-    own_start : torch.Tensor, optional
-        ``[B]`` integer, number of leading own columns of a row that are padding. Read on the host once.
-    own_mask : torch.Tensor, optional
-        ``[B, S]`` bool, True where an own column may be attended.
+    Args:
+        batch, query_length, own_length: `B`, `T` and `S`: the queries are the last `T` of `S` own columns.
+        shared_length: Number of shared tokens that precede a row's own: one for all, or `[B]` integer.
+        own_start: `[B]` integer, number of leading own columns of a row that are padding. Read on the host once.
+        own_mask: `[B, S]` bool, True where an own column may be attended.
 
-    Notes
-    -----
-    Views are built at first use and kept, one for each segment geometry and window. A plan belongs to one forward:
-    the tensors it was given must not change while it is in use.
+    Note:
+        Views are built at first use and kept, one for each segment geometry and window. A plan belongs to one forward:
+        the tensors it was given must not change while it is in use.
     """
 
     __slots__ = ("_own", "_segments", "batch", "own_length", "own_mask", "own_start", "query_length", "shared_length")

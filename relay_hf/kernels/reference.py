@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from relay_hf.kernels.segment import Segment
+from .segment import Segment
 
 
 def relay_attention(
@@ -28,31 +28,20 @@ def relay_attention(
 ) -> torch.Tensor:
     """Causal attention of each row over its shared segments followed by its own keys and values.
 
-    Parameters
-    ----------
-    query : torch.Tensor
-        ``[B, Hq, T, D]``: the last ``T`` of the own columns.
-    segments : sequence of Segment
-        The shared part: row ``b`` attends to every segment that lists it.
-    key, value : torch.Tensor
-        ``[B, Hkv, S, D]`` and ``[B, Hkv, S, Dv]``, ``S >= T``. Query head ``h`` uses KV head ``h // (Hq // Hkv)``.
-    own_start : torch.Tensor, optional
-        ``[B]`` integer, number of leading own columns of a row that are padding. None: 0.
-    own_mask : torch.Tensor, optional
-        ``[B, S]`` bool, True where an own column may be attended. None: everywhere.
-    scale : float, optional
-        Factor on the scores. None: ``D ** -0.5``.
-    sliding_window : int, optional
-        Only keys with ``query position - key position < sliding_window`` are visible. None: all.
-    softcap : float, optional
-        ``softcap * tanh(scores / softcap)`` on the scaled scores, before masking. None: none.
-    sinks : torch.Tensor, optional
-        ``[Hq]``, one more logit per query head in the softmax's denominator, without a value.
+    Args:
+        query: `[B, Hq, T, D]`: the last `T` of the own columns.
+        segments: The shared part: row `b` attends to every segment that lists it.
+        key, value: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`, `S >= T`. Query head `h` uses KV head `h // (Hq //
+            Hkv)`.
+        own_start: `[B]` integer, number of leading own columns of a row that are padding. None: 0.
+        own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
+        scale: Factor on the scores. None: `D ** -0.5`.
+        sliding_window: Only keys with `query position - key position < sliding_window` are visible. None: all.
+        softcap: `softcap * tanh(scores / softcap)` on the scaled scores, before masking. None: none.
+        sinks: `[Hq]`, one more logit per query head in the softmax's denominator, without a value.
 
-    Returns
-    -------
-    torch.Tensor
-        ``[B, T, Hq, Dv]`` of the dtype of ``query``. 0 where nothing is visible. Queries in padding columns are finite
+    Returns:
+        `[B, T, Hq, Dv]` of the dtype of `query`. 0 where nothing is visible. Queries in padding columns are finite
         and otherwise unspecified.
     """
     batch, _, query_length, head_size = query.shape
@@ -92,7 +81,7 @@ def _softmax_attention(
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One row: query ``[Hq, T, D]``, key ``[Hkv, N, D]``, visible ``[T, N]`` -> ``[T, Hq, Dv]``."""
+    """One row: query `[Hq, T, D]`, key `[Hkv, N, D]`, visible `[T, N]` -> `[T, Hq, Dv]`."""
     group = query.shape[0] // key.shape[0]
     key, value = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
     scores = query @ key.transpose(1, 2) * scale

@@ -11,17 +11,12 @@ import torch
 class Segment:
     """Keys and values of one shared run of tokens, for one layer.
 
-    Parameters
-    ----------
-    key : torch.Tensor
-        ``[Hkv, P, D]``, rotated as attention sees it. Any strides with a last one of 1.
-    value : torch.Tensor
-        ``[Hkv, P, Dv]``, of the dtype of ``key``. ``Dv`` may differ from ``D``.
-    start : int, default 0
-        Position of the first token, the same in every row that uses the segment.
-    rows : torch.Tensor, optional
-        ``[R]`` int64, the batch rows that use the segment, each at most once. None: all rows.
-        Layers of one forward should hold the same tensor: `Plan` recognises it by identity.
+    Args:
+        key: `[Hkv, P, D]`, rotated as attention sees it. Any strides with a last one of 1.
+        value: `[Hkv, P, Dv]`, of the dtype of `key`. `Dv` may differ from `D`.
+        start: Position of the first token, the same in every row that uses the segment.
+        rows: `[R]` int64, the batch rows that use the segment, each at most once. None: all rows. Layers of one
+            forward should hold the same tensor: `Plan` recognises it by identity.
     """
 
     key: torch.Tensor
@@ -31,7 +26,7 @@ class Segment:
 
     @property
     def length(self) -> int:
-        """Number of tokens, ``P``."""
+        """Number of tokens, `P`."""
         return self.key.shape[1]
 
     def __repr__(self) -> str:

@@ -1,6 +1,6 @@
 """Relay attention in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
 
-Partial results are kept as out ``[B, Hkv, G, T, Dv]`` and lse ``[B, Hkv, G, T]``, both float32 (float64 for float64
+Partial results are kept as out `[B, Hkv, G, T, Dv]` and lse `[B, Hkv, G, T]`, both float32 (float64 for float64
 inputs). An empty part has the lowest finite number for its lse: like -inf it merges with weight 0, but the difference
 of two of them is 0 and not NaN.
 """
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from relay_hf.kernels.parts import attend_part
-from relay_hf.kernels.plan import Plan, SegmentView
-from relay_hf.kernels.segment import Segment
+from .parts import attend_part
+from .plan import Plan, SegmentView
+from .segment import Segment
 
 
 def relay_attention(
@@ -65,7 +65,7 @@ def relay_attention(
 def _attend_segment(
     query: torch.Tensor, segment: Segment, seen: SegmentView, scale: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query ``[B, Hkv, G, T, D]`` over a segment, all rows stacked."""
+    """Query `[B, Hkv, G, T, D]` over a segment, all rows stacked."""
     key, value = segment.key, segment.value
     if seen.first:
         key, value = key[:, seen.first :], value[:, seen.first :]
@@ -88,7 +88,7 @@ def _merge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Merge the other part into out, in place.
 
-    ``exp(b) / (exp(a) + exp(b)) = sigmoid(b - a)``, so that the merge is one lerp: 3 us at B=16, 12 heads of 64, where
+    `exp(b) / (exp(a) + exp(b)) = sigmoid(b - a)`, so that the merge is one lerp: 3 us at B=16, 12 heads of 64, where
     products and sums take 6 to 10.
     """
     weight = torch.sigmoid(other_lse - lse)

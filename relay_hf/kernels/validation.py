@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from relay_hf.kernels.segment import Segment
+from .segment import Segment
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
