@@ -38,12 +38,11 @@ class Witness:
         # One pass over the modules: for 1,000 parameters in 1,500 modules, model.parameters() and its like take longer
         # than all that is done with them here.
         for index, module in enumerate(modules):
-            parameters.extend(p for p in module._parameters.values() if p is not None)
-            buffers.update(
-                ((index, name), buffer)
-                for name, buffer in module._buffers.items()
-                if buffer is not None and (index, name) not in ignore
-            )
+            if module._parameters:
+                parameters += [p for p in module._parameters.values() if p is not None]
+            for name, buffer in module._buffers.items():
+                if buffer is not None and (index, name) not in ignore:
+                    buffers[index, name] = buffer
         self._marks = _marks(parameters) + _marks(buffers.values())
         self._samples = _sample(parameters)
         self._buffers = {key: _sample([buffer]) for key, buffer in buffers.items()}
@@ -55,15 +54,14 @@ class Witness:
         return (
             self._marks == other._marks
             and self._state == other._state
-            and _equal(self._samples, other._samples)
-            and self._buffers.keys() == other._buffers.keys()
-            and all(_equal(self._buffers[key], other._buffers[key]) for key in self._buffers)
+            and self._samples == other._samples
+            and self._buffers == other._buffers
         )
 
     def rewritten(self, later: Witness) -> frozenset[BufferKey]:
         """The buffers whose content differs in `later`."""
         keys = self._buffers.keys() & later._buffers.keys()
-        return frozenset(key for key in keys if not _equal(self._buffers[key], later._buffers[key]))
+        return frozenset(key for key in keys if self._buffers[key] != later._buffers[key])
 
 
 def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | None:
@@ -95,8 +93,8 @@ def _marks(tensors: Iterable[Tensor]) -> list[int]:
 
 
 @torch.no_grad()
-def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, Tensor]:
-    """Evenly spread elements of every tensor, the first and the last among them, one tensor a dtype."""
+def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
+    """Evenly spread elements of every tensor, the first and the last among them, as bytes: a NaN equals itself."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
@@ -110,14 +108,8 @@ def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, Tensor]:
         else:
             view = tensor.reshape(-1)[::step][:_SAMPLES]
         groups.setdefault(tensor.dtype, []).append(view)
-    return {kind: torch.cat(views) for kind, views in groups.items()}
-
-
-def _equal(one: dict, other: dict) -> bool:
-    # Compared as bytes: a NaN weight equals itself.
-    return one.keys() == other.keys() and all(
-        torch.equal(one[kind].view(torch.uint8), other[kind].view(torch.uint8)) for kind in one
-    )
+    # Compared by Python: a comparison by torch would start its threads, which takes milliseconds on a busy machine.
+    return {kind: torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for kind, views in groups.items()}
 
 
 def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
@@ -125,7 +117,8 @@ def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
     for module in modules:
         members = module.__dict__
         state += (id(module), id(members.get("forward")))
-        state.extend(repr(members[name]) for name in _ADAPTER_STATE if name in members)
+        if "_active_adapter" in members:
+            state += [repr(members.get(name)) for name in _ADAPTER_STATE]
     for config in attention_configs(modules):
         fields = {name: value for name, value in vars(config).items() if name != "_attn_implementation_internal"}
         state += (repr(fields), users_implementation(config))
