@@ -22,6 +22,7 @@ class Call:
     Attributes:
         modules: all modules of the model, listed once.
         configs: those of them whose attention implementation a relayed forward switches.
+        names_cache: the caller named a cache implementation.
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
             not read them (on a GPU that read would wait for the device).
@@ -30,6 +31,7 @@ class Call:
 
     modules: list[nn.Module]
     configs: list[PreTrainedConfig]
+    names_cache: bool = False
     report: RelayReport | None = None
     cache: RelayCache | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None

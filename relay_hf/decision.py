@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from transformers import Cache, DynamicCache, StaticCache
 
 from . import eligibility, gate
 from .call import open_call
@@ -76,7 +77,7 @@ def decide(
         first: generate()'s `is_first_iteration`.
 
     Raises:
-        ValueError: a token id has no embedding.
+        TokenIdError: a token id has no embedding.
     """
     model, config = relay.model, relay.config
     if config.policy == "off":
@@ -85,7 +86,7 @@ def decide(
     refusal = (
         relay.model_refusal
         or eligibility.model_refusal(model, call.configs)
-        or eligibility.call_refusal(input_ids, generation_config, inputs, first)
+        or eligibility.call_refusal(input_ids, generation_config, inputs, first, _stock_cache(relay, inputs))
         or eligibility.training_refusal(call.modules, call.configs)
         or eligibility.hook_refusal(call.modules, relay.hook_ids)
         or eligibility.rope_refusal(call.configs, input_ids.shape[1])
@@ -107,6 +108,19 @@ def decide(
         shape = gate.Shape(rows, found.length, found.reused, new, returning=rows == 1 and found.reused < found.length)
         refusal = gate.refusal(shape, gate.ModelCost.of(call.modules, relay.text_config), model.device.type)
     return Decision(refusal, prompts=prompts) if refusal else found
+
+
+def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
+    """The cache that stock would use; a plain one where only the model's own defaults ask for a static one.
+
+    Such a default is its author's advice for speed, not the caller's wish. On other devices generate() has chosen to
+    compile the forward for it by now.
+    """
+    cache = inputs.get("past_key_values")
+    by_default = isinstance(cache, StaticCache) and not open_call().names_cache
+    if by_default and not hasattr(cache, "_is_user_defined") and relay.model.device.type == "cpu":
+        return DynamicCache(config=relay.text_config)
+    return cache
 
 
 def _find(relay: Relay, prompts: Prompts, keep: bool) -> Decision:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
@@ -32,6 +32,10 @@ _KNOWN_ATTENTION = frozenset(
 # RoPE whose frequencies depend on how long the sequence is: a prefix alone may be in another regime than the prompt.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
+
+
+class TokenIdError(ValueError):
+    """A token id that the model has no embedding for. Stock would fail too, on a GPU for good and without a name."""
 
 
 def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -> str | None:
@@ -78,8 +82,14 @@ def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedC
     return None
 
 
-def call_refusal(input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool) -> str | None:
-    """Why this call is not served, or None. `inputs` are the keyword inputs of the forward, as generate() has them."""
+def call_refusal(
+    input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool, stock_cache: Cache | None
+) -> str | None:
+    """Why this call is not served, or None.
+
+    `inputs` are the keyword inputs of the forward, as generate() has them; `stock_cache` is the cache among them, or
+    what stands for it.
+    """
     if not first:
         return "this call is an assistant's, which rolls back its cache"
     if torch.is_grad_enabled():
@@ -94,15 +104,14 @@ def call_refusal(input_ids: Tensor, generation_config: GenerationConfig, inputs:
             return f"the call has an input that is not relayed, {name!r}"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
-    cache = inputs.get("past_key_values")
-    if isinstance(cache, RelayCache):
+    if isinstance(stock_cache, RelayCache):
         return None
-    if getattr(cache, "_is_user_defined", False):
+    if getattr(stock_cache, "_is_user_defined", False):
         return "past_key_values was given by the caller"
-    if cache is None or type(cache) is not DynamicCache or cache.offloading:
-        kind = "no cache" if cache is None else f"a {type(cache).__name__}"
+    if stock_cache is None or type(stock_cache) is not DynamicCache or stock_cache.offloading:
+        kind = "no cache" if stock_cache is None else f"a {type(stock_cache).__name__}"
         return f"generate() uses {kind} here, in place of a plain DynamicCache"
-    unfit = unsupported_layer(cache)
+    unfit = unsupported_layer(stock_cache)
     return None if unfit is None else f"{unfit}, which is not shared"
 
 
@@ -145,11 +154,11 @@ def _rope_limit(config: object) -> int | None:
 
 
 def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
-    """Raise a ValueError that names the argument when an id has no embedding."""
+    """Raise a TokenIdError that names the argument when an id has no embedding."""
     size = model.get_input_embeddings().num_embeddings
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
         wrong = ids[(ids < 0) | (ids >= size)][0]
-        raise ValueError(
+        raise TokenIdError(
             f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
             "Is the tokenizer the model's own?"
         )

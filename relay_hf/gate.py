@@ -36,6 +36,7 @@ class ModelCost:
         """Read it off the modules and the decoder's configuration."""
         weights = [p for module in modules for p in module._parameters.values() if p is not None]
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        heads = heads if isinstance(heads, int) else max(heads)  # some models have a number for each layer
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         itemsize = weights[0].element_size() if weights else 4
         count = sum(p.numel() for p in weights)

@@ -13,6 +13,7 @@ from .cache_utils import RelayCache, SharedLayer
 from .cache_utils.layer import RelayLayer, RowLayout
 from .call import current_call, open_call
 from .decision import Decision, decide
+from .eligibility import TokenIdError
 from .forward import own_columns
 from .frame import RelayError
 from .kernels.segment import Segment
@@ -50,18 +51,20 @@ def prefill(
         call.report = _continue(relay, given, model_kwargs, generation_config)
         call.cache = given if call.report.relayed else None
         return stock(*arguments, is_first_iteration=is_first_iteration)
-    decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
-    relay.remember(decision)
     failure = None
-    if decision.length:
-        try:
+    try:
+        decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
+        relay.remember(decision)
+        if decision.length:
             return _relayed(relay, decision, *arguments)
-        except Exception as error:
-            failure = error
-            decision = Decision(_failure_reason(error))
-            logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
-        finally:
-            call.capture = None
+    except TokenIdError:
+        raise
+    except Exception as error:
+        failure = error
+        decision = Decision(_failure_reason(error))
+        logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
+    finally:
+        call.capture = None
     call.cache = None
     call.report = decision.report(relay.backend)
     if isinstance(given, RelayCache):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from .cache_utils import SharedLayer
 from .call import Call, current_call, open_call
@@ -129,6 +130,8 @@ class Relay:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
         with self.open_call() as call:
+            config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
+            call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
             try:
                 return self.stock["generate"](*args, **kwargs)
             except BaseException as error:

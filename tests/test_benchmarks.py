@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_smoke_workload_writes_every_round_of_every_contender(tmp_path):
     path = tmp_path / "results" / "smoke.json"
-    command = [sys.executable, "-m", "benchmarks.cpu", "--workload", "smoke", "--rounds", "2", "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks.cpu", "--workload", "smoke", "--rounds", "2", "--policy", "always"]
+    command += ["--json", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "tokens of stock, prefix-copied, relay-cold, relay-kept: identical" in done.stdout

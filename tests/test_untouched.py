@@ -187,6 +187,27 @@ def test_no_report_before_the_first_call_and_one_after_a_failed_one():
     assert "the call raised ValueError" in ours.relay.last.reason
 
 
+def test_a_static_cache_by_default_of_the_model_is_not_the_callers_wish():
+    stock, ours = pair()
+    for model in (stock, ours):
+        model.generation_config.cache_implementation = "static"
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.relayed, ours.relay.last
+    assert_untouched(stock, ours, "StaticCache", cache_implementation="static")
+    config = copy.deepcopy(stock.generation_config)
+    config.max_new_tokens = 4
+    assert torch.equal(
+        ours.generate(**INPUTS, generation_config=config), stock.generate(**INPUTS, generation_config=config)
+    )
+    assert "StaticCache" in ours.relay.last.reason
+
+
+def test_nothing_that_goes_wrong_in_deciding_reaches_the_caller(monkeypatch):
+    stock, ours = pair()
+    monkeypatch.setattr(relay_hf.prefix.Prompts, "shared_length", lambda self: 1 / 0)
+    assert_untouched(stock, ours, "raised ZeroDivisionError")
+
+
 def test_ids_out_of_the_vocabulary_are_one_clear_error():
     _, ours = pair()
     inputs = {name: value.clone() for name, value in INPUTS.items()}
