@@ -20,7 +20,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .frame import Frame, RelayError, active_frame
+from .frame import Frame, RelayError, UnfitModelError, active_frame
 from .kernels.plan import Plan
 from .ops import attend
 from .selection import ATTENTION_NAME, users_implementation
@@ -90,42 +90,30 @@ def relay_attention_forward(
         return implementation(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     window = _window(frame, attention_mask)
     if (softcap is not None or s_aux is not None) and users_implementation(module.config) == "sdpa":
-        raise RelayError("sdpa leaves out the softcap or sinks of this model; load it with attn_implementation='eager'")
+        raise UnfitModelError(
+            "sdpa leaves out the softcap or sinks of this model; load it with attn_implementation='eager'"
+        )
     layer_idx = _check_call(frame, module, key, dropout, kwargs)
-    if torch.is_autocast_enabled(query.device.type):
-        return _under_autocast(frame, layer_idx, query, key, value, scaling, window, softcap, s_aux), None
-    return _attend(frame, layer_idx, query, key, value, scaling, window, softcap, s_aux), None
-
-
-def _under_autocast(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, *how: Any) -> Tensor:
-    """As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32)."""
+    how = {"scale": scaling, "sliding_window": window, "softcap": softcap, "sinks": s_aux}
     device_type = query.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return _attend(frame, layer_idx, query, key, value, **how), None
+    # As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32).
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        return _attend(frame, layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), *how)
+        return _attend(frame, layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), **how), None
 
 
-def _attend(
-    frame: Frame,
-    layer_idx: int,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def _attend(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
     layer = frame.cache.layers[layer_idx]
     if frame.plan is None:
         frame.plan = _plan(frame, query, key)
+    if (frame.plan.batch, frame.plan.query_length) != (query.shape[0], query.shape[2]):
+        raise UnfitModelError(f"layer {layer_idx} attends with other queries than the layers before it")
     if frame.capture is not None:
         frame.capture[layer_idx] = (key, value)
     frame.hits.add(layer_idx)
-    segments = [shared.segment for shared in layer.shared]
-    return attend(
-        frame.plan, query, segments, key, value, scale=scaling, sliding_window=window, softcap=softcap, sinks=sinks
-    )
+    return attend(frame.plan, query, [shared.segment for shared in layer.shared], key, value, **how)
 
 
 def relay_mask(
@@ -170,7 +158,7 @@ def relay_mask(
         mask = torch.ones((), dtype=torch.bool, device=device).expand(batch_size, 1, q_length, kv_length)
         frame.windows[id(mask)] = (mask, local_size)
         return mask
-    raise RelayError("the model masks attention in a way that is neither causal nor a sliding window")
+    raise UnfitModelError("the model masks attention in a way that is neither causal nor a sliding window")
 
 
 def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
@@ -192,25 +180,25 @@ def _window(frame: Frame, mask: Tensor | None) -> int | None:
         return None
     known = frame.windows.get(id(mask))
     if known is None:
-        raise RelayError("the model makes or rewrites its attention masks in its own way")
+        raise UnfitModelError("the model makes or rewrites its attention masks in its own way")
     return known[1]
 
 
 def _check_call(frame: Frame, module: nn.Module, key: Tensor, dropout: float, kwargs: dict[str, Any]) -> int:
     layer_idx = getattr(module, "layer_idx", None)
     if layer_idx is None or layer_idx >= len(frame.cache.layers):
-        raise RelayError(f"an attention module ({type(module).__name__}) names no layer of the cache")
+        raise UnfitModelError(f"an attention module ({type(module).__name__}) names no layer of the cache")
     if layer_idx in frame.hits:
-        raise RelayError(f"layer {layer_idx} attends more than once in a forward")
+        raise UnfitModelError(f"layer {layer_idx} attends more than once in a forward")
     if dropout:
         raise RelayError(f"attention dropout is active ({dropout})")
     if kwargs.get("is_causal") is False:
-        raise RelayError("a layer's attention is not causal")
+        raise UnfitModelError("a layer's attention is not causal")
     for name, given in kwargs.items():
         if given is not None and name not in _HARMLESS:
             raise RelayError(f"attention has an argument that the operator does not know, {name!r}")
     if key.shape[2] != frame.cache.layers[layer_idx].own_length:
-        raise RelayError(f"layer {layer_idx} attends to other keys than the cache holds for it")
+        raise UnfitModelError(f"layer {layer_idx} attends to other keys than the cache holds for it")
     return layer_idx
 
 

@@ -20,6 +20,7 @@ class Call:
     """One generate() call.
 
     Attributes:
+        owner: the handle of the model that generates.
         modules: all modules of the model, listed once.
         configs: those of them whose attention implementation a relayed forward switches.
         names_cache: the caller named a cache implementation.
@@ -29,6 +30,7 @@ class Call:
         capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
     """
 
+    owner: object
     modules: list[nn.Module]
     configs: list[PreTrainedConfig]
     names_cache: bool = False

@@ -16,10 +16,9 @@ from .prefix import KeptPrefix, Prompts, keeping_refusal
 from .report import RelayReport
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedModel
 
     from .relay import Relay
-
 
 NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
 
@@ -46,11 +45,10 @@ class Decision:
 
     def report(self, backend: str) -> RelayReport:
         """The decision as a report, before any byte is measured."""
+        rows, tokens = len(self.prompts.ids), self.prompts.tokens
         if not self.length:
-            return RelayReport(False, self.reason)
-        rows = len(self.prompts.ids)
-        own = self.prompts.tokens() - rows * self.length
-        computed = own + self.length - self.reused
+            return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
+        computed = tokens - rows * self.length + self.length - self.reused
         return RelayReport(
             relayed=True,
             reason=self.reason,
@@ -58,7 +56,7 @@ class Decision:
             prefix_length=self.length,
             prefix_tokens_reused=self.reused,
             prompt_tokens_computed=computed,
-            prompt_tokens_saved=self.prompts.tokens() - computed,
+            prompt_tokens_saved=tokens - computed,
             levels=1,
             backend=backend,
         )
@@ -79,35 +77,58 @@ def decide(
     Raises:
         TokenIdError: a token id has no embedding.
     """
-    model, config = relay.model, relay.config
-    if config.policy == "off":
-        return Decision("policy 'off'")
-    call = open_call()
-    refusal = (
-        relay.model_refusal
-        or eligibility.model_refusal(model, call.configs)
-        or eligibility.call_refusal(input_ids, generation_config, inputs, first, _stock_cache(relay, inputs))
-        or eligibility.training_refusal(call.modules, call.configs)
-        or eligibility.hook_refusal(call.modules, relay.hook_ids)
-        or eligibility.rope_refusal(call.configs, input_ids.shape[1])
-    )
-    if refusal:
-        return Decision(refusal)
-    mask = inputs.get("attention_mask")
+    model, call, mask = relay.model, open_call(), inputs.get("attention_mask")
+    refused = refusal(relay, input_ids, generation_config, inputs, first, _stock_cache(relay, inputs))
+    refused = refused or eligibility.rope_refusal(call.configs, input_ids.shape[1])
+    if refused:
+        return Decision(refused)
     prompts = Prompts.of(input_ids, mask)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
-    keep = keeping_refusal(model, call.modules) is None and relay.store.budget > 0
+    keep = keeping_refusal(model, call.modules) is None and relay.keeper.store.budget > 0
     found = _find(relay, prompts, keep)
-    if found.length < config.min_prefix_length:
+    if not found.length:
         return found
-    padded = bool(prompts.start.any())
-    refusal = eligibility.position_refusal(inputs, mask, padded)
-    if refusal is None and config.policy == "auto":
+    refused = eligibility.position_refusal(inputs, mask, padded=bool(prompts.start.any()))
+    if refused is None and relay.config.policy == "auto":
         rows = len(prompts.ids)
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         shape = gate.Shape(rows, found.length, found.reused, new, returning=rows == 1 and found.reused < found.length)
-        refusal = gate.refusal(shape, gate.ModelCost.of(call.modules, relay.text_config), model.device.type)
-    return Decision(refusal, prompts=prompts) if refusal else found
+        refused = gate.refusal(shape, call.modules, relay.text_config, model.device.type)
+    return Decision(refused, prompts=prompts) if refused else found
+
+
+def refusal(
+    relay: Relay,
+    input_ids: Tensor,
+    generation_config: GenerationConfig,
+    inputs: dict,
+    first: bool,
+    cache: Cache | None,
+) -> str | None:
+    """Why a call is not served whatever its rows share, or None. Arguments as for `decide`; `cache`: stock's."""
+    call = open_call()
+    if relay.config.policy == "off":
+        return "policy 'off'"
+    return (
+        relay.model_refusal
+        or eligibility.model_refusal(relay.model, call.configs)
+        or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache)
+        or eligibility.training_refusal(call.modules, call.configs)
+        or eligibility.hook_refusal(call.modules, relay)
+    )
+
+
+def lookup(relay: Relay, ids: Tensor) -> tuple[KeptPrefix | None, int]:
+    """The kept prefix that serves most of the start of `ids` (`[n]`), and how many tokens of it."""
+    embedding = relay.model.get_input_embeddings()
+    return relay.keeper.lookup(open_call().modules, embedding, ids, context_of(relay.model))
+
+
+def context_of(model: PreTrainedModel) -> Hashable:
+    """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
+    device = model.device
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return (device, model.dtype, autocast)
 
 
 def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
@@ -128,11 +149,11 @@ def _find(relay: Relay, prompts: Prompts, keep: bool) -> Decision:
     least = relay.config.min_prefix_length
     shared = prompts.shared_length()
     ids = prompts.first_row[:shared]
-    kept, reused = relay.lookup(ids) if keep else (None, 0)
+    kept, reused = lookup(relay, ids) if keep else (None, 0)
     single = len(prompts.ids) == 1
     length = shared
     if single:
-        length = max(reused, relay.recent.returning(ids) if keep else 0)
+        length = max(reused, relay.keeper.returning(ids) if keep else 0)
     # A forward for a few more tokens costs more than it saves; the rows carry them as their own.
     if reused and length - reused < least:
         length = reused
@@ -146,9 +167,3 @@ def _find(relay: Relay, prompts: Prompts, keep: bool) -> Decision:
     else:
         reason = "the rows start alike" if not reused else "a kept prefix, extended by what the rows share"
     return Decision(reason, length, prompts, kept if reused else None, reused, keep)
-
-
-def autocast_context(device_type: str) -> Hashable:
-    """What a prefix's KV depends on beside the model: whether autocast is on, and to what."""
-    enabled = torch.is_autocast_enabled(device_type)
-    return (device_type, torch.get_autocast_dtype(device_type) if enabled else None)

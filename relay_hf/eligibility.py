@@ -26,6 +26,10 @@ _KNOWN_INPUTS = frozenset(
         "use_cache",
     }
 )
+# Transformers' own hooks that collect hidden states and attentions, idle unless a call asks for them.
+_HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})
+# What a configuration calls the things that make a model in training mode random.
+_RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 _KNOWN_ATTENTION = frozenset(
     {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
 )
@@ -55,13 +59,16 @@ def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -
     return None
 
 
-def hook_refusal(modules: Iterable[nn.Module], ours: frozenset[int]) -> str | None:
-    """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes."""
+def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
+    """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes.
+
+    `ours` is the handle whose bound methods are the relay's own hooks.
+    """
     for module in modules:
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key, hook in hooks.items():
-                owner = getattr(hook, "__module__", None) or ""
-                if key not in ours and not owner.startswith("transformers."):
+            for hook in hooks.values():
+                known = getattr(hook, "__self__", None) is ours or getattr(hook, "__module__", None) in _HARMLESS_HOOKS
+                if not known:
                     return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
     return None
 
@@ -77,8 +84,8 @@ def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedC
             return f"dropout is active ({module.p})"
     for config in configs:
         for name, value in vars(config).items():
-            if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float) and value > 0:
-                return f"dropout is active ({name}={value} in training mode)"
+            if isinstance(value, float) and value > 0 and any(word in name for word in _RANDOM_IN_TRAINING):
+                return f"the model is random in training mode ({name}={value})"
     return None
 
 
@@ -155,7 +162,10 @@ def _rope_limit(config: object) -> int | None:
 
 def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
     """Raise a TokenIdError that names the argument when an id has no embedding."""
-    size = model.get_input_embeddings().num_embeddings
+    table = getattr(model.get_input_embeddings(), "weight", None)
+    if table is None:
+        return
+    size = table.shape[0]
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
         wrong = ids[(ids < 0) | (ids >= size)][0]
         raise TokenIdError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .cache_utils import RelayCache
-from .frame import Frame, RelayError, active_frame
+from .frame import Frame, RelayError, UnfitModelError, active_frame
 from .selection import deselect, select
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def check_hits(frame: Frame) -> None:
     if frame.hits != expected or not expected:
         missed = sorted(expected - frame.hits)
         what = f"layers {missed} did not" if missed else "no layer did"
-        raise RelayError(f"not all attention goes through Transformers' attention interface: {what}")
+        raise UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
 
 
 def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | None:

@@ -26,6 +26,10 @@ class RelayError(RuntimeError):
     """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would."""
 
 
+class UnfitModelError(RelayError):
+    """The model itself is such that none of its forwards can be relayed."""
+
+
 @dataclass(eq=False)
 class Frame:
     """One relayed forward.

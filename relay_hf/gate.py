@@ -33,14 +33,26 @@ class ModelCost:
 
     @classmethod
     def of(cls, modules: Iterable[nn.Module], config: PreTrainedConfig) -> ModelCost:
-        """Read it off the modules and the decoder's configuration."""
-        weights = [p for module in modules for p in module._parameters.values() if p is not None]
+        """Read it off the modules and the decoder's configuration.
+
+        Counted are the weights that a prompt token meets: not the embedding and the head, which have a row for each
+        word, and of stacked experts (3-D) the share that is routed to.
+
+        Raises:
+            AttributeError, RuntimeError, TypeError, ValueError: the configuration has its sizes under other names, or
+                by layer.
+        """
+        weights = {id(p): p for module in modules for p in module._parameters.values() if p is not None}.values()
+        routed = getattr(config, "num_experts_per_tok", None) or 1
+        count = sum(
+            p.numel() * routed // p.shape[0] if p.dim() == 3 else p.numel()
+            for p in weights
+            if p.dim() < 2 or p.shape[0] != config.vocab_size
+        )
+        itemsize = next(iter(weights)).element_size()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        heads = heads if isinstance(heads, int) else max(heads)  # some models have a number for each layer
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        itemsize = weights[0].element_size() if weights else 4
-        count = sum(p.numel() for p in weights)
-        return cls(count, itemsize, config.num_hidden_layers, 2 * heads * size * itemsize)
+        return cls(int(count), itemsize, int(config.num_hidden_layers), 2 * int(heads) * int(size) * itemsize)
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,15 @@ class Shape:
     returning: bool = False
 
 
-def refusal(shape: Shape, model: ModelCost, device_type: str) -> str | None:
-    """Why relaying is not expected to pay, or None."""
+def refusal(shape: Shape, modules: Iterable[nn.Module], config: PreTrainedConfig, device_type: str) -> str | None:
+    """Why relaying a call of the model of `modules` and `config` is not expected to pay, or None."""
     if device_type != "cpu":
         return f"policy 'auto': this version is not measured on {device_type}; policy='always' relays"
-    gain = expected_gain(shape, model, torch.get_num_threads())
+    try:
+        cost = ModelCost.of(modules, config)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
+    gain = expected_gain(shape, cost, torch.get_num_threads())
     return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
 
 

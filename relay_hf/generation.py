@@ -12,11 +12,13 @@ from transformers import DynamicCache
 from .cache_utils import RelayCache, SharedLayer
 from .cache_utils.layer import RelayLayer, RowLayout
 from .call import current_call, open_call
-from .decision import Decision, decide
+from .decision import Decision, context_of, decide, refusal
 from .eligibility import TokenIdError
 from .forward import own_columns
-from .frame import RelayError
+from .frame import RelayError, UnfitModelError
+from .keeping import embedded
 from .kernels.segment import Segment
+from .prefix import KeptPrefix
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -44,17 +46,17 @@ def prefill(
     """generate()'s prefill, in the shape of `GenerationMixin._prefill`; `stock` is the model's own."""
     arguments = (input_ids, generation_config, model_kwargs)
     call = current_call.get()
-    if call is None:  # a decoding loop that was started without generate()
+    if call is None or call.owner is not relay:  # a decoding loop that was started without generate()
         return stock(*arguments, is_first_iteration=is_first_iteration)
     given = model_kwargs.get("past_key_values")
     if isinstance(given, RelayCache) and given.get_seq_length() > 0:
-        call.report = _continue(relay, given, model_kwargs, generation_config)
+        call.report = _continue(relay, given, *arguments, is_first_iteration)
         call.cache = given if call.report.relayed else None
         return stock(*arguments, is_first_iteration=is_first_iteration)
     failure = None
     try:
         decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
-        relay.remember(decision)
+        relay.keeper.remember(decision.prompts.first_row, decision.kept)
         if decision.length:
             return _relayed(relay, decision, *arguments)
     except TokenIdError:
@@ -66,14 +68,18 @@ def prefill(
     finally:
         call.capture = None
     call.cache = None
-    call.report = decision.report(relay.backend)
+    call.report = _counted(decision.report(relay.backend), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         given.reset()
         model_kwargs["past_key_values"] = DynamicCache(config=relay.text_config)
     outputs = stock(*arguments, is_first_iteration=is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
-    if failure is not None and not isinstance(failure, torch.OutOfMemoryError):
+    if isinstance(failure, UnfitModelError):
         relay.model_refusal = decision.reason
+    elif failure is not None and not isinstance(failure, (RelayError, torch.OutOfMemoryError)):
+        relay.unexplained += 1
+        if relay.unexplained > 1:  # once may be the moment's fault, twice is the model's
+            relay.model_refusal = decision.reason
     return outputs
 
 
@@ -108,9 +114,24 @@ def prefill_prefix(
     call.capture = None
     missed = [index for index in range(len(cache.layers)) if index not in captured]
     if missed:
-        raise RelayError(f"not all attention goes through Transformers' attention interface: layers {missed} did not")
+        raise UnfitModelError(
+            f"not all attention goes through Transformers' attention interface: layers {missed} did not"
+        )
     layers = [_shared_layer(layer, captured[index]) for index, layer in enumerate(cache.layers)]
     return [old.then(new) for old, new in zip(kept, layers, strict=True)] if kept else layers
+
+
+def prefill_and_keep(
+    relay: Relay, ids: Tensor, kept: list[SharedLayer] | None, inputs: Collection[str], chunk: int | None = None
+) -> KeptPrefix:
+    """`prefill_prefix`, and what it gives kept for later calls if the model stayed the same meanwhile."""
+    modules, embedding = open_call().modules, relay.model.get_input_embeddings()
+    before = relay.keeper.witness(modules)
+    rows = embedded(embedding, ids)
+    layers = prefill_prefix(relay, ids, kept, inputs, chunk)
+    prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
+    relay.keeper.keep(before, modules, prefix)
+    return prefix
 
 
 def _failure_reason(error: Exception) -> str:
@@ -135,7 +156,7 @@ def _relayed(
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
     )
-    cache.share(layers, rows)
+    cache.share(layers, rows, context_of(relay.model))
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
     call.report = decision.report(relay.backend)
@@ -155,10 +176,7 @@ def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chu
     given = {name for name, value in inputs.items() if value is not None}
     if not decision.keep:
         return prefill_prefix(relay, ids, kept, given, chunk)
-    before = relay.witness_before()
-    layers = prefill_prefix(relay, ids, kept, given, chunk)
-    relay.keep(ids, layers, before)
-    return layers
+    return prefill_and_keep(relay, ids, kept, given, chunk).layers
 
 
 def _run(
@@ -187,30 +205,47 @@ def _run(
 def _shared_layer(layer: RelayLayer, captured: tuple[Tensor, Tensor]) -> SharedLayer:
     segment = Segment(captured[0][0], captured[1][0])
     keys, values = layer.own()
-    if captured[0].data_ptr() == keys.data_ptr():
-        return SharedLayer(segment, (segment.key, segment.value))
     return SharedLayer(segment, (keys[0], values[0]))
 
 
+def _counted(report: RelayReport, input_ids: Tensor, inputs: dict[str, Any]) -> RelayReport:
+    """With the rows and tokens of a call whose prompts were not looked at."""
+    if not report.rows and input_ids.dim() == 2:
+        mask = inputs.get("attention_mask")
+        report.rows = len(input_ids)
+        report.prompt_tokens_computed = input_ids.numel() if mask is None else int(mask.sum())
+    return report
+
+
 def _continue(
-    relay: Relay, cache: RelayCache, inputs: dict[str, Any], generation_config: GenerationConfig
+    relay: Relay,
+    cache: RelayCache,
+    input_ids: Tensor,
+    generation_config: GenerationConfig,
+    inputs: dict[str, Any],
+    first: bool,
 ) -> RelayReport:
     """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
-    if inputs.get("output_attentions") or inputs.get("inputs_embeds") is not None or torch.is_grad_enabled():
-        refusal = "the call needs more than a RelayCache gives; continued on a DynamicCache"
-    else:
-        try:
-            cache.rows.holes = own_columns(cache, inputs.get("attention_mask"))
-            return RelayReport(
-                relayed=cache.is_shared,
-                reason="a returned cache, continued",
-                rows=cache.layers[0].own_tensors()[0].shape[0],
-                prefix_length=cache.rows.shared_length,
-                prefix_tokens_reused=cache.rows.shared_length,
-                levels=int(cache.is_shared),
-                backend=relay.backend,
-            )
-        except RelayError as error:
-            refusal = f"{error}; continued on a DynamicCache"
-    inputs["past_key_values"] = cache.to_dynamic()
-    return RelayReport(False, refusal)
+    past, mask = cache.get_seq_length(), inputs.get("attention_mask")
+    refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
+    if refused is None and cache.context not in (None, context_of(relay.model)):
+        refused = "the cache was filled on another device, in another dtype or under another autocast"
+    try:
+        cache.rows.holes = own_columns(cache, mask)
+    except RelayError as error:
+        refused = refused or str(error)
+    columns = max(input_ids.shape[1] - past, 0) if mask is None else mask.shape[1] - past
+    computed = len(input_ids) * columns if mask is None else int(mask[:, past:].sum())
+    if refused is not None:
+        inputs["past_key_values"] = cache.to_dynamic()
+        reason = f"{refused}; continued on a DynamicCache"
+        return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
+    return RelayReport(
+        relayed=cache.is_shared,
+        reason="a returned cache, continued",
+        rows=len(input_ids),
+        prefix_length=cache.rows.shared_length,
+        prompt_tokens_computed=computed,
+        levels=int(cache.is_shared),
+        backend=relay.backend,
+    )

@@ -14,6 +14,7 @@ from transformers import __version__ as transformers_version
 from . import attention
 from .config import RelayConfig
 from .relay import Relay
+from .selection import ATTENTION_FIELD
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -55,11 +56,10 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         relay.stock[name] = getattr(target, name)
         relay.shadowed[name] = target.__dict__.get(name)
         target.__dict__[name] = getattr(relay, method)
-    handles = (
+    relay.handles = [
         target.register_forward_pre_hook(relay.before_forward, with_kwargs=True),
         target.register_forward_hook(relay.after_forward, always_call=True),
-    )
-    relay.hook_ids = frozenset(handle.id for handle in handles)
+    ]
     target.__dict__["relay"] = relay
     return model
 
@@ -75,15 +75,14 @@ def unpatch_model(model: Model) -> Model:
         return model
     relay.clear()
     for name, before in relay.shadowed.items():
-        del target.__dict__[name]
-        if before is not None:
-            target.__dict__[name] = before
-    for hooks in (target._forward_pre_hooks, target._forward_hooks):
-        for key in relay.hook_ids & hooks.keys():
-            del hooks[key]
-    for marks in (target._forward_pre_hooks_with_kwargs, target._forward_hooks_always_called):
-        for key in relay.hook_ids & marks.keys():
-            del marks[key]
+        # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
+        if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
+            del target.__dict__[name]
+            if before is not None:
+                target.__dict__[name] = before
+    for handle in relay.handles:
+        handle.remove()
+    relay.config = RelayConfig(policy="off")
     del target.__dict__["relay"]
     return model
 
@@ -126,8 +125,16 @@ def _relay_of(model: PreTrainedModel) -> Relay | None:
 def _check_transformers(model: PreTrainedModel) -> None:
     found = getattr(type(model), "_prefill", None)
     names = [] if found is None else list(inspect.signature(found).parameters)[1:]
-    if names != _PREFILL_ARGUMENTS:
+    major, minor = (int(part) for part in transformers_version.split(".")[:2])
+    wrong = None
+    if not (5, 17) <= (major, minor) < (6, 0):
+        wrong = f"it is version {transformers_version}"
+    elif names != _PREFILL_ARGUMENTS:
+        wrong = f"_prefill takes {names}, expected {_PREFILL_ARGUMENTS}"
+    elif not hasattr(model.config, ATTENTION_FIELD):
+        wrong = f"configurations have no field {ATTENTION_FIELD}"
+    if wrong is not None:
         raise RuntimeError(
-            f"Transformers {transformers_version} is not what relay_hf hooks into: _prefill takes {names}, expected "
-            f"{_PREFILL_ARGUMENTS}. Install transformers>=5.17,<6, or a relay_hf made for this version."
+            f"this Transformers is not what relay_hf hooks into: {wrong}. Install transformers>=5.17,<6, or a relay_hf "
+            f"made for Transformers {transformers_version}."
         )

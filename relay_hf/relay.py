@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig
 
-from .cache_utils import SharedLayer
-from .call import Call, current_call, open_call
+from . import attention
+from .call import Call, current_call
 from .config import RelayConfig
-from .decision import Decision, autocast_context
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
-from .prefix import KeptPrefix, PrefixStore, RecentPrompts, Witness
-from .prefix.witness import BufferKey
+from .keeping import Keeper
+from .ops import resolve_backend
+from .prefix import KeptPrefix
 from .report import RelayReport, RelayStats
 from .selection import attention_configs
 from .warming import explain, keep_prefix, read_prefix
@@ -38,60 +39,51 @@ class Relay:
     Attributes:
         model: the patched model.
         config: the options in force.
+        keeper: what is kept between calls.
         last: the report of the latest generate(), or None before the first.
-        model_refusal: why no call of this model is relayed, once that is known.
+        model_refusal: why no call of this model is relayed, once a relayed forward has shown it.
+        unexplained: relayed prefills that raised something unforeseen where stock did not.
+        stock: the methods that the model had, by name.
+        shadowed: what stood in the model's own `__dict__` under those names, or None.
+        handles: of the hooks on the model.
     """
 
     def __init__(self, model: PreTrainedModel, config: RelayConfig) -> None:
         self.model = model
+        self.config = config
+        self.keeper = Keeper(self._budget, config.max_recent_prompts)
         self.last: RelayReport | None = None
         self.model_refusal: str | None = None
-        self.hook_ids: frozenset[int] = frozenset()
+        self.unexplained = 0
         self.stock: dict[str, Callable[..., Any]] = {}
         self.shadowed: dict[str, Any] = {}
+        self.handles: list[RemovableHandle] = []
         self._stats = RelayStats()
-        self._rewritten: frozenset[BufferKey] = frozenset()
-        self._start_keeping(config)
-
-    def _start_keeping(self, config: RelayConfig) -> None:
-        self.config = config
-        self._lock = threading.RLock()
-        self._witness: Witness | None = None
-        self._store: PrefixStore | None = None
-        self.recent = RecentPrompts(config.max_recent_prompts)
+        self._lock = threading.Lock()
 
     def configure(self, config: RelayConfig) -> None:
         """Take other options. Prefixes stay, unless the budget or the memory of prompts is another."""
-        kept = (self.config.max_store_bytes, self.config.max_recent_prompts)
-        if kept == (config.max_store_bytes, config.max_recent_prompts):
-            self.config = config
-        else:
-            self._start_keeping(config)
-
-    @property
-    def store(self) -> PrefixStore:
-        """The kept prefixes. Made at first use: the budget depends on the device that the model is on by then."""
-        if self._store is None:
-            self._store = PrefixStore(_budget(self.config, self.model))
-        return self._store
+        before, self.config = self.config, config
+        self._forget_refusal()
+        if (before.max_store_bytes, before.max_recent_prompts) != (config.max_store_bytes, config.max_recent_prompts):
+            self.keeper = Keeper(self._budget, config.max_recent_prompts)
 
     # -- for the user ------------------------------------------------------------------------------------------------
 
     def stats(self) -> RelayStats:
         """Totals since the model was patched."""
-        return replace(self._stats)
+        with self._lock:
+            return replace(self._stats)
 
     @property
     def prefixes(self) -> tuple[KeptPrefix, ...]:
         """The kept prefixes, the least recently used first."""
-        return tuple(self.store)
+        return tuple(self.keeper.store)
 
     def clear(self) -> None:
-        """Drop all kept prefixes and forget the recent prompts."""
-        with self._lock:
-            self.store.clear()
-            self.recent.clear()
-            self._witness = None
+        """Drop all kept prefixes, and forget the recent prompts and what was learnt about the model."""
+        self.keeper.clear()
+        self._forget_refusal()
 
     def warm(self, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any = None) -> KeptPrefix:
         """Prefill and keep a prefix ahead of its first request.
@@ -123,14 +115,14 @@ class Relay:
             return explain(self, torch.as_tensor(input_ids), attention_mask)
 
     def __repr__(self) -> str:
-        return f"Relay({type(self.model).__name__}, {len(self.store)} prefixes kept, last: {self.last!r})"
+        return f"Relay({type(self.model).__name__}, {len(self.prefixes)} prefixes kept, last: {self.last!r})"
 
     # -- what replaces the model's methods ---------------------------------------------------------------------------
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
+        config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
         with self.open_call() as call:
-            config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
             try:
                 return self.stock["generate"](*args, **kwargs)
@@ -147,7 +139,7 @@ class Relay:
     def train(self, mode: bool = True) -> nn.Module:
         """The model's train(): what is or was trained makes kept prefixes stale."""
         if mode or self.model.training:
-            self.clear()
+            self.keeper.clear()
         return self.stock["train"](mode)
 
     def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -177,7 +169,7 @@ class Relay:
     def open_call(self) -> Iterator[Call]:
         """A generate() call, or what runs forwards like one."""
         modules = list(self.model.modules())
-        call = Call(modules, attention_configs(modules))
+        call = Call(self, modules, attention_configs(modules))
         token = current_call.set(call)
         outer = active_frame.get()
         try:
@@ -196,60 +188,32 @@ class Relay:
     @property
     def backend(self) -> str:
         """What computes relayed attention."""
-        return "torch"
+        return resolve_backend(self.config.backend)
 
-    def lookup(self, ids: Tensor) -> tuple[KeptPrefix | None, int]:
-        """The kept prefix that has most of the start of `ids` (`[n]`), if the model is still what it was."""
-        with self._lock:
-            if len(self.store) and not (self._witness and self._witness.holds(open_call().modules)):
-                logger.info("the model has changed: %d kept prefixes are dropped", len(self.store))
-                self.clear()
-            return self.store.lookup(ids, autocast_context(self.model.device.type))
+    def _forget_refusal(self) -> None:
+        self.model_refusal, self.unexplained = None, 0
 
-    def remember(self, decision: Decision) -> None:
-        """Note the prompt of a call, and the use of a kept prefix."""
-        if len(decision.prompts.ids):
-            self.recent.add(decision.prompts.first_row)
-        if decision.kept is not None:
-            self.store.touch(decision.kept)
-
-    def witness_before(self) -> Witness | None:
-        """The model's state before a prefix is prefilled, or None where an earlier one stands."""
-        return Witness(open_call().modules, self._rewritten) if self._witness is None else None
-
-    def keep(self, ids: Tensor, layers: list[SharedLayer], before: Witness | None) -> None:
-        """Keep a prefix that was prefilled after `before` was taken."""
-        with self._lock:
-            if before is not None:
-                # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
-                modules = open_call().modules
-                self._rewritten |= before.rewritten(Witness(modules, self._rewritten))
-                self._witness = Witness(modules, self._rewritten)
-            self.store.add(KeptPrefix(ids, layers, autocast_context(self.model.device.type)))
+    def _budget(self) -> int:
+        if self.config.max_store_bytes is not None:
+            return self.config.max_store_bytes
+        if self.model.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.model.device).total_memory // 10
+        return 2**30
 
     def _finish(self, call: Call) -> None:
         report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
         if call.cache is not None and report.relayed:
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
-        self.last = report
-        self._stats.add(report)
+        with self._lock:
+            self.last = report
+            self._stats.add(report)
         logger.info("%s", report)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copied or pickled model keeps its patch and drops its prefixes."""
-        state = self.__dict__.copy()
-        for name in ("_lock", "_witness", "_store", "recent"):
-            del state[name]
-        return state
+        """A copied or pickled model keeps its patch; its keeper starts empty."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start_keeping(self.config)
-
-
-def _budget(config: RelayConfig, model: PreTrainedModel) -> int:
-    if config.max_store_bytes is not None:
-        return config.max_store_bytes
-    if model.device.type == "cuda":
-        return torch.cuda.get_device_properties(model.device).total_memory // 10
-    return 2**30
+        self._lock = threading.Lock()
+        attention.register()

@@ -2,7 +2,7 @@
 
 The switch is counted per config object, under a lock: two threads, or two models that share a config, may be inside
 relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that has no
-RelayCache finds our name too; it is handed on to the user's implementation (`handover.py`).
+RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ATTENTION_NAME = "relay_attention"
 # The field behind `config._attn_implementation`; written directly because the property's setter also overwrites
 # what sub-configs had, and those are selected and restored one by one here.
-_FIELD = "_attn_implementation_internal"
+ATTENTION_FIELD = "_attn_implementation_internal"
 
 
 @dataclass
@@ -37,7 +37,7 @@ _selected: dict[int, _Selected] = {}
 def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
     """The distinct config objects that modules read their attention implementation from."""
     found = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
-    return [config for config in found.values() if hasattr(config, _FIELD)]
+    return [config for config in found.values() if hasattr(config, ATTENTION_FIELD)]
 
 
 def select(configs: Iterable[PreTrainedConfig]) -> None:
@@ -46,8 +46,8 @@ def select(configs: Iterable[PreTrainedConfig]) -> None:
         for config in configs:
             entry = _selected.get(id(config))
             if entry is None:
-                entry = _selected[id(config)] = _Selected(config, getattr(config, _FIELD))
-                setattr(config, _FIELD, ATTENTION_NAME)
+                entry = _selected[id(config)] = _Selected(config, getattr(config, ATTENTION_FIELD))
+                setattr(config, ATTENTION_FIELD, ATTENTION_NAME)
             entry.count += 1
 
 
@@ -59,11 +59,13 @@ def deselect(configs: Iterable[PreTrainedConfig]) -> None:
             entry.count -= 1
             if entry.count == 0:
                 del _selected[id(config)]
-                setattr(config, _FIELD, entry.users_choice)
+                setattr(config, ATTENTION_FIELD, entry.users_choice)
 
 
 def users_implementation(config: PreTrainedConfig) -> str | None:
     """The implementation that the user chose, whether or not ours is selected now."""
     with _lock:
         entry = _selected.get(id(config))
-        return getattr(config, _FIELD) if entry is None else entry.users_choice
+        found = getattr(config, ATTENTION_FIELD) if entry is None else entry.users_choice
+    # A config that was copied in the middle of a relayed forward names ours for good.
+    return "sdpa" if found == ATTENTION_NAME else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,9 @@ from transformers import DynamicCache
 
 from . import eligibility
 from .call import open_call
-from .decision import autocast_context, decide
+from .decision import decide, lookup
 from .frame import RelayError
-from .generation import prefill_prefix
+from .generation import prefill_and_keep
 from .prefix import KeptPrefix, keeping_refusal
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from .relay import Relay
     from .report import RelayReport
+
+_DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
 
 
 def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
@@ -51,30 +54,24 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
 def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
     model, call = relay.model, open_call()
-    refusal = (
+    refused = (
         relay.model_refusal
         or eligibility.model_refusal(model, call.configs)
         or keeping_refusal(model, call.modules)
-        or eligibility.hook_refusal(call.modules, relay.hook_ids)
+        or eligibility.hook_refusal(call.modules, relay)
         or eligibility.rope_refusal(call.configs, len(ids))
     )
-    if refusal:
-        raise RelayError(f"no prefix of this model can be kept: {refusal}")
-    kept, reused = relay.lookup(ids)
-    if kept is not None and reused == len(ids) == len(kept):
+    if refused:
+        raise RelayError(f"no prefix of this model can be kept: {refused}")
+    kept, reused = lookup(relay, ids)
+    if kept is not None and reused == len(ids):
         return kept
-    accepts = inspect.signature(model.forward).parameters
     start = [layer.first(reused) for layer in kept.layers] if kept is not None else None
-    if reused == len(ids):
-        layers = start or []
-    else:
-        before = relay.witness_before()
-        layers = prefill_prefix(relay, ids, start, accepts.keys() & {"position_ids", "logits_to_keep"})
-        relay.keep(ids, layers, before)
-    prefix = KeptPrefix(ids, layers, autocast_context(model.device.type))
-    if prefix.nbytes > relay.store.budget:
+    inputs = inspect.signature(model.forward).parameters.keys() & {"position_ids", "logits_to_keep"}
+    prefix = prefill_and_keep(relay, ids, start, inputs)
+    if prefix.nbytes > relay.keeper.store.budget:
         raise RelayError(
-            f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.store.budget}; "
+            f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.keeper.store.budget}; "
             "raise max_store_bytes"
         )
     return prefix
@@ -94,4 +91,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
         inputs["position_ids"] = model._prepare_position_ids_for_generation(
             input_ids, {"attention_mask": attention_mask}
         )
-    return decide(relay, input_ids, model.generation_config, inputs).report(relay.backend)
+    config = copy.deepcopy(model.generation_config)
+    if config.max_new_tokens is not None or config.max_length is None:
+        config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
+    return decide(relay, input_ids, config, inputs).report(relay.backend)

@@ -1,5 +1,6 @@
 """RelayCache does what Transformers asks of a cache, or says why not; and holds what it says it holds."""
 
+import contextlib
 import copy
 import gc
 import weakref
@@ -189,6 +190,38 @@ def test_a_second_turn_that_masks_the_prefix_goes_on_as_stock():
     assert torch.equal(*results)
     assert not ours.relay.last.relayed
     assert "differs from the padding" in ours.relay.last.reason
+
+
+def test_a_second_turn_in_other_circumstances_goes_on_as_stock():
+    def autocast(model):
+        return torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def dropout(model):
+        model.train()
+        model.config.attention_dropout = 0.1
+        return contextlib.nullcontext()
+
+    def policy_off(model):
+        if hasattr(model, "relay"):
+            relay_hf.patch_model(model, policy="off")
+        return contextlib.nullcontext()
+
+    reasons = {autocast: "under another autocast", dropout: "attention_dropout=0.1", policy_off: "policy 'off'"}
+    for circumstance, reason in reasons.items():
+        stock = tiny_model("llama")
+        ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+        inputs = prompts(PREFIX, RAGGED)
+        results = []
+        for model in (stock, ours):
+            cache = generate(model, inputs, return_dict_in_generate=True).past_key_values
+            longer = {name: torch.nn.functional.pad(value, (0, NEW + 3), value=5) for name, value in inputs.items()}
+            longer["attention_mask"] = longer["attention_mask"].bool().long()
+            with circumstance(model):
+                torch.manual_seed(0)
+                results.append(generate(model, longer, past_key_values=cache, max_new_tokens=4, min_new_tokens=4))
+        assert torch.equal(*results)
+        assert not ours.relay.last.relayed
+        assert reason in ours.relay.last.reason
 
 
 def test_memory_is_freed_with_the_cache(model, cache):

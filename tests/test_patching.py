@@ -3,6 +3,8 @@
 import copy
 import io
 import pickle
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -191,6 +193,62 @@ def test_a_copy_is_patched_by_itself_and_starts_with_an_empty_store(duplicate):
     assert "generate" not in vars(twin)
 
 
+def test_a_model_loaded_in_another_process_relays(tmp_path):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    torch.save((model, INPUTS, expected), tmp_path / "model.pt")
+    code = (
+        "import sys, torch\n"
+        "model, inputs, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "options = dict(max_new_tokens=12, min_new_tokens=12)\n"
+        "assert torch.equal(model.generate(**inputs, **options), expected)\n"
+        "assert model.relay.last.relayed, model.relay.last\n"
+        # Hooks of the user's own get ids of their own, are seen, and survive the undoing of ours.
+        "handles = [model.register_forward_hook(lambda *args: None) for _ in range(40)]\n"
+        "model.generate(**inputs, **options)\n"
+        "assert 'a forward hook on LlamaForCausalLM' in model.relay.last.reason, model.relay.last\n"
+        "import relay_hf\n"
+        "relay_hf.unpatch_model(model)\n"
+        "assert len(model._forward_hooks) == 40, model._forward_hooks\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrapper_put_on_later_survives_the_undoing():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    ours = model.generate
+
+    def wrapper(*args, **kwargs):
+        return ours(*args, **kwargs)
+
+    model.generate = wrapper
+    expected = generate(model, INPUTS)
+    relay_hf.unpatch_model(model)
+    assert model.generate is wrapper
+    assert torch.equal(generate(model, INPUTS), expected)
+
+
+def test_generate_inside_generate():
+    """A logits processor that generates with the same model, and runs its forward."""
+    inner = []
+
+    class Nested(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            inner.append(generate(model, INPUTS)[:, -1])
+            with torch.no_grad():
+                return scores + 0.01 * model(input_ids[:, -4:]).logits[:, -1]
+
+    model = tiny_model("llama")
+    expected = generate(model, INPUTS, logits_processor=LogitsProcessorList([Nested()]))
+    relay_hf.patch_model(model, policy="always")
+    assert torch.equal(generate(model, INPUTS, logits_processor=LogitsProcessorList([Nested()])), expected)
+    assert model.relay.last.relayed
+    assert model.relay.stats().relayed_calls == 13
+    assert all(torch.equal(one, other) for one, other in zip(inner[:12], inner[12:], strict=True))
+
+
 def test_save_and_reload(tmp_path):
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     expected = generate(model, INPUTS)
@@ -282,7 +340,11 @@ def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error
 
 def test_other_internals_of_transformers_are_refused(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr(type(model), "_prefill", lambda self, ids: None)
-    with pytest.raises(RuntimeError, match=r"transformers>=5\.17,<6"):
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "_prefill", lambda self, ids: None)
+        with pytest.raises(RuntimeError, match=r"_prefill takes \['ids'\].*transformers>=5\.17,<6"):
+            relay_hf.patch_model(model)
+    monkeypatch.setattr(relay_hf.patching, "transformers_version", "5.16.1")
+    with pytest.raises(RuntimeError, match=r"it is version 5\.16\.1.*transformers>=5\.17,<6"):
         relay_hf.patch_model(model)
     assert "relay" not in vars(model)

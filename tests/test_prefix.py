@@ -1,6 +1,7 @@
 """What rows share, what is kept, and for how long."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_shared_length_is_what_comparing_token_by_token_finds(batch):
         expected += 1
     assert found.shared_length() == expected
     assert found.first_row.tolist() == rows[0]
-    assert found.tokens() == sum(map(len, rows))
+    assert found.tokens == sum(map(len, rows))
 
 
 @given(st.lists(st.integers(0, 1), max_size=8), st.lists(st.integers(0, 1), max_size=8))
@@ -98,7 +99,7 @@ def test_the_least_recently_used_prefix_leaves_first(model):
     relay_hf.patch_model(model, max_store_bytes=2 * size)
     for index in (0, 1, 0, 2):
         generate(model, batch[index])
-    assert model.relay.store.nbytes == 2 * size
+    assert model.relay.keeper.store.nbytes == 2 * size
     reused = []
     for index in (0, 1):
         generate(model, batch[index])
@@ -233,13 +234,56 @@ def test_explain_says_what_generate_does_and_runs_nothing(model):
         model.relay.explain(torch.tensor([[500, 3], [4, 5]]))
 
 
+def test_explain_counts_on_as_many_new_tokens_as_generate_would(model):
+    """Under policy 'auto' the gate looks at them."""
+    relay_hf.patch_model(model, policy="auto")
+    inputs = prompts(30, (2, 5))
+    model.generation_config.max_new_tokens = 12
+    generate(model, inputs)
+    assert "policy 'auto'" in model.relay.last.reason
+    assert model.relay.explain(**inputs).reason == model.relay.last.reason
+
+
+def test_holes_do_not_count_as_tokens(model):
+    inputs = prompts(30, (6, 9))
+    inputs["attention_mask"][1, -4:-2] = 0
+    generate(model, inputs)
+    assert model.relay.last.relayed
+    assert model.relay.last.prompt_tokens_computed == 30 + 6 + 7
+
+
+def test_single_rows_in_threads(model):
+    """Lookups, recent prompts and evictions, from several threads at once."""
+    relay_hf.patch_model(model, max_store_bytes=3 * 30 * 2 * 2 * 8 * 2 * 4)
+    stock = tiny_model("llama")
+    batches = [prompts(30, (4,), seed=seed) for seed in range(6)]
+    expected = [generate(stock, batch) for batch in batches]
+    wrong = []
+
+    def work(offset):
+        for turn in range(24):
+            index = (offset + turn) % 6
+            if not torch.equal(generate(model, batches[index]), expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert model.relay.stats().calls == 96
+    assert model.relay.stats().prefix_tokens_reused > 0
+    assert model.relay.model_refusal is None
+
+
 def test_stats_add_up(model):
     generate(model, prompts(30, (2, 5)))
     generate(model, prompts(30, (2, 5)))
     generate(model, prompts(3, (2, 5)))
     stats = model.relay.stats()
     assert (stats.calls, stats.relayed_calls) == (3, 2)
-    assert (stats.prefix_tokens_reused, stats.prompt_tokens_computed, stats.prompt_tokens_saved) == (30, 44, 90)
+    assert (stats.prefix_tokens_reused, stats.prompt_tokens_computed, stats.prompt_tokens_saved) == (30, 57, 90)
 
 
 def test_the_report_reads_as_one_line_and_is_logged(model, caplog):

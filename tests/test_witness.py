@@ -126,6 +126,62 @@ def test_what_may_change_the_model_drops_the_prefixes(pair, change):
     assert ours.relay.last.prefix_tokens_reused == 0
 
 
+def test_a_change_during_the_prefill_keeps_nothing(pair):
+    _, ours = pair
+    weight = ours.model.layers[0].self_attn.k_proj.weight
+    once = [lambda: weight.data.mul_(1.5)]
+
+    class Disturbed(torch.nn.Module):
+        def forward(self, hidden):
+            while once:
+                once.pop()()
+            return norm(hidden)
+
+    norm = ours.model.norm
+    ours.model.norm = Disturbed().eval()
+    generate(ours, INPUTS)
+    assert not once
+    assert ours.relay.last.relayed
+    assert ours.relay.prefixes == ()
+    for _ in range(2):
+        generate(ours, INPUTS)
+    assert ours.relay.last.prefix_tokens_reused == 30
+
+
+def test_a_replaced_forward_makes_prefixes_live_for_one_call(pair):
+    stock, ours = pair
+    for factor in (0.5, 2.0):
+        for model in pair:
+            model.model.layers[1].mlp.forward = lambda hidden, factor=factor: factor * hidden
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.relayed
+        assert ours.relay.prefixes == ()
+
+
+def test_one_row_of_the_embedding_is_noticed(pair):
+    """As new tokens are initialised: through .data, a row of a large table."""
+    stock, ours = pair
+    for _ in range(2):
+        generate(ours, INPUTS)
+    assert ours.relay.last.prefix_tokens_reused == 30
+    token = int(INPUTS["input_ids"][1, 7])
+    for model in pair:
+        model.model.embed_tokens.weight.data[token] += 1
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.prefix_tokens_reused == 0
+
+
+def test_dynamic_rope_in_inference_mode():
+    """Its forward replaces a buffer, by one that has no version."""
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    stock = tiny_model("llama", rope_parameters=rope, max_position_embeddings=40)
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    with torch.inference_mode():
+        for _ in range(3):
+            assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+            assert ours.relay.last.relayed, ours.relay.last
+
+
 def test_what_changes_nothing_keeps_them(pair):
     _, ours = pair
     generate(ours, INPUTS)
@@ -139,7 +195,7 @@ def test_what_changes_nothing_keeps_them(pair):
 
 
 def test_the_documented_limit_and_its_answer(pair):
-    """One element through .data, between the samples, is not seen; clear() is what the docs say to call."""
+    """A few elements through .data, between the samples, are not seen; clear() is what the docs say to call."""
     _, ours = pair
     generate(ours, INPUTS)
     ours.model.layers[0].self_attn.q_proj.weight.data[3, 5] += 1
@@ -194,6 +250,18 @@ def test_adapters(adapted, change):
     assert adapted.relay.last.prefix_tokens_reused == 0
     relay_hf.unpatch_model(adapted)
     assert not hasattr(adapted, "relay")
+
+
+@ignore_pefts
+def test_lora_on_the_embedding():
+    torch.manual_seed(0)
+    lora = peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"], init_lora_weights=False)
+    stock = peft.get_peft_model(tiny_model("llama"), lora).eval()
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    for reused in (0, 30):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.relayed, ours.relay.last
+        assert ours.relay.last.prefix_tokens_reused == reused
 
 
 @ignore_pefts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +27,9 @@ class RelayCache(Cache):
     Args:
         config: the model's configuration; it says which layers there are.
 
+    Attributes:
+        context: device, dtype and autocast under which the cache was filled, by generate().
+
     Raises:
         ValueError: a layer of the model keeps something else than keys and values per token.
     """
@@ -39,12 +43,13 @@ class RelayCache(Cache):
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
         self.config = config
         self.rows = RowLayout()
+        self.context: Hashable = None
         layers = [RelayLayer(self.rows, getattr(layer, "sliding_window", None)) for layer in template.layers]
         super().__init__(layers=layers)
 
-    def share(self, layers: list[SharedLayer], rows: RowLayout) -> None:
+    def share(self, layers: list[SharedLayer], rows: RowLayout, context: Hashable = None) -> None:
         """Start the (empty) cache with a segment that all rows use, and the layout of the rows."""
-        self.rows = rows
+        self.rows, self.context = rows, context
         for layer, shared in zip(self.layers, layers, strict=True):
             layer.rows = rows
             layer.shared = [shared]

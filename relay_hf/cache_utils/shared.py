@@ -29,9 +29,13 @@ class SharedLayer:
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that hold memory, each once."""
         attended = (self.segment.key, self.segment.value)
-        if self.stored[0].data_ptr() == attended[0].data_ptr():
-            return attended
-        return attended + self.stored
+        return attended if self.stored_as_attended else attended + self.stored
+
+    @property
+    def stored_as_attended(self) -> bool:
+        """Whether the model's own cache stores what attention sees."""
+        attended = (self.segment.key, self.segment.value)
+        return all(s.data_ptr() == a.data_ptr() for s, a in zip(self.stored, attended, strict=True))
 
     def first(self, length: int) -> SharedLayer:
         """The first `length` tokens, as views."""
@@ -45,7 +49,7 @@ class SharedLayer:
         """This run followed by `more`, in new tensors."""
         key = torch.cat([self.segment.key, more.segment.key], dim=1)
         value = torch.cat([self.segment.value, more.segment.value], dim=1)
-        if len(self.tensors()) == 2:
+        if self.stored_as_attended:
             stored = (key, value)
         else:
             pairs = zip(self.stored, more.stored, strict=True)

@@ -16,11 +16,13 @@ class Prompts:
         ids: `[B, L]` int64.
         start: `[B]` int64, columns of left padding.
         end: `[B]` int64, one past the last column of the run of attended tokens that begins at `start`.
+        tokens: attended tokens of all rows.
     """
 
     ids: Tensor
     start: Tensor
     end: Tensor
+    tokens: int
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor | None) -> Prompts:
@@ -28,16 +30,18 @@ class Prompts:
         ids = input_ids.detach().to("cpu", torch.int64)
         rows, columns = ids.shape
         if attention_mask is None:
-            return cls(ids, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), columns))
+            return cls(ids, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), columns), ids.numel())
         attended = attention_mask.detach().to("cpu", torch.bool)
         start = attended.int().argmax(dim=1)
         later_gap = ~attended & (torch.arange(columns) > start[:, None])
         end = torch.where(later_gap.any(dim=1), later_gap.int().argmax(dim=1), columns)
-        return cls(ids, start, torch.where(attended.any(dim=1), end, start))
+        return cls(ids, start, torch.where(attended.any(dim=1), end, start), int(attended.sum()))
 
     @property
     def first_row(self) -> Tensor:
-        """The tokens of row 0's run: `[n]`."""
+        """The tokens of row 0's run: `[n]`; none where there is no row."""
+        if not len(self.ids):
+            return self.ids.new_zeros(0)
         return self.ids[0, int(self.start[0]) : int(self.end[0])]
 
     def shared_length(self) -> int:
@@ -53,10 +57,6 @@ class Prompts:
             same = (rows == reference[:shared]).all(dim=0)
             shared = shared if bool(same.all()) else int(same.int().argmin())
         return shared
-
-    def tokens(self) -> int:
-        """Attended tokens of all rows, holes counted as attended."""
-        return int((self.end - self.start).sum())
 
 
 def common_length(one: Tensor, other: Tensor) -> int:

@@ -19,11 +19,13 @@ class KeptPrefix:
         ids: `[P]` int64 token ids, on the host.
         layers: K and V of each layer.
         context: what else its KV depends on (autocast); it serves only calls in the same.
+        embedded: `[P, n]`, some elements of each id's embedding when it was prefilled.
     """
 
     ids: Tensor
     layers: list[SharedLayer]
     context: Hashable
+    embedded: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)

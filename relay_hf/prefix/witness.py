@@ -3,18 +3,20 @@
 Fused optimizers, writes through `.data` and a LoRA merge change weights without moving `_version` or `data_ptr`. So a
 witness holds, for every parameter, its identity, version, address and gradient *and* 32 of its elements, spread
 evenly; for every buffer the same; and what else a forward reads: adapters, and the configuration. What it can't see
-is a write through `.data` that misses all 32 elements; `model.relay.clear()` is the answer to that.
+is a write through `.data` that misses all 32 elements, a single row of a matrix, say; `model.relay.clear()` is the
+answer to that. (The rows of the embedding that a kept prefix uses are looked at one by one: `keeping.py`.)
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..selection import attention_configs, users_implementation
+from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
 
 _SAMPLES = 32
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
@@ -43,14 +45,17 @@ class Witness:
             for name, buffer in module._buffers.items():
                 if buffer is not None and (index, name) not in ignore:
                     buffers[index, name] = buffer
-        self._marks = _marks(parameters) + _marks(buffers.values())
+        self._marks = _marks(parameters)
         self._samples = _sample(parameters)
-        self._buffers = {key: _sample([buffer]) for key, buffer in buffers.items()}
+        self._buffers = {key: (_marks([buffer]), _sample([buffer])) for key, buffer in buffers.items()}
         self._state = _module_state(modules)
 
     def holds(self, modules: Sequence[nn.Module]) -> bool:
         """Whether the model of `modules` is as it was."""
-        other = Witness(modules, self.ignore)
+        return self.same(Witness(modules, self.ignore))
+
+    def same(self, other: Witness) -> bool:
+        """Whether two witnesses, that ignore the same buffers, saw the same model."""
         return (
             self._marks == other._marks
             and self._state == other._state
@@ -59,9 +64,16 @@ class Witness:
         )
 
     def rewritten(self, later: Witness) -> frozenset[BufferKey]:
-        """The buffers whose content differs in `later`."""
+        """The buffers that differ in `later`."""
         keys = self._buffers.keys() & later._buffers.keys()
         return frozenset(key for key in keys if self._buffers[key] != later._buffers[key])
+
+    def without(self, buffers: frozenset[BufferKey]) -> Witness:
+        """The same witness, blind for `buffers` too."""
+        new = copy.copy(self)
+        new.ignore = self.ignore | buffers
+        new._buffers = {key: seen for key, seen in self._buffers.items() if key not in buffers}
+        return new
 
 
 def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | None:
@@ -72,8 +84,8 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     for module in modules:
         if module.training:
             return "the model is in training mode"
-        if "_hf_hook" in module.__dict__:
-            return "the model's modules are wrapped by accelerate"
+        if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
+            return "a module's forward was replaced"
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
@@ -89,12 +101,16 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
 
 def _marks(tensors: Iterable[Tensor]) -> list[int]:
     """Identity, version, address and gradient of each, flat: a tuple for each sets off the garbage collector."""
-    return [mark for t in tensors for mark in (id(t), t._version, t.data_ptr(), id(t.grad))]
+    return [mark for t in tensors for mark in (id(t), _version(t), t.data_ptr(), id(t.grad))]
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()
 def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
-    """Evenly spread elements of every tensor, the first and the last among them, as bytes: a NaN equals itself."""
+    """Evenly spread elements of every tensor, as bytes: a NaN equals itself."""
     groups: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         count = tensor.numel()
@@ -116,10 +132,10 @@ def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
     state: list[Any] = []
     for module in modules:
         members = module.__dict__
-        state += (id(module), id(members.get("forward")))
+        state += (id(module), type(module))
         if "_active_adapter" in members:
             state += [repr(members.get(name)) for name in _ADAPTER_STATE]
     for config in attention_configs(modules):
-        fields = {name: value for name, value in vars(config).items() if name != "_attn_implementation_internal"}
+        fields = {name: value for name, value in vars(config).items() if name != ATTENTION_FIELD}
         state += (repr(fields), users_implementation(config))
     return state
