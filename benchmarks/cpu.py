@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from . import report
 from .contenders import CONTENDERS, Bench
-from .grid import LIMIT, Cell, cells, run_cell
+from .grid import LIMIT, PREFIX, Cell, cells, run_cell
 from .measure import measure
 from .workloads import C1_MODEL, WORKLOADS
 
@@ -41,7 +41,7 @@ def run_workload(name: str, arguments: argparse.Namespace, on_call: Callable[[st
 def run_grid(arguments: argparse.Namespace, on_call: Callable[[str], None]) -> list[Cell]:
     """All cells of the grid, printed with the worst one."""
     model, done = C1_MODEL.build(), []
-    for number, workload in enumerate(cells(), start=1):
+    for number, workload in enumerate(cells(arguments.prefixes), start=1):
         bench = Bench(workload, arguments.policy, model)
         label = f"cell {number}: {workload.rows} x {workload.prefix} + {workload.own}, {workload.new} new"
         done.append(run_cell(bench, arguments.cell_seconds, lambda name, label=label: on_call(f"{label}: {name}")))
@@ -61,6 +61,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of a workload (default: %(default)s)")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=[*CONTENDERS], metavar="NAME")
     parser.add_argument("--cell-seconds", type=float, default=30, help="budget of a cell (s, default: %(default)s)")
+    parser.add_argument("--prefixes", nargs="+", type=int, default=PREFIX, help="of the grid (default: %(default)s)")
     parser.add_argument("--policy", choices=("auto", "always", "off"), default="auto")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
     parser.add_argument("--json", type=Path, help="write all rounds, versions and hardware here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from .contenders import Bench
@@ -39,9 +39,9 @@ class Cell:
         return max(self.ratio(contender)[0] for contender in PATCHED)
 
 
-def cells() -> list[Workload]:
+def cells(prefixes: Sequence[int] = PREFIX) -> list[Workload]:
     """The shapes of the grid."""
-    shapes = itertools.product(ROWS, PREFIX, OWN, NEW)
+    shapes = itertools.product(ROWS, prefixes, OWN, NEW)
     return [Workload(C1_MODEL, rows, prefix, own, new) for rows, prefix, own, new in shapes]
 
 

@@ -164,7 +164,7 @@ def relay_mask(
 def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
     rows, own_mask, own_length = frame.cache.rows, frame.own_mask, key.shape[2]
     if own_mask is not None:  # read at the prefill: longer than a chunk of it, shorter than what was generated since
-        own_mask = nn.functional.pad(own_mask, (0, own_length - own_mask.shape[1]), value=True)
+        own_mask = nn.functional.pad(own_mask, (0, own_length - own_mask.shape[1]), value=True).to(query.device)
     return Plan(
         query.shape[0],
         query.shape[2],

@@ -130,7 +130,7 @@ def prefill_and_keep(
     rows = embedded(embedding, ids)
     layers = prefill_prefix(relay, ids, kept, inputs, chunk)
     prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
-    relay.keeper.keep(before, modules, prefix)
+    relay.keeper.keep(before, modules, prefix, extends=kept is not None)
     return prefix
 
 

@@ -23,15 +23,17 @@ class Keeper:
     Args:
         budget: gives the most bytes to hold, at first use (the device that the model is on by then decides).
         prompts: how many recent prompts are remembered.
+        least: fewest tokens that a start must have to count as returning.
     """
 
-    def __init__(self, budget: Callable[[], int], prompts: int) -> None:
+    def __init__(self, budget: Callable[[], int], prompts: int, least: int) -> None:
         self._budget = budget
         self._prompts = prompts
+        self._least = least
         self._lock = threading.RLock()
         self._witness: Witness | None = None
         self._store: PrefixStore | None = None
-        self._recent = RecentPrompts(prompts)
+        self._recent = RecentPrompts(prompts, least)
 
     @property
     def store(self) -> PrefixStore:
@@ -69,18 +71,24 @@ class Keeper:
         with self._lock:
             return Witness(modules, frozenset() if self._witness is None else self._witness.ignore)
 
-    def keep(self, before: Witness, modules: Sequence[nn.Module], prefix: KeptPrefix) -> None:
-        """Keep a prefix that was prefilled since `before`, unless the model changed meanwhile."""
+    def keep(self, before: Witness, modules: Sequence[nn.Module], prefix: KeptPrefix, extends: bool) -> None:
+        """Keep a prefix that was prefilled since `before`, unless the model changed meanwhile.
+
+        `extends`: it starts with one that was kept before, so the model must be the one that all kept ones saw.
+        """
         with self._lock:
             # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
             after = Witness(modules, before.ignore)
             after = after.without(before.rewritten(after))
             if not before.without(after.ignore).same(after):
                 return
-            if self._witness is not None and not self._witness.without(after.ignore).same(after):
+            seen = self._witness
+            changed = seen is None or not seen.without(after.ignore).same(after)
+            if changed:
                 self.store.clear()
             self._witness = after
-            self.store.add(prefix)
+            if not (changed and extends):
+                self.store.add(prefix)
 
     def returning(self, ids: Tensor) -> int:
         """Length of the longest start of `ids` (`[n]`) that a recent prompt had too (tokens)."""
@@ -97,7 +105,7 @@ class Keeper:
 
     def __getstate__(self) -> dict[str, object]:
         """Copies start empty."""
-        return {"_budget": self._budget, "_prompts": self._prompts}
+        return {"_budget": self._budget, "_prompts": self._prompts, "_least": self._least}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**{name.lstrip("_"): value for name, value in state.items()})  # type: ignore[misc]

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relay_hf")
 
+_KEEPERS_OPTIONS = ("max_store_bytes", "max_recent_prompts", "min_prefix_length")
+
 
 class Relay:
     """What `patch_model` adds to a model: its hooks, its kept prefixes, its reports.
@@ -51,7 +53,7 @@ class Relay:
     def __init__(self, model: PreTrainedModel, config: RelayConfig) -> None:
         self.model = model
         self.config = config
-        self.keeper = Keeper(self._budget, config.max_recent_prompts)
+        self.keeper = self._new_keeper()
         self.last: RelayReport | None = None
         self.model_refusal: str | None = None
         self.unexplained = 0
@@ -62,11 +64,11 @@ class Relay:
         self._lock = threading.Lock()
 
     def configure(self, config: RelayConfig) -> None:
-        """Take other options. Prefixes stay, unless the budget or the memory of prompts is another."""
+        """Take other options. Prefixes stay, unless the keeper's own options are others."""
         before, self.config = self.config, config
         self._forget_refusal()
-        if (before.max_store_bytes, before.max_recent_prompts) != (config.max_store_bytes, config.max_recent_prompts):
-            self.keeper = Keeper(self._budget, config.max_recent_prompts)
+        if any(getattr(before, name) != getattr(config, name) for name in _KEEPERS_OPTIONS):
+            self.keeper = self._new_keeper()
 
     # -- for the user ------------------------------------------------------------------------------------------------
 
@@ -189,6 +191,9 @@ class Relay:
     def backend(self) -> str:
         """What computes relayed attention."""
         return resolve_backend(self.config.backend)
+
+    def _new_keeper(self) -> Keeper:
+        return Keeper(self._budget, self.config.max_recent_prompts, self.config.min_prefix_length)
 
     def _forget_refusal(self) -> None:
         self.model_refusal, self.unexplained = None, 0

@@ -71,11 +71,14 @@ def test_random_batches_are_exact_cold_and_kept(prefix, own, seed, beams, family
 
 
 def test_recent_prompts_forget_the_oldest():
-    recent = RecentPrompts(2)
+    recent = RecentPrompts(2, least=2)
     for start in (1, 2, 3):
         recent.add(torch.tensor([start, 5, 6]))
     recent.add(torch.tensor([3, 5, 6]))
+    recent.add(torch.tensor([7]))
     assert [recent.returning(torch.tensor([start, 5, 9])) for start in (1, 2, 3)] == [0, 2, 2]
+    assert recent.returning(torch.tensor([3, 9, 6])) == 0
+    assert recent.returning(torch.tensor([3, 5, 6, 7])) == 3
 
 
 def test_single_rows_benefit_from_the_third_call_on(model):

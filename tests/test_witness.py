@@ -148,6 +148,26 @@ def test_a_change_during_the_prefill_keeps_nothing(pair):
     assert ours.relay.last.prefix_tokens_reused == 30
 
 
+def test_a_change_between_lookup_and_extension_keeps_nothing(pair, monkeypatch):
+    _, ours = pair
+    generate(ours, INPUTS)
+    ids = INPUTS["input_ids"][1, :30]
+    longer = torch.cat([ids, torch.arange(5, 35)]).repeat(2, 1)
+    longer = {"input_ids": torch.cat([longer, torch.tensor([[50], [51]])], dim=1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    keeper = ours.relay.keeper
+    witness = keeper.witness
+
+    def disturbed(modules):
+        ours.model.layers[0].self_attn.k_proj.weight.data.mul_(1.5)
+        return witness(modules)
+
+    monkeypatch.setattr(keeper, "witness", disturbed)
+    generate(ours, longer)
+    assert (ours.relay.last.prefix_length, ours.relay.last.prefix_tokens_reused) == (60, 30)
+    assert ours.relay.prefixes == ()
+
+
 def test_a_replaced_forward_makes_prefixes_live_for_one_call(pair):
     stock, ours = pair
     for factor in (0.5, 2.0):
@@ -250,6 +270,26 @@ def test_adapters(adapted, change):
     assert adapted.relay.last.prefix_tokens_reused == 0
     relay_hf.unpatch_model(adapted)
     assert not hasattr(adapted, "relay")
+
+
+@ignore_pefts
+def test_any_merge_of_any_lora_layer_is_noticed_by_the_weights_alone():
+    """100 merges, 100 noticed, without what the adapters say of themselves."""
+    torch.manual_seed(0)
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
+    lora = peft.LoraConfig(r=4, target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model("llama", num_hidden_layers=4), lora)
+    layers = [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    modules = list(model.modules())
+    generator = torch.Generator().manual_seed(0)
+    noticed = 0
+    for _ in range(100):
+        before = Witness(modules)
+        layer = layers[int(torch.randint(len(layers), (1,), generator=generator))]
+        layer.merge()
+        noticed += before._samples != Witness(modules)._samples
+        layer.unmerge()
+    assert noticed == 100
 
 
 @ignore_pefts
