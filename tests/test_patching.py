@@ -17,7 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import relay_hf
 from helpers import anatomy, generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf import attention
+from relay_hf.selection import attention_configs, deselect, select
+from relay_hf.testing import FAMILIES, prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
 
@@ -135,6 +137,23 @@ def test_two_models_share_one_config_object():
     assert all(torch.equal(tokens, expected) for name in ("one", "two") for tokens in results[name])
     assert one.relay.stats().relayed_calls == 10
     assert config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_forward_without_a_relay_cache_is_handed_over_while_another_is_relayed(family):
+    """What a thread meets whose config another thread has switched: masks and attention of the user's choice."""
+    model = tiny_model(family)
+    attention.register()
+    configs = attention_configs(model.modules())
+    with torch.no_grad():
+        expected = model(**INPUTS).logits
+        select(configs)
+        try:
+            assert model.config._attn_implementation == "relay_attention"
+            got = model(**INPUTS).logits
+        finally:
+            deselect(configs)
+    assert torch.equal(got, expected)
 
 
 def test_threads_on_one_model():

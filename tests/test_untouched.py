@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 import relay_hf
 from helpers import generate
@@ -266,6 +266,28 @@ def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(cap
     assert_untouched(stock, ours, "a relayed prefill raised TypeError")  # twice is the model's fault: not tried again
     ours.relay.clear()
     generate(ours, INPUTS)
+    assert ours.relay.last.relayed
+
+
+def test_a_layer_that_leaves_the_attention_interface_after_the_prefill_raises():
+    """Attending to less than was promised is never silent."""
+    _, ours = pair()
+    attention = ours.model.layers[1].self_attn
+
+    def own_attention(hidden_states, past_key_values=None, **kwargs):
+        key = attention.k_proj(hidden_states).view(*hidden_states.shape[:2], -1, attention.head_dim).transpose(1, 2)
+        past_key_values.update(key, key, 1)
+        return hidden_states, None
+
+    class Swap(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            attention.forward = own_attention
+            return scores
+
+    with pytest.raises(relay_hf.RelayError, match=r"layers \[1\] did not"):
+        generate(ours, INPUTS, logits_processor=LogitsProcessorList([Swap()]))
+    del attention.forward
+    assert torch.equal(generate(ours, INPUTS), generate(tiny_model("llama"), INPUTS))
     assert ours.relay.last.relayed
 
 
