@@ -110,8 +110,9 @@ def relay_cold(bench: Bench) -> Call:
 
 
 def relay_kept(bench: Bench) -> Call:
-    """The patched model that has seen the prefix before, with other own tokens."""
+    """The patched model that has seen the prefix before, with other own tokens, and nothing else."""
     prompts = bench.prompts
+    bench.twin.relay.clear()  # another contender of the round may have shown it this very prompt
     # The first call of a single row is remembered, the second one keeps what returned, the third one uses it.
     for draw in range(-3 if bench.workload.rows == 1 else -1, 0):
         bench.draw(draw)
