@@ -91,6 +91,6 @@ def expected_gain(shape: Shape, model: ModelCost, threads: int) -> float:
     computed = shape.prefix - shape.reused
     saved = shape.prefix if shape.returning else shape.rows * shape.prefix - computed
     prefill = saved * 2 * model.parameters / (_FLOPS_PER_THREAD * threads)
-    second_pass = model.parameters * model.itemsize / _BANDWIDTH if computed else 0.0
+    second_pass = model.parameters * model.itemsize / _BANDWIDTH if computed and not shape.returning else 0.0
     traffic = (_STOCK_COPIES * shape.rows - 1) * shape.prefix * model.kv_bytes / _BANDWIDTH
     return prefill - second_pass + shape.new * model.layers * (traffic - _LAYER_OVERHEAD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,7 @@ from .prefix import KeptPrefix
 from .report import RelayReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
     from transformers import GenerationConfig
 
@@ -143,16 +144,19 @@ def _relayed(
 ) -> Any:
     call, prompts = open_call(), decision.prompts
     chunk = generation_config.prefill_chunk_size
-    layers = _prefix_layers(relay, decision, inputs, chunk)
+    # A single row gains nothing from a prefill of its own for the prefix: what is to be kept is cut from the row's KV.
+    cut = decision.keep and len(prompts.ids) == 1 and decision.reused < decision.length
+    shared = decision.reused if cut else decision.length
+    layers = _kept_layers(decision) if cut else _prefix_layers(relay, decision, inputs, chunk)
     given = inputs.get("past_key_values")
     cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
     first = int(prompts.start.min())
-    offset = first + decision.length
+    offset = first + shared
     own_start = prompts.start - first
     new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     rows = RowLayout(
         offset=offset,
-        shared_length=decision.length,
+        shared_length=shared,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
     )
@@ -160,18 +164,46 @@ def _relayed(
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
     call.report = decision.report(relay.backend)
-    outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
+    if not cut:
+        outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
+    else:
+        with _keeping(relay, decision, cache):
+            outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
     inputs["past_key_values"] = cache
     return outputs
 
 
+@contextmanager
+def _keeping(relay: Relay, decision: Decision, cache: RelayCache) -> Iterator[None]:
+    """Keep the start of the single row that is prefilled inside, copied out of its own KV."""
+    call, ids = open_call(), decision.prompts.first_row[: decision.length].clone()
+    before = relay.keeper.witness(call.modules)
+    rows = embedded(relay.model.get_input_embeddings(), ids)
+    captured: dict[int, tuple[Tensor, Tensor]] = {}
+    call.capture = captured
+    yield
+    call.capture = None
+    length = decision.length - decision.reused
+    layers = [_shared_layer(layer, captured[i]).first(length).clone() for i, layer in enumerate(cache.layers)]
+    kept = _kept_layers(decision)
+    if kept is not None:
+        layers = [old.then(new) for old, new in zip(kept, layers, strict=True)]
+    prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
+    relay.keeper.keep(before, call.modules, prefix, extends=kept is not None)
+
+
+def _kept_layers(decision: Decision) -> list[SharedLayer] | None:
+    """The part of a kept prefix that serves, as views; None if none does."""
+    if decision.kept is None:
+        return None
+    return [layer.first(decision.reused) for layer in decision.kept.layers]
+
+
 def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> list[SharedLayer]:
     """The prefix, from the store, from the model, or both."""
-    kept = None
-    if decision.kept is not None:
-        kept = [layer.first(decision.reused) for layer in decision.kept.layers]
-        if decision.reused == decision.length:
-            return kept
+    kept = _kept_layers(decision)
+    if kept is not None and decision.reused == decision.length:
+        return kept
     ids = decision.prompts.first_row[: decision.length].clone()
     given = {name for name, value in inputs.items() if value is not None}
     if not decision.keep:

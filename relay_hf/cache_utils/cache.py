@@ -47,11 +47,12 @@ class RelayCache(Cache):
         layers = [RelayLayer(self.rows, getattr(layer, "sliding_window", None)) for layer in template.layers]
         super().__init__(layers=layers)
 
-    def share(self, layers: list[SharedLayer], rows: RowLayout, context: Hashable = None) -> None:
-        """Start the (empty) cache with a segment that all rows use, and the layout of the rows."""
+    def share(self, layers: list[SharedLayer] | None, rows: RowLayout, context: Hashable = None) -> None:
+        """Start the (empty) cache with the layout of the rows and, if any, a segment that all of them use."""
         self.rows, self.context = rows, context
-        for layer, shared in zip(self.layers, layers, strict=True):
+        for layer in self.layers:
             layer.rows = rows
+        for layer, shared in zip(self.layers, layers or (), strict=False):
             layer.shared = [shared]
 
     def update(

@@ -45,6 +45,12 @@ class SharedLayer:
         stored = (self.stored[0][:, :length], self.stored[1][:, :length])
         return SharedLayer(replace(self.segment, key=key, value=value), stored)
 
+    def clone(self) -> SharedLayer:
+        """The same in tensors of its own."""
+        key, value = self.segment.key.clone(), self.segment.value.clone()
+        stored = (key, value) if self.stored_as_attended else (self.stored[0].clone(), self.stored[1].clone())
+        return SharedLayer(replace(self.segment, key=key, value=value), stored)
+
     def then(self, more: SharedLayer) -> SharedLayer:
         """This run followed by `more`, in new tensors."""
         key = torch.cat([self.segment.key, more.segment.key], dim=1)
