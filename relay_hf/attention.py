@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .frame import Frame, RelayError, UnfitModelError, active_frame
 from .kernels.plan import Plan
-from .ops import attend
+from .ops import attend, resolve_backend
 from .selection import ATTENTION_NAME, users_implementation
 
 # What attention modules pass along that changes nothing in the mathematics of a forward that is relayed. Anything else
@@ -113,7 +113,13 @@ def _attend(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, value: Ten
     if frame.capture is not None:
         frame.capture[layer_idx] = (key, value)
     frame.hits.add(layer_idx)
-    return attend(frame.plan, query, [shared.segment for shared in layer.shared], key, value, **how)
+    try:
+        backend = resolve_backend(frame.backend, query.device, query.dtype, max(query.shape[3], value.shape[3]))
+    except RuntimeError as error:
+        raise UnfitModelError(str(error)) from None
+    frame.backends.add(backend)
+    segments = [shared.segment for shared in layer.shared]
+    return attend(frame.plan, query, segments, key, value, backend=backend, **how)
 
 
 def relay_mask(
@@ -162,13 +168,13 @@ def relay_mask(
 
 
 def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
-    rows, own_mask, own_length = frame.cache.rows, frame.own_mask, key.shape[2]
+    rows, own_mask, columns = frame.cache.rows, frame.own_mask, key.shape[2]
     if own_mask is not None:  # read at the prefill: longer than a chunk of it, shorter than what was generated since
-        own_mask = nn.functional.pad(own_mask, (0, own_length - own_mask.shape[1]), value=True).to(query.device)
+        own_mask = nn.functional.pad(own_mask, (0, columns - own_mask.shape[1]), value=True).to(query.device)
     return Plan(
         query.shape[0],
         query.shape[2],
-        own_length,
+        columns,
         shared_length=rows.shared_length,
         own_start=rows.own_start,
         own_mask=own_mask,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Call:
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
             not read them (on a GPU that read would wait for the device).
+        backends: what computed relayed attention so far.
         capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
     """
 
@@ -37,6 +38,7 @@ class Call:
     report: RelayReport | None = None
     cache: RelayCache | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
+    backends: set[str] = field(default_factory=set)
 
 
 current_call: ContextVar[Call | None] = ContextVar("relay_hf_call", default=None)

@@ -20,7 +20,8 @@ class RelayConfig:
     Attributes:
         policy: `"auto"` relays where it is expected to be faster, `"always"` wherever it is exact, `"off"` never.
         min_prefix_length: fewest tokens a shared prefix must have to be relayed (tokens, at least 1).
-        backend: what computes attention: `"torch"`, `"triton"`, or `"auto"` for the best one that is there.
+        backend: what computes attention: `"torch"`, `"triton"` (a CUDA device; calls elsewhere are left to stock), or
+            `"auto"` for Triton's kernels where they run and torch elsewhere.
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"`, `True` or `False`. No effect on a CPU.
         max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
             is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
@@ -44,8 +45,6 @@ class RelayConfig:
         _check_count("max_recent_prompts", self.max_recent_prompts, least=0)
         if self.max_store_bytes is not None:
             _check_count("max_store_bytes", self.max_store_bytes, least=0)
-        if self.backend == "triton":
-            raise ValueError("backend='triton' is not part of this version; use 'auto' or 'torch'.")
         if self.cuda_graphs is True:
             raise ValueError("cuda_graphs=True is not part of this version; use 'auto' or False.")
 

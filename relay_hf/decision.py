@@ -43,8 +43,8 @@ class Decision:
     reused: int = 0
     keep: bool = False
 
-    def report(self, backend: str) -> RelayReport:
-        """The decision as a report, before any byte is measured."""
+    def report(self) -> RelayReport:
+        """The decision as a report, before any byte is measured and any backend has run."""
         rows, tokens = len(self.prompts.ids), self.prompts.tokens
         if not self.length:
             return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
@@ -58,7 +58,6 @@ class Decision:
             prompt_tokens_computed=computed,
             prompt_tokens_saved=tokens - computed,
             levels=1,
-            backend=backend,
         )
 
 
@@ -111,11 +110,21 @@ def refusal(
         return "policy 'off'"
     return (
         relay.model_refusal
+        or _backend_refusal(relay)
         or eligibility.model_refusal(relay.model, call.configs)
         or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache)
         or eligibility.training_refusal(call.modules, call.configs)
         or eligibility.hook_refusal(call.modules, relay)
     )
+
+
+def _backend_refusal(relay: Relay) -> str | None:
+    """Why the backend that was asked for by name can't compute for this model, or None."""
+    try:
+        _ = relay.backend
+    except RuntimeError as error:
+        return str(error)
+    return None
 
 
 def lookup(relay: Relay, ids: Tensor) -> tuple[KeptPrefix | None, int]:

@@ -29,11 +29,12 @@ def open_frame(
     cache: RelayCache,
     owner: object,
     configs: Sequence[PreTrainedConfig],
+    backend: str,
     own_mask: Tensor | None,
     capture: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Enter a relayed forward: the configs name our attention, and every layer finds the frame."""
-    frame = Frame(cache, owner, configs, active_frame.get(), own_mask, capture)
+    frame = Frame(cache, owner, configs, active_frame.get(), backend, own_mask, capture)
     select(configs)
     active_frame.set(frame)
 

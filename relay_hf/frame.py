@@ -39,24 +39,28 @@ class Frame:
         owner: who opened the frame: the model's handle.
         configs: the configs whose attention implementation is switched meanwhile.
         outer: the frame around this one, if forwards nest.
+        backend: what is to compute attention, as configured.
         own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
         capture: while a prefix is prefilled, K and V of each layer as its attention saw them, else None.
         causal: the model made a plain causal mask in this forward.
         windows: the masks handed out for sliding windows, by identity, with their window (tokens).
         hits: the layers whose attention was served.
         plan: what all layers share, built by the first one.
+        backends: what computed it.
     """
 
     cache: RelayCache
     owner: object
     configs: Sequence[PreTrainedConfig]
     outer: Frame | None
+    backend: str = "auto"
     own_mask: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     causal: bool = False
     windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
     hits: set[int] = field(default_factory=set)
     plan: Plan | None = None
+    backends: set[str] = field(default_factory=set)
 
 
 active_frame: ContextVar[Frame | None] = ContextVar("relay_hf_active_frame", default=None)

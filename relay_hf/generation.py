@@ -69,7 +69,7 @@ def prefill(
     finally:
         call.capture = None
     call.cache = None
-    call.report = _counted(decision.report(relay.backend), input_ids, model_kwargs)
+    call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         given.reset()
         model_kwargs["past_key_values"] = DynamicCache(config=relay.text_config)
@@ -163,7 +163,7 @@ def _relayed(
     cache.share(layers, rows, context_of(relay.model))
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
-    call.report = decision.report(relay.backend)
+    call.report = decision.report()
     if not cut:
         outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
     else:
@@ -279,5 +279,4 @@ def _continue(
         prefix_length=cache.rows.shared_length,
         prompt_tokens_computed=computed,
         levels=int(cache.is_shared),
-        backend=relay.backend,
     )

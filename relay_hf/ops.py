@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import torch
 
+from . import library
 from .kernels import torch_path
 from .kernels.plan import Plan
 from .kernels.segment import Segment
-from .kernels.validation import check_arguments
+from .kernels.validation import check_arguments, refuse_gradient
 
 __all__ = ["BACKENDS", "attend", "relay_attention", "resolve_backend", "shared_lengths"]
 
@@ -23,32 +27,41 @@ def relay_attention(
     value: torch.Tensor,
     *,
     own_start: torch.Tensor | None = None,
+    own_length: torch.Tensor | None = None,
     own_mask: torch.Tensor | None = None,
     scale: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Causal attention of each row over its shared segments followed by its own keys and values.
 
     A segment is read once for all of its rows. The result is that of attention over the concatenation;
-    `relay_hf.kernels.reference.relay_attention` is the specification.
+    `relay_hf.kernels.reference.relay_attention` is the specification. Under torch.compile it is one operator in the
+    graph, `torch.ops.relay_hf.relay_attention`.
 
     Args:
-        query: `[B, Hq, T, D]`, float64, float32, bfloat16 or float16: the last `T` of the own columns. Any strides.
+        query: `[B, Hq, T, D]`, float64, float32, bfloat16 or float16: the last `T` of a row's own columns. Any strides.
         segments: The shared part, in the order of its tokens. Row `b` attends to every segment that lists it, of
             `P_b` tokens together. May be empty.
         key, value: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`, `S >= T`; views of longer buffers are not copied.
             Query head `h` uses KV head `h // (Hq // Hkv)`.
         own_start: `[B]` int64 or int32, number of leading own columns of a row that are padding. None: 0. Own column
             `c` of row `b` is at position `P_b + c - own_start[b]`.
+        own_length: `[B]` int64 or int32, `T` to `S`, number of own columns of a row that hold anything, its queries'
+            being the last of them. Columns from it on are not read, whatever they hold. None: `S`. own_start and
+            own_length are on the device of query; their values are checked only on a CPU, outside of torch.compile.
         own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
         scale: Factor on the scores. None: `D ** -0.5`.
         sliding_window: Only keys with `query position - key position < sliding_window` are visible. None: all.
         softcap: `softcap * tanh(scores / softcap)` on the scaled scores, before masking. None: none.
         sinks: `[Hq]`, one more logit per query head in the softmax's denominator, without a value. None: none.
-        backend: "auto" is "torch" in this version. What is asked for is used or refused, never replaced.
+        alibi_slopes: `[Hq]`, `slope * (key position - query position)` is added to the scaled and capped scores, before
+            masking. None: none.
+        backend: "triton" for the kernels, "torch", or "auto" for the kernels on a CUDA device where they take such
+            tensors, and torch elsewhere. What is asked for by name is used or refused, never replaced.
 
     Returns:
         `[B, T, Hq, Dv]`, contiguous, of the dtype of `query`. 0 where nothing is visible. Queries in padding
@@ -66,20 +79,67 @@ def relay_attention(
         >>> relay_attention(query, [prompt], own, own).shape
         torch.Size([8, 1, 4, 16])
     """
-    resolve_backend(backend)
-    check_arguments(query, segments, key, value, own_start, own_mask, scale, sliding_window, softcap, sinks)
-    batch, _, length, _ = query.shape
+    _check_backend(backend)
+    check_arguments(
+        query,
+        segments,
+        key,
+        value,
+        own_start,
+        own_length,
+        own_mask,
+        scale,
+        sliding_window,
+        softcap,
+        sinks,
+        alibi_slopes,
+    )
+    # The dispatcher costs an eager call host time: it is for graphs.
+    run = library.call if torch.compiler.is_compiling() else _plan_and_attend
+    return run(
+        query,
+        segments,
+        key,
+        value,
+        own_start=own_start,
+        own_length=own_length,
+        own_mask=own_mask,
+        scale=query.shape[3] ** -0.5 if scale is None else scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
+        backend=backend,
+    )
+
+
+def _plan_and_attend(
+    query: torch.Tensor,
+    segments: Sequence[Segment],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    own_start: torch.Tensor | None,
+    own_length: torch.Tensor | None,
+    own_mask: torch.Tensor | None,
+    backend: str,
+    **how: Any,
+) -> torch.Tensor:
+    batch, _, length, head_size = query.shape
+    backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]))
     plan = Plan(
         batch,
         length,
         key.shape[2],
         shared_length=shared_lengths(segments, batch),
         own_start=own_start,
+        own_length=own_length,
         own_mask=own_mask,
     )
-    return attend(
-        plan, query, segments, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap, sinks=sinks
-    )
+    return attend(plan, query, segments, key, value, backend=backend, **how)
+
+
+library.register(_plan_and_attend)
 
 
 def attend(
@@ -93,37 +153,84 @@ def attend(
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    backend: str = "torch",
 ) -> torch.Tensor:
     """`relay_attention` with a plan made once per forward and nothing validated: what a model calls once per layer.
 
-    `plan` holds own_start and own_mask, and must be of the lengths of `query` and `key`. All tensors are of one dtype.
-    A decode step on tiny tensors takes 57 us on a CPU, 22 of them inside the two attention kernels.
+    `plan` holds own_start, own_length and own_mask, and must be of the lengths of `query` and `key`. All tensors are of
+    one dtype. `backend` is what `resolve_backend` returned. A decode step on tiny tensors takes 57 us on a CPU, 22 of
+    them inside the two attention kernels.
     """
-    if query.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError("query requires grad, but relay attention has no backward; call it under torch.no_grad()")
+    refuse_gradient("query", query)
     if scale is None:
         scale = query.shape[3] ** -0.5
-    return torch_path.relay_attention(
-        plan, query, segments, key, value, scale=scale, sliding_window=sliding_window, softcap=softcap, sinks=sinks
+    relay = torch_path.relay_attention
+    if backend == "triton":
+        from .kernels import triton_path  # here, because nothing else needs Triton
+
+        relay = triton_path.relay_attention
+    return relay(
+        plan,
+        query,
+        segments,
+        key,
+        value,
+        scale=scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+        alibi_slopes=alibi_slopes,
     )
 
 
-def resolve_backend(backend: str) -> str:
-    """The backend that runs when `backend` is asked for."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {backend!r}")
+def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1) -> str:
+    """The backend that runs when `backend` is asked for: "torch" or "triton".
+
+    Args:
+        backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such tensors, and "torch"
+            elsewhere; the others are used or refused.
+        device, dtype: of all tensors.
+        head_size: the larger of the two head sizes.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: `backend` is "triton", and the kernels can't take such tensors; the message says why.
+    """
+    _check_backend(backend)
+    if backend == "torch" or (backend == "auto" and device.type != "cuda"):
+        return "torch"
+    refused = _kernels_refusal(device.type, dtype, head_size)
+    if refused is None:
+        return "triton"
     if backend == "triton":
-        raise RuntimeError('backend="triton": this version has no Triton kernels; use backend="auto" or "torch"')
+        raise RuntimeError(f'backend="triton": {refused}; use backend="auto" or "torch"')
     return "torch"
 
 
-def shared_lengths(segments: Sequence[Segment], batch: int) -> int | torch.Tensor:
-    """Number of shared tokens of a row: an int where all rows use all segments, else `[B]` int64 on the host."""
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {backend!r}")
+
+
+@lru_cache(maxsize=64)
+def _kernels_refusal(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
+    """Why the Triton kernels can't take such tensors, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    from .kernels.triton_path import refusal
+
+    return refusal(device_type, dtype, head_size)
+
+
+def shared_lengths(segments: Sequence[Segment], batch: int) -> int | tuple[int, ...]:
+    """Number of shared tokens: one for all rows where all use all segments, else one for each row."""
     total = sum(segment.length for segment in segments if segment.rows is None)
     partial = [(segment.rows, segment.length) for segment in segments if segment.rows is not None]
     if not partial:
         return total
-    by_row = torch.full((batch,), total, dtype=torch.int64)
+    by_row = [total] * batch
     for rows, length in partial:
-        by_row[rows.cpu()] += length
-    return by_row
+        for row in rows:
+            by_row[row] += length
+    return tuple(by_row)

@@ -151,11 +151,11 @@ class Relay:
             close_frame(stale)
         cache, mask = forward_arguments(args, kwargs)
         if cache is not None:
-            call = current_call.get()
+            call, backend = current_call.get(), self.config.backend
             if call is not None and call.cache is cache:
-                open_frame(cache, self, call.configs, cache.rows.holes, call.capture)
+                open_frame(cache, self, call.configs, backend, cache.rows.holes, call.capture)
             else:
-                open_frame(cache, self, attention_configs(self.model.modules()), own_columns(cache, mask))
+                open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
@@ -164,6 +164,9 @@ class Relay:
             close_frame(frame)
             if output is not None:
                 check_hits(frame)
+            call = current_call.get()
+            if call is not None:
+                call.backends |= frame.backends
 
     # -- for the prefill ---------------------------------------------------------------------------------------------
 
@@ -189,8 +192,15 @@ class Relay:
 
     @property
     def backend(self) -> str:
-        """What computes relayed attention."""
-        return resolve_backend(self.config.backend)
+        """What is expected to compute relayed attention.
+
+        Raises:
+            RuntimeError: the backend that is asked for by name can't.
+        """
+        device = self.model.device
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.model.dtype
+        return resolve_backend(self.config.backend, device, dtype)
 
     def _new_keeper(self) -> Keeper:
         return Keeper(self._budget, self.config.max_recent_prompts, self.config.min_prefix_length)
@@ -207,6 +217,8 @@ class Relay:
 
     def _finish(self, call: Call) -> None:
         report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
+        if report.relayed and call.backends:
+            report.backend = "+".join(sorted(call.backends))
         if call.cache is not None and report.relayed:
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
         with self._lock:

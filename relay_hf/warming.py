@@ -94,4 +94,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
-    return decide(relay, input_ids, config, inputs).report(relay.backend)
+    report = decide(relay, input_ids, config, inputs).report()
+    if report.relayed:
+        report.backend = relay.backend
+    return report

@@ -1,6 +1,10 @@
 """Fixtures of all tests."""
 
 import logging
+import os
+
+# Before anything imports Triton: its kernels run in its interpreter, on the CPU.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch

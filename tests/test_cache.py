@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -112,6 +113,24 @@ def test_reorder_and_row_changes_match_a_dynamic_cache(model, cache):
     assert_same_content(ours.to_dynamic(), theirs)
     ours.batch_select_indices(torch.tensor([True, False] * 4))
     assert_same_content(ours.to_dynamic(), dynamic)
+
+
+def test_segments_of_some_rows_follow_row_changes():
+    # Without a window: a DynamicCache drops what lies before one.
+    cache = filled(relay_hf.patch_model(tiny_model("llama"), policy="always"))
+    for layer in cache.layers:
+        (part,) = layer.shared
+        doubled = part.then(part.first(0))
+        doubled.segment.key.mul_(2), doubled.segment.value.mul_(2)
+        users = ((part, (0, 3)), (doubled, (2, 1)))
+        layer.shared = [replace(one, segment=replace(one.segment, rows=rows)) for one, rows in users]
+    dynamic = cache.to_dynamic()
+    order = torch.tensor([1, 3, 3, 2, 0])
+    for change, how in (("batch_select_indices", order), ("batch_repeat_interleave", 3)):
+        ours, theirs = copy.deepcopy(cache), copy.deepcopy(dynamic)
+        getattr(ours, change)(how)
+        getattr(theirs, change)(how)
+        assert_same_content(ours.to_dynamic(), theirs)
 
 
 def assert_same_content(one, other):

@@ -1,6 +1,7 @@
 """In half precision the logits are as close to float32's as stock's are."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from transformers import LogitsProcessor, LogitsProcessorList
 import relay_hf
 from relay_hf.testing import VOCABULARY, prompts, tiny_model
 
-# Root mean square error over stock's, 6 seeds. Measured: 0.88 to 1.04; each part of attention is rounded once before
-# they are merged, against once in all in stock's, which is little beside what the layers round.
+# Root mean square error over stock's, the median of 7 seeds. Measured: 0.88 to 1.04; each part of attention is rounded
+# once before they are merged, against once in all in stock's, which is little beside what the layers round. Not their
+# mean: where rounding flips a routed expert, in stock's run or in ours, one seed's error is 40 times the others'.
 FACTOR = 1.1
 
 
@@ -35,14 +37,15 @@ def logits(model, inputs, tokens):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt2", "deepseek_v3"])
 def test_error_against_float32_is_stocks(family, dtype):
-    squares = {"stock": 0.0, "relay": 0.0}
-    for seed in range(6):
+    ratios = []
+    for seed in range(7):
         model = tiny_model(family, seed=seed).to(dtype)
         inputs = prompts(60, (3, 17, 9, 5), seed=seed)
         tokens = torch.randint(3, VOCABULARY, (4, 16), generator=torch.Generator().manual_seed(seed))
         exact = logits(copy.deepcopy(model).float(), inputs, tokens)
-        squares["stock"] += (logits(model, inputs, tokens) - exact).square().mean().item()
+        stock_error = (logits(model, inputs, tokens) - exact).square().mean()
         relay_hf.patch_model(model, policy="always")
-        squares["relay"] += (logits(model, inputs, tokens) - exact).square().mean().item()
+        error = (logits(model, inputs, tokens) - exact).square().mean()
         assert model.relay.last.relayed
-    assert squares["relay"] <= FACTOR**2 * squares["stock"]
+        ratios.append((error / stock_error).sqrt().item())
+    assert statistics.median(ratios) <= FACTOR

@@ -342,7 +342,6 @@ def test_registered_names_are_all_that_stays_behind():
         (None, {"min_prefix_length": 2.5}, TypeError, "min_prefix_length must be an int; got 2.5"),
         (None, {"min_prefix_length": True}, TypeError, "min_prefix_length must be an int"),
         (None, {"backend": "cuda"}, ValueError, "backend must be one of"),
-        (None, {"backend": "triton"}, ValueError, "not part of this version"),
         (None, {"cuda_graphs": 1}, ValueError, "cuda_graphs must be one of"),
         (None, {"max_store_bytes": -1}, ValueError, "max_store_bytes must be at least 0"),
         (None, {"config": {"policy": "auto"}}, TypeError, "config must be a RelayConfig or None; got dict"),

@@ -148,7 +148,7 @@ def _full(layer: RelayLayer, part: int) -> Tensor:
     # The prefix ends where a row's own tokens start; what lies before it is padding, and zero.
     starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
     for row, own_start in enumerate(starts):
-        mine = [s for s in layer.shared if s.segment.rows is None or bool((s.segment.rows == row).any())]
+        mine = [s for s in layer.shared if s.segment.rows is None or row in s.segment.rows]
         end = rows.offset + own_start
         for shared in reversed(mine):
             full[row, :, end - len(shared) : end] = shared.stored[part]

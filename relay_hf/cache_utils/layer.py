@@ -178,9 +178,9 @@ def _map_rows(part: SharedLayer, change) -> SharedLayer:  # type: ignore[no-unty
     return part if rows is None else replace(part, segment=replace(part.segment, rows=change(rows)))
 
 
-def _repeat(rows: Tensor, repeats: int) -> Tensor:
-    return (rows[:, None] * repeats + torch.arange(repeats, device=rows.device)).flatten()
+def _repeat(rows: tuple[int, ...], repeats: int) -> tuple[int, ...]:
+    return tuple(row * repeats + i for row in rows for i in range(repeats))
 
 
-def _select(rows: Tensor, indices: Tensor) -> Tensor:
-    return torch.isin(indices.to(rows.device), rows).nonzero().flatten()
+def _select(rows: tuple[int, ...], indices: Tensor) -> tuple[int, ...]:
+    return tuple(new for new, old in enumerate(indices.tolist()) if old in rows)

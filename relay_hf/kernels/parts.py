@@ -3,7 +3,8 @@
 A part is query `[N, Hkv, G, R, D]` over key `[N, Hkv, K, D]` and value `[N, Hkv, K, Dv]`, `K >= 1`. Its out
 and lse `.view` to `[N, Hkv, G, R, Dv]` and `[N, Hkv, G, R]`; how they are grouped until then differs. The
 log-sum-exp is natural, float32 (float64 for float64 inputs). `R` counts the queries that differ in what they see: an
-additive mask is `[N or 1, 1, R, K]` and says everything; `causal` besides it only lets work be skipped.
+additive mask is `[N or 1, 1, R, K]` and says everything; `causal` besides it only lets work be skipped. A bias,
+`[Hkv, G, 1, K]`, is added to the scores of each query head, after the softcap.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ def attend_part(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
     causal: bool,
     scale: float,
     softcap: float | None,
@@ -37,27 +39,34 @@ def attend_part(
     if softcap is None and query.is_cpu and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         size, value_size = key.shape[-1], value.shape[-1]
         if size == value_size:
-            return fused_part(query, key, value, mask, causal, scale)
+            return fused_part(query, key, value, mask, bias, causal, scale)
         if value_size < size and query.shape[3] >= _MANY_QUERIES:
             dtype = _exact_dtype(query)
             padded = pad(value.to(dtype), (0, size - value_size))
-            out, lse = fused_part(query.to(dtype), key.to(dtype), padded, mask, causal, scale)
+            out, lse = fused_part(query.to(dtype), key.to(dtype), padded, mask, bias, causal, scale)
             return out[..., :value_size], lse
-    return matmul_part(query, key, value, mask, causal, scale, softcap)
+    return matmul_part(query, key, value, mask, bias, causal, scale, softcap)
 
 
 def fused_part(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, causal: bool, scale: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    causal: bool,
+    scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend_part` by PyTorch's CPU flash kernel: equal head sizes, no softcap, last strides of 1."""
     batch, kv_heads, group, rows, size = query.shape
-    if mask is not None:
-        stack = rows < _QUERY_BLOCK
-        if stack and rows > 1 and group > 1:
-            mask = mask.repeat(1, 1, group, 1)
-        causal = causal and not stack
-    else:
-        stack = not causal
+    stack = not causal if mask is None else rows < _QUERY_BLOCK
+    if bias is not None:
+        # Unstacked, a bias without a mask is one row of it for each query head, for any number of queries.
+        stack = stack and rows < _QUERY_BLOCK
+        mask = _biased_mask(mask, bias, rows if stack else None)
+    elif mask is not None and stack and rows > 1 and group > 1:
+        mask = mask.repeat(1, 1, group, 1)
+    causal = causal and not stack
     # Queries of a KV head stacked into one matrix read its keys once, and not once per query head: 164 against 309 us
     # at B=16, heads 12/4, 160 keys. With a mask, to be stacked too, this pays below the kernel's block of queries only:
     # bf16, B=4, heads 32/8, 512 keys: 0.54 against 1.31 ms for 4 queries, but 1.08 times slower for 32 of 32 keys.
@@ -66,11 +75,20 @@ def fused_part(
     return out, lse
 
 
+def _biased_mask(mask: torch.Tensor | None, bias: torch.Tensor, stacked_rows: int | None) -> torch.Tensor:
+    """Mask and bias in one: `[N or 1, Hq, R or 1, K]`, or `[N or 1, Hkv, G * R, K]` for stacked queries."""
+    both = bias.unsqueeze(0) if mask is None else mask.unsqueeze(2) + bias
+    if stacked_rows is None:
+        return both.flatten(1, 2)
+    return both.expand(-1, -1, -1, stacked_rows, -1).flatten(2, 3)
+
+
 def matmul_part(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
+    bias: torch.Tensor | None,
     causal: bool,
     scale: float,
     softcap: float | None,
@@ -85,6 +103,8 @@ def matmul_part(
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         by_row = scores.view(batch, kv_heads, group, rows, -1)
+        if bias is not None:
+            by_row += bias
         if causal and mask is None:
             by_row += torch.full(by_row.shape[3:], float("-inf"), dtype=dtype, device=query.device).triu_(1)
         elif mask is not None:

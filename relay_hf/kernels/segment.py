@@ -15,14 +15,14 @@ class Segment:
         key: `[Hkv, P, D]`, rotated as attention sees it. Any strides with a last one of 1.
         value: `[Hkv, P, Dv]`, of the dtype of `key`. `Dv` may differ from `D`.
         start: Position of the first token, the same in every row that uses the segment.
-        rows: `[R]` int64, the batch rows that use the segment, each at most once. None: all rows. Layers of one
-            forward should hold the same tensor: `Plan` recognises it by identity.
+        rows: The batch rows that use the segment, in any order, each at most once. None: all rows. They are known on
+            the host, so that no path has to ask the device who uses what.
     """
 
     key: torch.Tensor
     value: torch.Tensor
     start: int = 0
-    rows: torch.Tensor | None = None
+    rows: tuple[int, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -30,6 +30,6 @@ class Segment:
         return self.key.shape[1]
 
     def __repr__(self) -> str:
-        used_by = "all rows" if self.rows is None else f"{self.rows.numel()} rows"
+        used_by = "all rows" if self.rows is None else f"{len(self.rows)} rows"
         shapes = f"key={tuple(self.key.shape)}, value={tuple(self.value.shape)}"
         return f"Segment({shapes}, {self.key.dtype}, start={self.start}, {used_by})"

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 
 from .parts import attend_part
-from .plan import Plan, SegmentView
+from .plan import Plan
 from .segment import Segment
+from .views import OwnView, SegmentView
 
 
 def relay_attention(
@@ -27,30 +28,38 @@ def relay_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    alibi_slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`reference.relay_attention` with own_start and own_mask inside `plan`; arguments are not validated."""
+    """`reference.relay_attention` with own_start, own_length and own_mask in `plan`; arguments are not validated."""
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
     grouped = query.view(batch, kv_heads, heads // kv_heads, length, size)
 
-    view = plan.own(sliding_window, query)
-    if view.first:
-        key, value = key[:, :, view.first :], value[:, :, view.first :]
-    out, lse = attend_part(grouped, key, value, view.mask, view.causal, scale, softcap)
+    slopes = None
+    if alibi_slopes is not None:
+        exact = torch.float64 if query.dtype is torch.float64 else torch.float32
+        slopes = alibi_slopes.to(exact).view(kv_heads, -1)
+
+    view = plan.own(sliding_window, query, biased=slopes is not None)
+    if view.first or view.stop < key.shape[2]:
+        key, value = key[:, :, view.first : view.stop], value[:, :, view.first : view.stop]
+    if view.unread is not None:
+        key, value = key.masked_fill(view.unread, 0.0), value.masked_fill(view.unread, 0.0)
+    out, lse = attend_part(grouped, key, value, view.mask, _bias(view, slopes), view.causal, scale, softcap)
     out = out.view(batch, kv_heads, -1, length, value.shape[3]).to(lse.dtype)
     lse = lse.view(batch, kv_heads, -1, length)
-    _mark_empty(lse, view.empty)
+    _complete(lse, view, slopes)
 
     for segment in segments:
-        seen = plan.segment(segment, sliding_window, query)
+        seen = plan.segment(segment, sliding_window, query, biased=slopes is not None)
         if seen is None:
             continue
         rows = seen.rows
         if rows is None:
-            other_out, other_lse = _attend_segment(grouped, segment, seen, scale, softcap)
+            other_out, other_lse = _attend_segment(grouped, segment, seen, slopes, scale, softcap)
             out, lse = _merge(out, lse, other_out, other_lse)
             continue
-        other_out, other_lse = _attend_segment(grouped.index_select(0, rows), segment, seen, scale, softcap)
+        other_out, other_lse = _attend_segment(grouped.index_select(0, rows), segment, seen, slopes, scale, softcap)
         other_out, other_lse = _merge(out.index_select(0, rows), lse.index_select(0, rows), other_out, other_lse)
         out.index_copy_(0, rows, other_out)
         lse.index_copy_(0, rows, other_lse)
@@ -59,11 +68,18 @@ def relay_attention(
         # A part with output 0 and the sink as its lse.
         weight = torch.sigmoid(lse - sinks.to(lse.dtype).view(kv_heads, -1, 1))
         out.mul_(weight.unsqueeze(-1))
-    return out.permute(0, 3, 1, 2, 4).reshape(batch, length, heads, -1).to(query.dtype)
+    out = out.permute(0, 3, 1, 2, 4).to(query.dtype, memory_format=torch.contiguous_format)
+    # An equal dtype is not copied, whatever the strides.
+    return out.contiguous().view(batch, length, heads, -1)
 
 
 def _attend_segment(
-    query: torch.Tensor, segment: Segment, seen: SegmentView, scale: float, softcap: float | None
+    query: torch.Tensor,
+    segment: Segment,
+    seen: SegmentView,
+    slopes: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Query `[B, Hkv, G, T, D]` over a segment, all rows stacked."""
     key, value = segment.key, segment.value
@@ -71,16 +87,24 @@ def _attend_segment(
         key, value = key[:, seen.first :], value[:, seen.first :]
     batch, kv_heads, group, length, size = query.shape
     stacked = query.permute(1, 2, 0, 3, 4).reshape(1, kv_heads, group, batch * length, size)
-    out, lse = attend_part(stacked, key.unsqueeze(0), value.unsqueeze(0), seen.mask, False, scale, softcap)
+    key, value = key.unsqueeze(0), value.unsqueeze(0)
+    out, lse = attend_part(stacked, key, value, seen.mask, _bias(seen, slopes), False, scale, softcap)
     out = out.view(kv_heads, group, batch, length, -1).permute(2, 0, 1, 3, 4)
     lse = lse.view(kv_heads, group, batch, length).permute(2, 0, 1, 3)
-    _mark_empty(lse, seen.empty)
+    _complete(lse, seen, slopes)
     return out, lse
 
 
-def _mark_empty(lse: torch.Tensor, empty: torch.Tensor | None) -> None:
-    if empty is not None:
-        lse.masked_fill_(empty[:, None, None], torch.finfo(lse.dtype).min)
+def _bias(view: OwnView | SegmentView, slopes: torch.Tensor | None) -> torch.Tensor | None:
+    return None if slopes is None or view.distances is None else view.distances.key_bias(slopes)
+
+
+def _complete(lse: torch.Tensor, view: OwnView | SegmentView, slopes: torch.Tensor | None) -> None:
+    """The queries' share of the bias, and the mark of an empty part, into the lse `[B, Hkv, G, T]`."""
+    if slopes is not None and view.distances is not None:
+        view.distances.complete(lse, slopes)
+    if view.empty is not None:
+        lse.masked_fill_(view.empty[:, None, None], torch.finfo(lse.dtype).min)
 
 
 def _merge(

@@ -7,6 +7,7 @@ import torch
 
 from relay_hf import ops
 from relay_hf.kernels.segment import Segment
+from relay_hf.kernels.validation import check_arguments
 from relay_hf.ops import relay_attention
 
 
@@ -52,15 +53,27 @@ BAD = [
         r"segments\[0\].value must be torch.float32 like query",
     ),
     (with_segment(start=-1), ValueError, r"segments\[0\].start must be an int of 0 or more; got -1"),
-    (with_segment(rows=[0, 1]), TypeError, r"segments\[0\].rows must be an int64 tensor \[R\].*got list"),
-    (with_segment(rows=torch.tensor([True, False])), TypeError, r"segments\[0\].rows must be an int64 tensor"),
-    (with_segment(rows=torch.tensor([0, 2])), ValueError, r"segments\[0\].rows must be different rows of 0 to 1; got"),
-    (with_segment(rows=torch.tensor([1, 1])), ValueError, r"segments\[0\].rows must be different rows of 0 to 1; got"),
+    (with_segment(rows=[0, 1]), TypeError, r"segments\[0\].rows must be a tuple of ints.*got \[0, 1\]"),
+    (with_segment(rows=torch.tensor([0])), TypeError, r"tuple\(rows.tolist\(\)\), or None.*got a tensor \[1\]"),
+    (with_segment(rows=(True, False)), TypeError, r"segments\[0\].rows must be a tuple of ints.*got \(True, False\)"),
+    (with_segment(rows=(0, 2)), ValueError, r"segments\[0\].rows must be different rows of 0 to 1; got \(0, 2\)"),
+    (with_segment(rows=(1, 1)), ValueError, r"segments\[0\].rows must be different rows of 0 to 1; got \(1, 1\)"),
     ({"own_start": 0}, TypeError, r"own_start must be a tensor \[B\]; got int"),
     ({"own_start": torch.zeros(3, dtype=torch.int64)}, ValueError, r"own_start must be \[B\] = \[2\]; got \[3\]"),
     ({"own_start": torch.zeros(2)}, TypeError, "own_start must be int64 or int32; got torch.float32"),
     ({"own_start": torch.tensor([0, 4])}, ValueError, r"own_start must be counts of own columns, 0 to 3; got \[0, 4\]"),
     ({"own_start": torch.tensor([-1, 0])}, ValueError, "own_start must be counts of own columns"),
+    (
+        {"own_start": torch.zeros(2, device="meta").int()},
+        ValueError,
+        "own_start must be on cpu, where query is; got meta",
+    ),
+    ({"own_length": 3}, TypeError, r"own_length must be a tensor \[B\]; got int"),
+    ({"own_length": torch.ones(2, 1).int()}, ValueError, r"own_length must be \[B\] = \[2\]; got \[2, 1\]"),
+    ({"own_length": torch.ones(2)}, TypeError, "own_length must be int64 or int32; got torch.float32"),
+    ({"own_length": torch.tensor([3, 4])}, ValueError, r"own_length must be .* row's 1 queries, 1 to 3; got \[3, 4\]"),
+    ({"own_length": torch.tensor([0, 3])}, ValueError, r"own_length must be .* row's 1 queries, 1 to 3; got \[0, 3\]"),
+    ({"own_length": torch.ones(2, device="meta").int()}, ValueError, "own_length must be on cpu, where query is"),
     ({"own_mask": torch.ones(2, 4, dtype=torch.bool)}, ValueError, r"own_mask must be \[B, S\] = \[2, 3\]; got"),
     ({"own_mask": torch.ones(2, 3)}, TypeError, r"own_mask must be bool, True where attended.*mask.bool\(\)"),
     ({"scale": "1"}, TypeError, "scale must be a float or None; got str"),
@@ -70,8 +83,12 @@ BAD = [
     ({"sliding_window": 4.0}, ValueError, "sliding_window must be an int of 1 or more"),
     ({"sinks": torch.zeros(2)}, ValueError, r"sinks must be \[Hq\] = \[4\]; got \[2\]"),
     ({"sinks": torch.zeros(4, dtype=torch.int64)}, TypeError, "sinks must be floating point; got torch.int64"),
+    ({"sinks": torch.zeros(4, requires_grad=True)}, RuntimeError, "sinks requires grad.*no backward"),
+    ({"alibi_slopes": [0.5] * 4}, TypeError, r"alibi_slopes must be a tensor \[Hq\]; got list"),
+    ({"alibi_slopes": torch.zeros(1, 4)}, ValueError, r"alibi_slopes must be \[Hq\] = \[4\]; got \[1, 4\]"),
+    ({"alibi_slopes": torch.zeros(4).int()}, TypeError, "alibi_slopes must be floating point; got torch.int32"),
+    ({"alibi_slopes": torch.zeros(4, requires_grad=True)}, RuntimeError, "alibi_slopes requires grad.*no backward"),
     ({"backend": "cuda"}, ValueError, "backend must be one of 'auto', 'torch', 'triton'; got 'cuda'"),
-    ({"backend": "triton"}, RuntimeError, "no Triton kernels; use"),
 ]
 
 
@@ -79,6 +96,19 @@ BAD = [
 def test_refuses_by_name(change, error, message):
     with pytest.raises(error, match=message):
         relay_attention(**(arguments() | change))
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "message"),
+    [
+        (8, torch.float64, "the kernels take float32, bfloat16 and float16, not torch.float64; use backend="),
+        (264, torch.float32, "the kernels take head sizes up to 256, not 264; use backend="),
+    ],
+)
+def test_the_kernels_refuse_what_they_cannot_take(size, dtype, message):
+    tensor = torch.randn(1, 1, 2, size, dtype=dtype)
+    with pytest.raises(RuntimeError, match=message):
+        relay_attention(tensor, [], tensor, tensor, backend="triton")
 
 
 def test_refuses_integers():
@@ -93,7 +123,27 @@ def test_accepts_what_fits(backend):
         **arguments(), own_start=torch.tensor([0, 3], dtype=torch.int32), scale=1, sliding_window=2, backend=backend
     )
     assert out.shape == (2, 1, 4, 6)
-    assert out.is_contiguous()
+
+
+def test_counts_on_a_device_are_not_read():
+    """A meta tensor has no content: reading it raises."""
+    tensors = {name: torch.empty(2, 2, 3, 8, device="meta") for name in ("query", "key", "value")}
+    counts = torch.empty(2, dtype=torch.int64, device="meta")
+    names = ("own_mask", "scale", "sliding_window", "softcap", "sinks", "alibi_slopes")
+    check_arguments(**tensors, segments=[], own_start=counts, own_length=counts, **dict.fromkeys(names))
+    plan = ops.Plan(2, 1, 3, own_start=counts, own_length=counts)
+    with pytest.raises(RuntimeError, match="meta"):
+        plan.own(None, tensors["query"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("size", [8, 6])
+def test_the_output_is_contiguous(length, size, dtype):
+    query, key = torch.randn(2, 4, length, 8).to(dtype), torch.randn(2, 2, 3, 8).to(dtype)
+    segment = Segment(key[0], key[0, ..., :size])
+    for segments in ([], [segment]):
+        assert relay_attention(query, segments, key, key[..., :size]).is_contiguous()
 
 
 def test_parameters_are_attended_under_no_grad():

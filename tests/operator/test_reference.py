@@ -14,26 +14,27 @@ def randn(*shape, seed):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def one_output(query, segments, key, value, row, head, t, kv_head, own_start, own_mask, window, softcap, sink):
-    """Output of one query of one head, token by token."""
+def one_output(query, segments, key, value, row, head, t, kv_head, own, window, softcap, sink, slope):
+    """Output of one query of one head, token by token; `own` is the row's start, length and mask."""
+    own_start, own_length, own_mask = own
     tokens = []
     shared = 0
     for segment in segments:
-        if segment.rows is None or row in segment.rows.tolist():
+        if segment.rows is None or row in segment.rows:
             for i in range(segment.length):
                 tokens.append((segment.start + i, segment.key[kv_head, i], segment.value[kv_head, i]))
             shared += segment.length
-    column = key.shape[2] - query.shape[2] + t
-    for c in range(int(own_start[row]), column + 1):
-        if own_mask[row, c]:
-            tokens.append((shared + c - int(own_start[row]), key[row, kv_head, c], value[row, kv_head, c]))
-    position = shared + column - int(own_start[row])
+    column = own_length - query.shape[2] + t
+    for c in range(own_start, column + 1):
+        if own_mask[c]:
+            tokens.append((shared + c - own_start, key[row, kv_head, c], value[row, kv_head, c]))
+    position = shared + column - own_start
 
     total, out = math.exp(sink), torch.zeros(value.shape[3], dtype=torch.float64)
     for token_position, token_key, token_value in tokens:
         if position - token_position < window:
             score = float(query[row, head, t] @ token_key) / math.sqrt(query.shape[3])
-            weight = math.exp(softcap * math.tanh(score / softcap))
+            weight = math.exp(softcap * math.tanh(score / softcap) + slope * (token_position - position))
             total, out = total + weight, out + weight * token_value
     return out / total
 
@@ -43,20 +44,23 @@ def test_equals_scalar_arithmetic_with_every_feature_on(window):
     query, key, value = randn(2, 4, 2, 6, seed=0), randn(2, 2, 5, 6, seed=1), randn(2, 2, 5, 3, seed=2)
     segments = [
         Segment(randn(2, 4, 6, seed=3), randn(2, 4, 3, seed=4)),
-        Segment(randn(2, 3, 6, seed=5), randn(2, 3, 3, seed=6), start=4, rows=torch.tensor([1])),
+        Segment(randn(2, 3, 6, seed=5), randn(2, 3, 3, seed=6), start=4, rows=(1,)),
     ]
-    own_start = torch.tensor([2, 0])
+    own_start, own_length = torch.tensor([2, 0]), torch.tensor([5, 4])
     own_mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    sinks = randn(4, seed=7)
+    sinks, slopes = randn(4, seed=7), randn(4, seed=8)
+    key[1, :, 4] = value[1, :, 4] = float("nan")
     out = relay_attention(
         query, segments, key, value,
-        own_start=own_start, own_mask=own_mask, sliding_window=window, softcap=2.0, sinks=sinks,
+        own_start=own_start, own_length=own_length, own_mask=own_mask,
+        sliding_window=window, softcap=2.0, sinks=sinks, alibi_slopes=slopes,
     )  # fmt: skip
     for row in range(2):
+        own = (int(own_start[row]), int(own_length[row]), own_mask[row])
         for head in range(4):
             for t in range(2):
                 expected = one_output(
-                    query, segments, key, value, row, head, t, head // 2, own_start, own_mask, window, 2.0, sinks[head]
+                    query, segments, key, value, row, head, t, head // 2, own, window, 2.0, sinks[head], slopes[head]
                 )
                 torch.testing.assert_close(out[row, t, head], expected, rtol=1e-12, atol=1e-12)
 
@@ -69,6 +73,31 @@ def test_equals_stock_attention_over_the_concatenation():
     causal = torch.ones(4, 18, dtype=torch.bool).tril(14)
     stock = F.scaled_dot_product_attention(query, all_key, all_value, attn_mask=causal, scale=0.3, enable_gqa=True)
     out = relay_attention(query, [segment], key, value, scale=0.3)
+    torch.testing.assert_close(out, stock.transpose(1, 2), rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_any_own_length_are_rows_cut_to_it():
+    query, key, value = randn(3, 4, 2, 8, seed=0), randn(3, 2, 7, 8, seed=1), randn(3, 2, 7, 8, seed=2)
+    segments = [Segment(randn(2, 5, 8, seed=3), randn(2, 5, 8, seed=4))]
+    out = relay_attention(query, segments, key, value, own_length=torch.tensor([2, 7, 4]), sliding_window=6)
+    for row, length in enumerate((2, 7, 4)):
+        one = slice(row, row + 1)
+        cut = relay_attention(
+            query[one], segments, key[one, :, :length], value[one, :, :length], sliding_window=6
+        )  # fmt: skip
+        assert torch.equal(out[one], cut)
+
+
+def test_alibi_equals_stock_attention_with_a_bias():
+    query, key, value = randn(2, 4, 3, 16, seed=0), randn(2, 2, 5, 16, seed=1), randn(2, 2, 5, 16, seed=2)
+    segment = Segment(randn(2, 11, 16, seed=3), randn(2, 11, 16, seed=4))
+    slopes = torch.tensor([0.5, 0.25, 0.125, 0.0625]).double()
+    all_key = torch.cat([segment.key.expand(2, -1, -1, -1), key], dim=2)
+    all_value = torch.cat([segment.value.expand(2, -1, -1, -1), value], dim=2)
+    distance = torch.arange(16) - torch.arange(13, 16)[:, None]
+    bias = (slopes[:, None, None] * distance).masked_fill(distance > 0, float("-inf"))
+    stock = F.scaled_dot_product_attention(query, all_key, all_value, attn_mask=bias, enable_gqa=True)
+    out = relay_attention(query, [segment], key, value, alibi_slopes=slopes)
     torch.testing.assert_close(out, stock.transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
@@ -88,7 +117,7 @@ def test_two_segments_are_the_one_they_were_cut_from():
     query, key, value = randn(2, 2, 1, 8, seed=0), randn(2, 2, 3, 8, seed=1), randn(2, 2, 3, 8, seed=2)
     k, v = randn(2, 9, 8, seed=3), randn(2, 9, 8, seed=4)
     whole = relay_attention(query, [Segment(k, v)], key, value, sliding_window=8)
-    cut = [Segment(k[:, :5], v[:, :5]), Segment(k[:, 5:], v[:, 5:], start=5, rows=torch.tensor([1, 0]))]
+    cut = [Segment(k[:, :5], v[:, :5]), Segment(k[:, 5:], v[:, 5:], start=5, rows=(1, 0))]
     torch.testing.assert_close(relay_attention(query, cut, key, value, sliding_window=8), whole, rtol=0, atol=0)
 
 

@@ -6,89 +6,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import SHAPES, WINDOWS, Case
 from relay_hf.kernels import parts, reference
+from relay_hf.kernels import plan as plan_module
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.ops import attend, relay_attention
-
-CAPACITY = 9  # columns that a buffer has beyond those in use
-
-
-class Case:
-    """Random inputs in the strides of a model: query a transposed view, key and value views of longer buffers."""
-
-    def __init__(self, B=2, H=2, G=1, D=16, Dv=None, P=(20,), S=7, T=1, rows=(), dtype=torch.float64, seed=0):
-        self.generator = torch.Generator().manual_seed(seed)
-        Dv = Dv or D
-        self.query = self.randn(B, T, H * G, D, dtype=dtype).transpose(1, 2)
-        self.key = self.randn(B, H, S + CAPACITY, D, dtype=dtype)
-        self.value = self.randn(B, H, S + CAPACITY, Dv, dtype=dtype)
-        for buffer in (self.key, self.value):
-            buffer[:, :, S:] = float("nan")
-        self.key, self.value = self.key[:, :, :S], self.value[:, :, :S]
-        self.segments, start = [], 0
-        for i, length in enumerate(P):
-            used_by = torch.tensor(rows[i], dtype=torch.int64) if i < len(rows) and rows[i] is not None else None
-            k, v = self.randn(H, length, D, dtype=dtype), self.randn(H, length, Dv, dtype=dtype)
-            self.segments.append(Segment(k, v, start, used_by))
-            start += length
-
-    def randn(self, *shape, dtype):
-        return torch.randn(*shape, dtype=torch.float64, generator=self.generator).to(dtype)
-
-    def run(self, **options):
-        return relay_attention(self.query, self.segments, self.key, self.value, **options)
-
-    def exact(self, **options):
-        """The reference on the same numbers, in float64."""
-        segments = [Segment(s.key.double(), s.value.double(), s.start, s.rows) for s in self.segments]
-        if options.get("sinks") is not None:
-            options["sinks"] = options["sinks"].double()
-        return reference.relay_attention(
-            self.query.double(), segments, self.key.double(), self.value.double(), **options
-        )
-
-    def real(self, own_start):
-        """True where a query is not in a padding column, ``[B, T, 1, 1]``."""
-        columns = torch.arange(self.key.shape[2] - self.query.shape[2], self.key.shape[2])
-        return (columns >= own_start[:, None])[:, :, None, None]
-
-    def check(self, **options):
-        out, exact = self.run(**options), self.exact(**options)
-        assert out.shape == exact.shape
-        assert out.isfinite().all()
-        if options.get("own_start") is not None:
-            real = self.real(options["own_start"])
-            out, exact = out * real, exact * real
-        torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
-
-
-@pytest.fixture(params=["fused", "matmul"])
-def kernel(request, monkeypatch):
-    """Both ways to compute a part, for the inputs that the fused kernel would take."""
-    if request.param == "matmul":
-        monkeypatch.setattr(parts, "fused_part", lambda *arguments: parts.matmul_part(*arguments, None))
-    return request.param
-
-
-SHAPES = [
-    {"P": ()},
-    {"P": (0,), "T": 3},
-    {"P": (), "T": 7},
-    {"P": (1,), "S": 1, "B": 1},
-    {"P": (63,), "S": 7, "G": 3, "B": 5},
-    {"P": (1025,), "S": 33, "G": 7, "H": 1, "D": 100},
-    {"P": (111,), "S": 7, "T": 5, "G": 8, "H": 1, "D": 80},
-    {"P": (63,), "S": 45, "T": 45, "G": 3, "B": 5},
-    {"P": (1025,), "S": 40, "T": 33, "G": 3, "D": 64},
-    {"P": (111,), "S": 7, "D": 24, "Dv": 16, "G": 3, "T": 2},
-    {"P": (63,), "S": 33, "D": 192, "Dv": 128},
-    {"P": (63,), "S": 140, "T": 130, "G": 3, "H": 1, "D": 24, "Dv": 16},
-    {"P": (9,), "S": 3, "D": 16, "Dv": 24},
-    {"P": (20, 9, 4), "B": 5, "rows": (None, (0, 2, 3), (4, 1)), "G": 2},
-    {"P": (9, 20, 0), "B": 5, "T": 4, "rows": ((4, 0), (), (1,)), "G": 2},
-]
-WINDOWS = [None, 1, 3, 8, 30, 5000]
+from relay_hf.ops import attend
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -121,7 +44,7 @@ class TestEqualsReference:
         case.check(sliding_window=window, softcap=0.7, own_start=torch.arange(case.key.shape[0]) % case.key.shape[2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(data=st.data())
 def test_equals_reference_for_any_combination(data):
     def draw(strategy):
@@ -135,15 +58,20 @@ def test_equals_reference_for_any_combination(data):
         B=batch, H=draw(st.integers(1, 2)), G=draw(st.integers(1, 3)), D=8, Dv=draw(st.sampled_from([8, 8, 5])),
         P=lengths, S=columns, T=length, rows=[draw(subset) for _ in lengths], seed=draw(st.integers(0, 99)),
     )  # fmt: skip
-    per_row = st.lists(st.integers(0, columns), min_size=batch, max_size=batch)
+
+    def per_row(lowest):
+        return st.none() | st.lists(st.integers(lowest, columns), min_size=batch, max_size=batch).map(torch.tensor)
+
     holes = st.lists(st.booleans(), min_size=batch * columns, max_size=batch * columns)
-    own_start, own_mask = draw(st.none() | per_row), draw(st.none() | holes)
+    own_mask = draw(st.none() | holes)
     case.check(
-        own_start=None if own_start is None else torch.tensor(own_start),
+        own_start=draw(per_row(0)),
+        own_length=draw(per_row(length)),
         own_mask=None if own_mask is None else torch.tensor(own_mask).view(batch, columns),
         sliding_window=draw(st.none() | st.integers(1, 30)),
         softcap=draw(st.none() | st.floats(0.5, 50.0)),
         sinks=case.randn(case.query.shape[1], dtype=torch.float64) if draw(st.booleans()) else None,
+        alibi_slopes=case.slopes() if draw(st.booleans()) else None,
     )
 
 
@@ -217,9 +145,9 @@ def test_error_with_holes_and_sinks_is_within_a_factor_of_eager_attentions(more,
 @pytest.mark.parametrize("length", [1, 3])
 def test_groups_of_rows_may_have_segments_of_equal_length_and_start(length):
     case = Case(B=5, P=(20,), S=8, T=length, G=2)
-    for rows in ([0, 3], [4, 1], [2]):
+    for rows in ((0, 3), (4, 1), (2,)):
         k, v = case.randn(2, 10, 16, dtype=torch.float64), case.randn(2, 10, 16, dtype=torch.float64)
-        case.segments.append(Segment(k, v, 20, torch.tensor(rows)))
+        case.segments.append(Segment(k, v, 20, rows))
     case.check()
     case.check(sliding_window=15, own_start=torch.tensor([0, 5, 2, 4, 0]))
 
@@ -269,21 +197,19 @@ def test_rows_at_one_position_need_no_mask_over_a_cut_segment():
 
 def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
     calls = []
-    for name in ("_build_own", "_build_segment"):
-        build = getattr(Plan, name)
-        monkeypatch.setattr(Plan, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
-    rows = torch.tensor([0, 2])
+    for name in ("build_own", "build_segment"):
+        build = getattr(plan_module, name)
+        monkeypatch.setattr(plan_module, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
     own_start = torch.tensor([1, 0, 2])
-    shared_length = torch.tensor([26, 20, 26])
-    plan = Plan(3, 2, 7, shared_length=shared_length, own_start=own_start)
+    plan = Plan(3, 2, 7, shared_length=(26, 20, 26), own_start=own_start)
     for layer in range(6):
         case = Case(B=3, P=(20, 6), S=7, T=2, seed=layer)
-        case.segments[1] = Segment(case.segments[1].key, case.segments[1].value, 20, rows)
+        case.segments[1] = Segment(case.segments[1].key, case.segments[1].value, 20, (0, 2))
         window = 9 if layer % 2 else None
         out = attend(plan, case.query, case.segments, case.key, case.value, scale=0.25, sliding_window=window)
         exact = case.exact(own_start=own_start, sliding_window=window, scale=0.25)
         torch.testing.assert_close(out, exact, rtol=0, atol=1e-12)
-    assert sorted(calls) == ["_build_own"] * 2 + ["_build_segment"] * 4
+    assert sorted(calls) == ["build_own"] * 2 + ["build_segment"] * 4
 
 
 def test_keys_and_values_are_not_copied(monkeypatch):

@@ -1,0 +1,223 @@
+"""Compile every row of the tile table for the chips it names, on any machine, and read what came out.
+
+    python -m benchmarks.compile [--json FILE] [--chips sm_90 ...]
+
+Registers, spills and shared memory are the assembler's own figures for the compiled kernel; loads and matrix
+instructions are counted in its PTX and SASS. No GPU is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import triton
+from rich.console import Console
+from rich.table import Table
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from relay_hf.kernels.triton_path import tiles
+from relay_hf.kernels.triton_path.decode import _decode_kernel
+from relay_hf.kernels.triton_path.merge import _merge_kernel
+from relay_hf.kernels.triton_path.prefill import _prefill_kernel
+from relay_hf.kernels.triton_path.tiles import Tile
+
+# Bytes of shared memory that a block may use (CUDA C++ Programming Guide, specifications by compute capability).
+SHARED_LIMIT = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+}
+_MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
+_INT32 = ("items", "uses", "shared_length", "row_parts", "row_segments", "segment_ids", "geometry")
+_FLOAT = ("scale", "softcap")
+_FEATURES = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "ALIBI", "OWN_START", "OWN_LENGTH", "HOLES", "UPCAST")
+_OPTIONAL = {
+    "own_start": "OWN_START",
+    "own_length": "OWN_LENGTH",
+    "own_mask": "HOLES",
+    "slopes": "ALIBI",
+    "sinks": "SINKS",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compilation: a row of the table on a chip, with the features that a call may use."""
+
+    chip: str
+    tile: Tile
+    dtype: str
+    own_block_m: int = 16
+    features: tuple[str, ...] = ("OWN_START",)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came out: registers of a thread, bytes of spills and of shared memory, and the widths and kinds used."""
+
+    chip: str
+    kernel: str
+    head_size: int
+    dtype: str
+    block_m: int
+    block_n: int
+    features: str
+    registers: int
+    spilled: int
+    shared: int
+    async_widths: tuple[int, ...]
+    matrix: tuple[str, ...]
+
+
+def jobs(chips: list[str]) -> Iterator[Job]:
+    """The table's rows on those chips: as most calls are, with all features, and once with the largest own tile."""
+    for tile in tiles.table():
+        mine = [chip for chip in tile.chips if chip in chips]
+        dtype = "bf16" if tile.itemsize == 2 else "fp32"
+        for chip in mine:
+            yield Job(chip, tile, dtype)
+            yield Job(chip, tile, dtype, features=("CAUSAL", "WINDOW", "SINKS", "OWN_START", "OWN_LENGTH"))
+        if tile.kernel == "decode" and tile.block_m > 16 and mine:
+            yield Job(mine[0], tile, dtype, own_block_m=min(tile.block_m, 64))
+
+
+def compile_job(job: Job) -> Compiled:
+    """Compile and read; the compiler's cache makes a second time quick."""
+    tile = job.tile
+    kernel = {"decode": _decode_kernel, "prefill": _prefill_kernel}[tile.kernel]
+    constants: dict[str, object] = {name: name in job.features for name in _FEATURES}
+    constants |= {
+        "KV_HEADS": 8,
+        "GROUP": 4,
+        "HEAD_SIZE": tile.head_size,
+        "VALUE_SIZE": tile.head_size,
+        "BLOCK_D": tile.head_size,
+        "BLOCK_DV": tile.head_size,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "OWN_BLOCK_M": job.own_block_m,
+        "OWN_BLOCK_N": tile.own_block_n,
+        "ALIGNMENT": 16 // tile.itemsize,
+    }
+    compiled = _compile(kernel, job.chip, job.dtype, constants, tile.num_warps, tile.num_stages)
+    usage, sass = _resources(compiled.asm["cubin"])
+    return Compiled(
+        chip=job.chip,
+        kernel=tile.kernel,
+        head_size=tile.head_size,
+        dtype=job.dtype,
+        block_m=tile.block_m,
+        block_n=tile.block_n,
+        features=" ".join(job.features) + (f" own {job.own_block_m}" if job.own_block_m > 16 else ""),
+        registers=usage["REG"],
+        spilled=usage["STACK"] + usage["LOCAL"],
+        shared=compiled.metadata.shared,
+        async_widths=tuple(
+            sorted(
+                {
+                    int(width, 0)
+                    for width in re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (\w+)[,;]", compiled.asm["ptx"])
+                }
+            )
+        ),
+        matrix=tuple(sorted(set(_MATRIX.findall(sass)))),
+    )
+
+
+def compile_merge(chip: str) -> Compiled:
+    """The merge kernel at its largest block of parts."""
+    constants = {"HEADS": 32, "VALUE_SIZE": 128, "BLOCK_DV": 128, "PARTS": 32, "SINKS": True}
+    compiled = _compile(_merge_kernel, chip, "bf16", constants, 4, 3)
+    usage, _ = _resources(compiled.asm["cubin"])
+    spilled = usage["STACK"] + usage["LOCAL"]
+    return Compiled(chip, "merge", 128, "bf16", 1, 32, "SINKS", usage["REG"], spilled, compiled.metadata.shared, (), ())
+
+
+def _compile(kernel, chip: str, dtype: str, constants: dict, warps: int, stages: int):  # type: ignore[no-untyped-def]
+    signature, values, attributes = {}, {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        stem = name.removesuffix("_ptr")
+        if name in constants:
+            signature[name], values[name] = "constexpr", constants[name]
+        elif stem == name:
+            signature[name] = "fp32" if name in _FLOAT else "i32"
+        elif stem in _OPTIONAL and not constants.get(_OPTIONAL[stem]):
+            signature[name], values[name] = "constexpr", None
+        else:
+            signature[name] = f"*{_element(kernel, stem, dtype)}"
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
+    return triton.compile(
+        source, target=target, options={"num_warps": warps, "num_stages": stages, "maxnreg": tiles.MAX_REGISTERS}
+    )
+
+
+def _element(kernel: object, stem: str, dtype: str) -> str:
+    if stem in _INT32:
+        return "i32"
+    if stem in ("addresses", "own_start", "own_length"):
+        return "i64"
+    if stem == "own_mask":
+        return "i1"
+    parts = stem.startswith("part_") or (kernel is _decode_kernel and stem in ("out", "lse"))
+    return "fp32" if parts else dtype
+
+
+def _resources(cubin: bytes) -> tuple[dict[str, int], str]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage, sass = (
+            subprocess.run([tool, flag, path], capture_output=True, text=True, check=True).stdout
+            for flag in ("--dump-resource-usage", "--dump-sass")
+        )
+    return {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}, sass
+
+
+def main() -> None:
+    """Compile all, print a table, and write it as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", nargs="+", default=list(SHARED_LIMIT), choices=list(SHARED_LIMIT))
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    with ProcessPoolExecutor(options.workers) as pool:
+        done = [*pool.map(compile_job, jobs(options.chips)), *pool.map(compile_merge, options.chips)]
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in done], indent=1) + "\n", encoding="utf-8")
+    table = Table("chip", "kernel", "head", "dtype", "tile", "features", "registers", "spilled", "shared KiB", "matrix")
+    for one in done:
+        table.add_row(
+            one.chip,
+            one.kernel,
+            str(one.head_size),
+            one.dtype,
+            f"{one.block_m} x {one.block_n}",
+            one.features,
+            str(one.registers),
+            str(one.spilled),
+            f"{one.shared / 1024:.0f}",
+            " ".join(one.matrix),
+            style="red" if one.spilled or one.shared > SHARED_LIMIT[one.chip] else None,
+        )
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The GPU benchmark: `python -m benchmarks.gpu --minutes 8`. Needs nothing from the network, can be resumed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+SECTIONS = ("ceilings", "correctness", "sanitizer", "operator", "gate")  # in the order in which they run
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=8, help="for everything (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/results/gpu_<chip>.json)")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="NAME")
+    parser.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU: checks the benchmark itself")
+    parser.add_argument(
+        "--workers", type=int, default=8, help="processes that compile and check (default: %(default)s)"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the sections; 1 if anything came out wrong or failed to run."""
+    arguments = parse()
+    if arguments.dry_run:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: nothing imports it before this line
+    from .session import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

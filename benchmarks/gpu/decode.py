@@ -1,0 +1,96 @@
+"""Workload K: device time of our operator and of the baselines beside the floor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.segment import Segment
+from relay_hf.kernels.triton_path import relay_attention
+
+from . import baselines, workload
+from .arena import Arena
+from .context import FATAL, Context, LeftOut
+from .store import Record
+from .workload import Decode
+
+Call = Callable[[], object]
+_ROTATED = 8  # times the L2 cache, that the buffers of a graph take together
+_MOST_CALLS = 512  # of a graph
+_SHORTEST_GRAPH = 2e-3  # s
+
+
+def cells(dry_run: bool) -> dict[str, Decode]:
+    """Workload K."""
+    return workload.cells(dry_run)
+
+
+def run(context: Context, shape: Decode) -> Record:
+    """Time a shape."""
+    if context.ceilings is None:
+        raise LeftOut("the floor needs the ceilings: run that section first")
+    floor, bound = shape.floor(context.ceilings)
+    ours = time_calls(context, shape.bytes, floor, lambda: our_call(context.arena, shape, context.device))
+    record = {
+        "heads": shape.heads,
+        "kv_heads": shape.kv_heads,
+        "batch": shape.batch,
+        "prefix": shape.prefix,
+        "stacked": shape.stacked,
+        "bound": bound,
+        "floor_us": 1e6 * floor,
+        "ours_us": 1e6 * ours,
+        "share_of_floor": floor / ours,
+        "share_of_matrix_rate": shape.flop / ours / context.ceilings.matrix_rate,
+    }
+    for baseline in baselines.ALL:
+        times: dict[str, float | str] = {}
+        for name, (bytes_, make) in baseline.forms(context, shape).items():
+            if not context.arena.fits(bytes_):
+                times[name] = f"does not fit: {bytes_ / 1e9:.0f} GB"
+                continue
+            try:
+                times[name] = 1e6 * time_calls(context, bytes_, bytes_ / context.ceilings.bandwidth, make)
+            except (ImportError, RuntimeError, TypeError, ValueError) as error:
+                if any(sign in str(error) for sign in FATAL):
+                    raise
+                times[name] = f"failed: {type(error).__name__}: {str(error)[:200]}"
+        numbers = [each for each in times.values() if isinstance(each, float)]
+        record |= {f"{baseline.NAME}_us": min(numbers, default=None), f"{baseline.NAME}_forms": times}
+    return record
+
+
+def warm(context: Context, shape: Decode) -> Record:
+    """Compile what `run` will launch."""
+    arena = Arena.for_measuring(context.dry_run, torch.bfloat16, most=shape.bytes + 2**17)
+    our_call(arena, shape, context.device)()
+    return {}
+
+
+def time_calls(context: Context, bytes_: int, least: float, make: Callable[[], Call]) -> float:
+    """Seconds of a call that `make` prepares on buffers of its own, `bytes_` of them.
+
+    A graph takes its calls from so many sets of buffers that the L2 cache holds none when its turn comes again, and is
+    long enough (`least` seconds a call) for events.
+    """
+    context.arena.reset()
+    room = min(_MOST_CALLS, max(1, context.arena.bytes // (bytes_ + 2**16)))
+    wanted = math.ceil(_ROTATED * context.cache_bytes / bytes_)
+    sets = [make() for _ in range(min(room, max(2, wanted)))]
+    calls = min(_MOST_CALLS, max(len(sets), math.ceil(_SHORTEST_GRAPH / least)))
+    return context.clock.median([sets[i % len(sets)] for i in range(calls)])
+
+
+def our_call(arena: Arena, shape: Decode, device: torch.device, length: int = 1) -> Call:
+    """One layer, `length` queries a row; own lengths are read from device memory, as in generate()."""
+    size = shape.head_size
+    key, value = (arena.cut(shape.kv_heads, shape.prefix, size) for _ in range(2))
+    own_key, own_value = (arena.cut(shape.batch, shape.kv_heads, shape.own, size) for _ in range(2))
+    query = arena.cut(shape.batch, length, shape.heads, size).transpose(1, 2)
+    own_length = torch.full((shape.batch,), shape.own, device=device)
+    plan = Plan(shape.batch, length, shape.own, shared_length=shape.prefix, own_length=own_length)
+    segments, scale = [Segment(key, value)], size**-0.5
+    return lambda: relay_attention(plan, query, segments, own_key, own_value, scale=scale)

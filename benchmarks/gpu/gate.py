@@ -1,0 +1,113 @@
+"""What policy "auto" expects beside what is measured: generate() end to end, stock and relayed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import statistics
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from benchmarks.contenders import Bench
+from benchmarks.measure import measure
+from benchmarks.workloads import ModelShape, Workload
+from relay_hf import gate
+
+from .context import Context
+from .store import Record
+
+# Eight layers of Llama-3-8B.
+_MODEL = ModelShape(hidden=4096, intermediate=14336, layers=8, heads=32, kv_heads=8, vocab=128256)
+_TINY = ModelShape(hidden=32, intermediate=48, layers=1, heads=2, kv_heads=1, vocab=97)
+_ROWS, _PREFIXES, _OWN, _NEW = (32, 4, 1), (2048, 512, 8192, 64), 64, 32
+_CELL_SECONDS = 6.0
+CONTENDERS = ("stock", "relay-cold", "relay-kept")
+
+
+class DeviceBench(Bench):
+    """A bench whose prompts lie on the model's device, and whose calls end when the device is done."""
+
+    def __init__(self, workload: Workload, model: PreTrainedModel, context: Context) -> None:
+        self._context = context
+        super().__init__(workload, "always", model)
+
+    def draw(self, draw: int) -> None:
+        """Take other own tokens."""
+        super().draw(draw)
+        self.prompts = self.prompts.to(self.model.device)
+
+    def generate(self, model: PreTrainedModel, prompts: Tensor, **options: Any) -> Tensor:
+        """The new tokens."""
+        tokens = super().generate(model, prompts, **options)
+        self._context.clock.synchronize()
+        return tokens
+
+
+def cells(dry_run: bool) -> dict[str, Workload]:
+    """Calls by key."""
+    if dry_run:
+        workloads = [Workload(_TINY, rows=2, prefix=20, own=4, new=2)]
+    else:
+        shapes = itertools.product(_PREFIXES, _ROWS)
+        workloads = [Workload(_MODEL, rows, prefix, _OWN, _NEW) for prefix, rows in shapes]
+    return {f"B={each.rows} prefix={each.prefix} own={each.own} new={each.new}": each for each in workloads}
+
+
+def run(context: Context, workload: Workload) -> Record:
+    """Three rounds or more of stock and of the relay, cold and with the prefix kept."""
+    logging.set_verbosity_error()
+    model = _model(workload.model, context.device)
+    bench = DeviceBench(workload, model, context)
+    least = 1 if context.dry_run else 4
+
+    def enough(measurements: list, elapsed: float) -> bool:
+        rounds = len(measurements[0].seconds)
+        return rounds >= least and (rounds >= 10 or elapsed > _CELL_SECONDS)
+
+    measurements = measure(bench, CONTENDERS, enough, lambda name: None)
+    # The first round pays for what is compiled and loaded.
+    seconds = {each.contender: statistics.median(each.seconds[1:] or each.seconds) for each in measurements}
+    measured = {name: seconds["stock"] - seconds[name] for name in CONTENDERS[1:]}
+    return {
+        "rows": workload.rows,
+        "prefix": workload.prefix,
+        "seconds": seconds,
+        "rounds": [each.seconds for each in measurements],
+        "gain": measured,
+        "predicted_gain": {
+            name: predicted_gain(model, workload.rows, workload.prefix, workload.new, reused)
+            for name, reused in (("relay-cold", 0), ("relay-kept", workload.prefix))
+        },
+        "relayed": {each.contender: each.report.relayed for each in measurements if each.report},
+        "same_tokens": {each.contender: each.same_tokens for each in measurements},
+        "report": repr(measurements[1].report),
+    }
+
+
+def predicted_gain(model: PreTrainedModel, rows: int, prefix: int, new: int, reused: int) -> float:
+    """Seconds that the gate expects relaying to save."""
+    shape = gate.Shape(rows=rows, prefix=prefix, reused=reused, new=new)
+    return gate.expected_gain(shape, gate.ModelCost.of(model.modules(), model.config), torch.get_num_threads())
+
+
+@lru_cache(maxsize=1)
+def _model(shape: ModelShape, device: torch.device) -> PreTrainedModel:
+    """The model in bf16 (float32 on a CPU), made where it is to be: copying it there would take longer."""
+    with device, _default_dtype(torch.float32 if device.type == "cpu" else torch.bfloat16):
+        return shape.build()
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,91 @@
+"""What a result belongs to: chip, versions, commit and sources."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import report
+
+ROOT = Path(__file__).parents[2]
+
+
+def device_of(dry_run: bool) -> torch.device:
+    """The device that is measured.
+
+    Raises:
+        SystemExit: there is no GPU.
+    """
+    if dry_run:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SystemExit("torch sees no CUDA device; --dry-run checks the benchmark itself on a CPU")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def identity(device: torch.device) -> dict[str, Any]:
+    """Chip, versions, commit: results of one identity may be mixed in one file."""
+    content = report.environment()
+    content["versions"] |= {name: _version(name) for name in ("triton", "flashinfer")} | {"driver": "none"}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        content["versions"] |= {"driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")}
+        content["hardware"] |= {
+            "multiprocessors": properties.multi_processor_count,
+            "device_memory_gib": round(properties.total_memory / 2**30, 1),
+            "l2_mib": round(properties.L2_cache_size / 2**20, 1),
+            "capability": f"sm_{properties.major}{properties.minor}",
+        }
+    return {"chip": chip_name(device), **content, "commit": _commit(), "dirty": _dirty(), "source": _source()}
+
+
+def chip_name(device: torch.device) -> str:
+    """Such as `NVIDIA H200`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu, Triton's interpreter"
+
+
+def file_name(device: torch.device) -> str:
+    """Of the chip's results."""
+    return f"gpu_{re.sub('[^a-z0-9]+', '_', chip_name(device).lower()).strip('_')}.json"
+
+
+def _version(package: str) -> str:
+    try:
+        return str(import_module(package).__version__)
+    except ImportError:
+        return "not installed"
+
+
+def _commit() -> str:
+    commit = _output("git", "rev-parse", "HEAD")
+    return os.environ.get("RELAY_COMMIT", commit) if commit == "unknown" else commit
+
+
+def _dirty() -> bool | str:
+    """Whether the checkout differs from its commit, results aside."""
+    changed = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results", empty="clean")
+    return changed if changed == "unknown" else changed != "clean"
+
+
+def _source() -> str:
+    """A digest of the library, which says more than a commit where the checkout is dirty or there is no git."""
+    files = sorted(path for path in (ROOT / "relay_hf").rglob("*") if path.suffix in (".py", ".json"))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _output(*command: str, empty: str = "unknown") -> str:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip() or empty

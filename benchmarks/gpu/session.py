@@ -1,0 +1,119 @@
+"""One run: sections in their order, each until its share of the time is over, and the summary."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from . import baselines, ceilings, tables, verdicts, workload
+from .context import Context
+from .machine import ROOT, chip_name, device_of, file_name, identity
+from .sections import SECTIONS, Attempts
+from .store import Store
+from .workers import Workers
+
+OUT_OF_TIME = "out of time"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Everything that the command line asks for; 1 if something was wrong or failed to run."""
+    device = device_of(arguments.dry_run)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    results = Path(tempfile.gettempdir()) if arguments.dry_run else ROOT / "benchmarks" / "results"
+    described = {"workload": workload.TEXT, "baselines": baselines.TEXT, "floor": workload.FLOOR}
+    content = {"dry_run": arguments.dry_run, **identity(device), **described}
+    store = Store(arguments.out or results / file_name(device), content, arguments.fresh)
+    taken_up = ", taken up again" if store.resumed else ""
+    console.print(f"{chip_name(device)}, commit {content['commit'][:12]}, into {store.path}{taken_up}")
+
+    context = Context(arguments.dry_run)
+    workers = Workers(0 if arguments.dry_run else arguments.workers, make_attempts, arguments.dry_run)
+    names = [
+        name for name in SECTIONS if name in arguments.sections or (name == "ceilings" and _needed(arguments, store))
+    ]
+    shares = sum(SECTIONS[name].share for name in names)
+    deadline = time.monotonic()
+    try:
+        for name in names:
+            # What a section leaves of its share goes to those after it.
+            deadline += 60 * arguments.minutes * SECTIONS[name].share / shares
+            run_section(name, context, store, workers, deadline, console.print)
+    finally:
+        workers.stop()
+    return summarize(store, console)
+
+
+def run_section(
+    name: str, context: Context, store: Store, workers: Workers, deadline: float, tell: Callable[[str], None]
+) -> None:
+    """Run the cells that the store does not have, until `deadline` (of `time.monotonic`)."""
+    start, section = time.monotonic(), SECTIONS[name]
+    store.section(name)["left_out"].clear()
+    keys = [key for key in section.cells(context.dry_run) if key not in store.cells(name)]
+
+    def keep(key: str, record: dict) -> None:
+        if "left_out" in record:
+            store.leave_out(name, [key], record["left_out"])
+        else:
+            store.put(name, key, record)
+        waiting.discard(key)
+
+    waiting = set(keys)
+    if section.parallel:
+        for (_, key), record in workers.run([(name, key) for key in keys], deadline):
+            keep(key, record)
+    else:
+        if _has_ceilings(store, context.dry_run):
+            context.ceilings = ceilings.read(store.cells("ceilings"))
+        if section.warm is not None and keys:
+            for _ in workers.run([(name, key, True) for key in keys], start + (deadline - start) / 2):
+                pass
+            workers.stop()  # their memory is wanted
+        attempt = Attempts(context)
+        for key in keys:
+            if time.monotonic() < deadline:
+                keep(key, attempt(name, key))
+        context.release()
+    store.leave_out(name, [key for key in keys if key in waiting], OUT_OF_TIME)
+    seconds = time.monotonic() - start
+    store.section(name)["seconds"] += seconds
+    store.write()
+    counts = f"{len(keys) - len(store.section(name)['left_out'])} cells run, {len(store.cells(name))} in the file"
+    tell(f"{name}: {counts}, {len(store.section(name)['left_out'])} left out, {seconds:.0f} s")
+
+
+def make_attempts(dry_run: bool) -> Attempts:
+    """What a worker runs cells with."""
+    return Attempts(Context(dry_run))
+
+
+def summarize(store: Store, console: Console) -> int:
+    """Print the tables and the verdicts, and write them; 1 if something was wrong or failed to run."""
+    sections = store.content["sections"]
+    checks, figures = verdicts.checks(sections), verdicts.figures(sections)
+    if store.content["dry_run"]:
+        figures = [dataclasses.replace(verdict, met=None) for verdict in figures]
+    found = [*checks, *figures]
+    store.content["verdicts"] = [dataclasses.asdict(verdict) for verdict in found]
+    store.write()
+    for table in tables.summary(store.content, found):
+        console.print(table)
+    errors = [key for section in sections.values() for key, record in section["cells"].items() if "error" in record]
+    wrong = [verdict for verdict in checks if verdict.met is False]
+    return 1 if errors or wrong else 0
+
+
+def _needed(arguments: argparse.Namespace, store: Store) -> bool:
+    """Whether the ceilings must be measured though nobody asked for them."""
+    return "operator" in arguments.sections and not _has_ceilings(store, arguments.dry_run)
+
+
+def _has_ceilings(store: Store, dry_run: bool) -> bool:
+    return store.cells("ceilings").keys() >= ceilings.cells(dry_run).keys()

@@ -1,0 +1,170 @@
+"""One attention call as the kernels take it: where its tensors lie, and which of the operator's features it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from ..plan import Plan
+from ..segment import Segment
+from .kept import Kept, to_device
+from .online import attend_range
+
+_VECTOR = 16  # bytes of the widest load
+
+# Whether kernels run in Triton's interpreter: TRITON_INTERPRET=1 turns every kernel into something else than compiled.
+INTERPRETED = not isinstance(attend_range, triton.JITFunction)
+
+_tables: Kept[torch.Tensor] = Kept()
+
+# The names of `Call.numbers`. Unspecialized, one compiled variant serves all their values; what is known of their
+# alignment is said by ALIGNMENT.
+NUMBERS = [
+    *(
+        f"{tensor}_stride_{axis}"
+        for tensor, axes in (("query", "bht"), ("key", "bhn"), ("value", "bhn"))
+        for axis in axes
+    ),
+    "mask_stride_b",
+    "scale",
+    "softcap",
+    "window",
+    "query_length",
+    "columns",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of `ops.relay_attention`, laid out.
+
+    Attributes:
+        query, key, value: as given, with a last stride of 1.
+        segments: those with tokens and rows.
+        segment_keys, segment_values: of the segments, with a last stride of 1; of none, the own ones in their place.
+        addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
+            keys, then of values. Segments that lie in one tensor have the same in every layer.
+        alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
+        plan: lengths and padding of the rows.
+        own_mask: the plan's, with a last stride of 1.
+        scale, sliding_window, softcap, sinks, alibi_slopes: as given.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    segments: Sequence[Segment]
+    segment_keys: list[torch.Tensor]
+    segment_values: list[torch.Tensor]
+    addresses: torch.Tensor
+    alignment: int
+    plan: Plan
+    own_mask: torch.Tensor | None
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+    alibi_slopes: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        plan: Plan,
+        query: torch.Tensor,
+        segments: Sequence[Segment],
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+        alibi_slopes: torch.Tensor | None,
+    ) -> Call:
+        """Look up where everything lies."""
+        segments = [segment for segment in segments if segment.length and segment.rows != ()]
+        query, key, value = _dense(query), _dense(key), _dense(value)
+        keys = [_dense(segment.key) for segment in segments] or [key[0]]
+        values = [_dense(segment.value) for segment in segments] or [value[0]]
+        size = query.element_size()
+        numbers: list[int] = []
+        for segment_key, segment_value in zip(keys, values, strict=True):
+            for tensor, base in ((segment_key, keys[0]), (segment_value, values[0])):
+                numbers += [(tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1)]
+        addresses = _tables.get((tuple(numbers), query.device), lambda: to_device(numbers, query.device, torch.int64))
+
+        vector = _VECTOR // size
+        steps = [*numbers, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]]
+        starts = [tensor.data_ptr() for tensor in (query, key, value, keys[0], values[0])]
+        aligned = not any(step % vector for step in steps) and not any(start % _VECTOR for start in starts)
+        return cls(
+            query=query,
+            key=key,
+            value=value,
+            segments=segments,
+            segment_keys=keys,
+            segment_values=values,
+            addresses=addresses,
+            alignment=vector if aligned else 1,
+            plan=plan,
+            own_mask=None if plan.own_mask is None else _dense(plan.own_mask),
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=None if sinks is None else _dense(sinks),
+            alibi_slopes=None if alibi_slopes is None else _dense(alibi_slopes),
+        )
+
+    @property
+    def group(self) -> int:
+        """Query heads of a KV head."""
+        return self.query.shape[1] // self.key.shape[1]
+
+    @property
+    def width(self) -> int:
+        """The larger head size."""
+        return max(self.query.shape[3], self.value.shape[3])
+
+    @property
+    def numbers(self) -> tuple[float | None, ...]:
+        """Values of `NUMBERS`."""
+        return (
+            *self.query.stride()[:3],
+            *self.key.stride()[:3],
+            *self.value.stride()[:3],
+            0 if self.own_mask is None else self.own_mask.stride(0),
+            self.scale,
+            1.0 if self.softcap is None else self.softcap,
+            0 if self.sliding_window is None else self.sliding_window,
+            self.query.shape[2],
+            self.plan.columns,
+        )
+
+    @property
+    def constants(self) -> dict[str, object]:
+        """Compile-time constants that both kernels take."""
+        head_size, value_size = self.query.shape[3], self.value.shape[3]
+        return {
+            "KV_HEADS": self.key.shape[1],
+            "GROUP": self.group,
+            "HEAD_SIZE": head_size,
+            "VALUE_SIZE": value_size,
+            "BLOCK_D": max(16, triton.next_power_of_2(head_size)),
+            "BLOCK_DV": max(16, triton.next_power_of_2(value_size)),
+            "ALIGNMENT": self.alignment,
+            "WINDOW": self.sliding_window is not None,
+            "SOFTCAP": self.softcap is not None,
+            "ALIBI": self.alibi_slopes is not None,
+            "OWN_START": self.plan.own_start is not None,
+            "OWN_LENGTH": self.plan.own_length is not None,
+            "HOLES": self.own_mask is not None,
+            # The interpreter (of Triton 3.9) computes a product of bfloat16 on raw bits: errors of 1e10.
+            "UPCAST": INTERPRETED and self.query.dtype is torch.bfloat16,
+        }
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with a last stride of 1, which the kernels take for granted."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -1,0 +1,387 @@
+"""Decode: few queries a row, against every shared segment and each row's own tokens.
+
+Two launches. The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a
+segment, against one split of the segment's tokens; or the queries of one row against one split of its own. The second
+merges the parts of a row by their log-sum-exp (`reference.merge`).
+
+Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
+then `own_splits` of each row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .call import NUMBERS, Call
+from .merge import _launch_merge
+from .online import attend_range, finish, start
+from .tiles import MAX_REGISTERS, chip_of, choose
+from .work import own_splits, rows_of, work_list
+
+
+@triton.jit(do_not_specialize=[*NUMBERS, "segment_programs", "segment_parts", "own_splits"])
+def _decode_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    segment_key_ptr,
+    segment_value_ptr,
+    out_ptr,
+    lse_ptr,
+    items_ptr,
+    uses_ptr,
+    addresses_ptr,
+    shared_length_ptr,
+    own_start_ptr,
+    own_length_ptr,
+    own_mask_ptr,
+    slopes_ptr,
+    query_stride_b,
+    query_stride_h,
+    query_stride_t,
+    key_stride_b,
+    key_stride_h,
+    key_stride_n,
+    value_stride_b,
+    value_stride_h,
+    value_stride_n,
+    mask_stride_b,
+    scale,
+    softcap,
+    window,
+    query_length,
+    columns,
+    segment_programs,
+    segment_parts,
+    own_splits,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    OWN_BLOCK_M: tl.constexpr,
+    OWN_BLOCK_N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    OWN_START: tl.constexpr,
+    OWN_LENGTH: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One part: a tile of queries against a split of a segment, or a row's queries against a split of its own."""
+    program = tl.program_id(0)
+    if program < segment_programs:
+        _attend_segment(
+            # Programs of one item are neighbours: they read their queries, and write their parts, side by side.
+            items_ptr + program // KV_HEADS * 8, program % KV_HEADS,
+            query_ptr, segment_key_ptr, segment_value_ptr, out_ptr, lse_ptr, uses_ptr, addresses_ptr,
+            shared_length_ptr, own_start_ptr, own_length_ptr, slopes_ptr,
+            query_stride_b, query_stride_h, query_stride_t, scale, softcap, window, query_length, columns,
+            KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
+            WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, UPCAST,
+        )  # fmt: skip
+    # Not `else`: of equal buffers in two branches the compiler makes one pair each and lets nothing overlap, 128 KB of
+    # shared memory instead of 70 where both tiles are 16 by 64.
+    if program >= segment_programs:
+        _attend_own(
+            (program - segment_programs) // KV_HEADS,
+            program % KV_HEADS,  # segment_programs is a multiple of KV_HEADS
+            query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr,
+            own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+            query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
+            value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length,
+            columns, segment_parts, own_splits,
+            KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, OWN_BLOCK_M, OWN_BLOCK_N, ALIGNMENT,
+            CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+        )  # fmt: skip
+
+
+@triton.jit
+def _attend_segment(
+    item_ptr,
+    head,
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    out_ptr,
+    lse_ptr,
+    uses_ptr,
+    addresses_ptr,
+    shared_length_ptr,
+    own_start_ptr,
+    own_length_ptr,
+    slopes_ptr,
+    query_stride_b,
+    query_stride_h,
+    query_stride_t,
+    scale,
+    softcap,
+    window,
+    query_length,
+    columns,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    OWN_START: tl.constexpr,
+    OWN_LENGTH: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """A tile of queries, from all the rows that use a segment, against one split of the segment's tokens."""
+    segment = tl.load(item_ptr)
+    first_query = tl.load(item_ptr + 1)
+    queries = tl.load(item_ptr + 2)
+    first_use = tl.load(item_ptr + 3)
+    begin = tl.load(item_ptr + 4)
+    end = tl.load(item_ptr + 5)
+    split = tl.load(item_ptr + 6)
+    first_position = tl.load(item_ptr + 7)
+
+    index = first_query + tl.arange(0, BLOCK_M)
+    valid = index < queries
+    per_row = GROUP * query_length
+    use_ptrs = uses_ptr + (first_use + index // per_row) * 2
+    row = tl.load(use_ptrs, mask=valid, other=0)
+    part = tl.load(use_ptrs + 1, mask=valid, other=0) + split
+    t = index % per_row // GROUP
+    query_position = t
+    if WINDOW or ALIBI:
+        column = columns - query_length + t
+        if OWN_LENGTH:
+            column = tl.load(own_length_ptr + row, mask=valid, other=0).to(tl.int32) - query_length + t
+        if OWN_START:
+            column -= tl.load(own_start_ptr + row, mask=valid, other=0).to(tl.int32)
+        query_position = tl.load(shared_length_ptr + row, mask=valid, other=0) + column
+    if WINDOW:
+        # Tokens that no query of the tile sees any more are not read.
+        nearest = tl.min(tl.where(valid, query_position, 2147483647), axis=0)
+        begin = tl.maximum(begin, nearest - window + 1 - first_position)
+
+    address_ptr = addresses_ptr + segment * 6
+    key_offset = tl.load(address_ptr) + head * tl.load(address_ptr + 1)
+    value_offset = tl.load(address_ptr + 3) + head * tl.load(address_ptr + 4)
+    query_head = head * GROUP + index % GROUP
+    query_offset = row.to(tl.int64) * query_stride_b + query_head * query_stride_h + t * query_stride_t
+    _attend_part(
+        query_ptr + tl.multiple_of(query_offset, ALIGNMENT),
+        key_ptr + tl.multiple_of(key_offset, ALIGNMENT),
+        tl.multiple_of(tl.load(address_ptr + 2), ALIGNMENT),
+        value_ptr + tl.multiple_of(value_offset, ALIGNMENT),
+        tl.multiple_of(tl.load(address_ptr + 5), ALIGNMENT),
+        None, out_ptr, lse_ptr, slopes_ptr,
+        (part.to(tl.int64) * (KV_HEADS * GROUP) + query_head) * query_length + t,
+        valid, query_head, begin, end, query_position, first_position, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+        False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def _attend_own(
+    item,
+    head,
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    out_ptr,
+    lse_ptr,
+    own_start_ptr,
+    own_length_ptr,
+    own_mask_ptr,
+    slopes_ptr,
+    query_stride_b,
+    query_stride_h,
+    query_stride_t,
+    key_stride_b,
+    key_stride_h,
+    key_stride_n,
+    value_stride_b,
+    value_stride_h,
+    value_stride_n,
+    mask_stride_b,
+    scale,
+    softcap,
+    window,
+    query_length,
+    columns,
+    segment_parts,
+    own_splits,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    OWN_START: tl.constexpr,
+    OWN_LENGTH: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """A tile of one row's queries against one split of its own tokens; positions are counted in own columns."""
+    queries = GROUP * query_length
+    tiles = tl.cdiv(queries, BLOCK_M)
+    first_query = item % tiles * BLOCK_M
+    split = item // tiles % own_splits
+    row = item // tiles // own_splits
+    end = columns
+    if OWN_LENGTH:
+        end = tl.load(own_length_ptr + row).to(tl.int32)
+    begin = 0
+    if OWN_START:
+        begin = tl.load(own_start_ptr + row).to(tl.int32)
+    first_column = end - query_length
+    if WINDOW:
+        begin = tl.maximum(begin, first_column - window + 1)
+    share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), own_splits), BLOCK_N) * BLOCK_N
+    begin += split * share
+    end = tl.minimum(end, begin + share)
+
+    index = first_query + tl.arange(0, BLOCK_M)
+    valid = index < queries
+    t = index // GROUP
+    row = row.to(tl.int64)
+    query_head = head * GROUP + index % GROUP
+    query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
+    head = head.to(tl.int64)
+    mask_ptr = own_mask_ptr
+    if HOLES:
+        mask_ptr += row * mask_stride_b
+    _attend_part(
+        query_ptr + tl.multiple_of(query_offset, ALIGNMENT),
+        key_ptr + tl.multiple_of(row * key_stride_b + head * key_stride_h, ALIGNMENT),
+        tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT),
+        value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT),
+        tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT),
+        mask_ptr, out_ptr, lse_ptr, slopes_ptr,
+        ((segment_parts + row * own_splits + split) * (KV_HEADS * GROUP) + query_head) * query_length + t,
+        valid, query_head, begin, end, first_column + t, 0, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
+        CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit
+def _attend_part(
+    query_ptrs,
+    key_ptr,
+    key_stride,
+    value_ptr,
+    value_stride,
+    mask_ptr,
+    out_ptr,
+    lse_ptr,
+    slopes_ptr,
+    index,
+    valid,
+    query_head,
+    begin,
+    end,
+    query_position,
+    first_position,
+    scale,
+    softcap,
+    window,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Queries at `query_ptrs [M]` against tokens `begin` to `end`; out and lse go to `index [M]` of the parts."""
+    dims = tl.arange(0, BLOCK_D)
+    value_dims = tl.arange(0, BLOCK_DV)
+    # query [M, D]
+    query = tl.load(query_ptrs[:, None] + dims[None, :], mask=valid[:, None] & (dims < HEAD_SIZE)[None, :], other=0.0)
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
+    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    acc, peak, total = attend_range(
+        acc, peak, total, query, key_ptr, key_stride, value_ptr, value_stride, mask_ptr, begin, end,
+        query_position, first_position, slope, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+    )  # fmt: skip
+    out, lse = finish(acc, peak, total)
+    tl.store(lse_ptr + index, lse, mask=valid)
+    out_ptrs = out_ptr + index[:, None] * VALUE_SIZE + value_dims[None, :]
+    tl.store(out_ptrs, out, mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :])
+
+
+def _launch_decode(call: Call, out: torch.Tensor) -> None:
+    """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
+    batch, length, heads, value_size = out.shape
+    kv_heads, queries = call.key.shape[1], call.group * length
+    plan, device, itemsize = call.plan, out.device, out.element_size()
+    uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
+    chip = chip_of(device)
+    tile = choose("decode", chip, call.width, itemsize, uses * queries)
+    own_tile = choose("decode", chip, call.width, itemsize, queries)
+    work = work_list(call.segments, batch, kv_heads, queries, tile, device)
+    splits = own_splits(plan.columns, batch * kv_heads, tile, device)
+
+    parts = work.parts + batch * splits
+    part_out = torch.empty(parts, heads, length, value_size, dtype=torch.float32, device=device)
+    part_lse = torch.empty(parts, heads, length, dtype=torch.float32, device=device)
+    segment_programs = len(work.items) * kv_heads
+    own_programs = batch * splits * triton.cdiv(queries, own_tile.block_m) * kv_heads
+    _decode_kernel[(segment_programs + own_programs,)](
+        call.query,
+        call.key,
+        call.value,
+        call.segment_keys[0],
+        call.segment_values[0],
+        part_out,
+        part_lse,
+        work.items,
+        work.uses,
+        call.addresses,
+        rows_of(call.segments, batch, device).shared_length,
+        plan.own_start,
+        plan.own_length,
+        call.own_mask,
+        call.alibi_slopes,
+        *call.numbers,
+        segment_programs,
+        work.parts,
+        splits,
+        **call.constants,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        OWN_BLOCK_M=own_tile.block_m,
+        OWN_BLOCK_N=tile.own_block_n,
+        CAUSAL=length > 1,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
+    )
+    _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, work.most_parts + splits)

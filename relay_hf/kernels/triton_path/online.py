@@ -1,0 +1,174 @@
+"""Online softmax over a run of tokens: the inner loop that the decode and the prefill kernel share.
+
+The state of `M` stacked queries is `acc [M, DV]`, `peak [M]` and `total [M]`, float32: the weighted sum of values, the
+largest score so far and the sum of weights, with scores in units of log2 (Milakov & Gimelshein, arXiv 1805.02867).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def tanh(x):
+    """tanh to float32's precision: the quotient loses digits near 0, where the series takes over."""
+    square = x * x
+    series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
+    power = tl.exp(-2.0 * tl.abs(x))
+    quotient = (1.0 - power) / (1.0 + power)
+    return tl.where(square < 0.0625, series, tl.where(x < 0, -quotient, quotient))
+
+
+@triton.jit
+def start(M: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """The state of queries that have seen nothing."""
+    acc = tl.zeros([M, BLOCK_DV], dtype=tl.float32)
+    peak = tl.full([M], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([M], dtype=tl.float32)
+    return acc, peak, total
+
+
+@triton.jit
+def finish(acc, peak, total):
+    """Normalised output and natural log-sum-exp; 0 and -inf where nothing was seen."""
+    seen = total > 0
+    divisor = tl.where(seen, total, 1.0)
+    lse = tl.where(seen, peak * LN2 + tl.log(divisor), float("-inf"))
+    return acc / divisor[:, None], lse
+
+
+@triton.jit
+def load_tile(ptr, stride, token, end, N: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """`[N, BLOCK]` keys or values from `token` on; 0 beyond `SIZE` and from `end` on."""
+    tokens = tl.arange(0, N)
+    dims = tl.arange(0, BLOCK)
+    # The stride is int64, and so is the product: a segment may hold more than 2**31 elements.
+    ptrs = ptr + token * stride + tokens[:, None] * stride + dims[None, :]
+    mask = (tokens < end - token)[:, None]
+    if BLOCK > SIZE:
+        mask = mask & (dims < SIZE)[None, :]
+    return tl.load(ptrs, mask=mask, other=0.0)
+
+
+@triton.jit
+def attend_tile(
+    acc,
+    peak,
+    total,
+    query,
+    key_ptr,
+    key_stride,
+    value_ptr,
+    value_stride,
+    mask_ptr,
+    token,
+    end,
+    query_position,
+    first_position,
+    slope,
+    scale,
+    softcap,
+    window,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The state after the `BLOCK_N` tokens from `token` on, those from `end` on excepted."""
+    tokens = token + tl.arange(0, BLOCK_N)
+    key = load_tile(key_ptr, key_stride, token, end, BLOCK_N, HEAD_SIZE, BLOCK_D)
+    if UPCAST:
+        scores = tl.dot(query.to(tl.float32), tl.trans(key.to(tl.float32)), input_precision="ieee")
+    else:
+        scores = tl.dot(query, tl.trans(key), input_precision="ieee")
+
+    # bias [N]: as an addend it costs nothing beside the scale, where a selection would cost one operation a score.
+    attended = tokens < end
+    if HOLES:
+        attended = tl.load(mask_ptr + tokens, mask=attended, other=0) != 0
+    bias = tl.where(attended, 0.0, float("-inf"))
+    if SOFTCAP:
+        scores = softcap * LOG2E * tanh(scores * (scale / softcap)) + bias[None, :]
+    else:
+        scores = scores * (scale * LOG2E) + bias[None, :]
+    # distance [M, N]: how far a key lies behind the query
+    if CAUSAL or WINDOW or ALIBI:
+        distance = query_position[:, None] - (first_position + tokens)[None, :]
+        if ALIBI:
+            scores -= slope[:, None] * LOG2E * distance
+        if CAUSAL:
+            scores = tl.where(distance >= 0, scores, float("-inf"))
+        if WINDOW:
+            scores = tl.where(distance < window, scores, float("-inf"))
+
+    new_peak = tl.maximum(peak, tl.max(scores, axis=1))
+    # A query that has seen nothing yet has a peak of -inf: subtracting 0 in its place gives weights of 0, not NaN.
+    reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    weights = tl.exp2(scores - reference[:, None])
+    shrink = tl.exp2(peak - reference)
+    total = total * shrink + tl.sum(weights, axis=1)
+    acc = acc * shrink[:, None]
+
+    value = load_tile(value_ptr, value_stride, token, end, BLOCK_N, VALUE_SIZE, BLOCK_DV)
+    weights = weights.to(value.dtype)
+    if UPCAST:
+        acc = tl.dot(weights.to(tl.float32), value.to(tl.float32), acc, input_precision="ieee")
+    else:
+        acc = tl.dot(weights, value, acc, input_precision="ieee")
+    return acc, new_peak, total
+
+
+@triton.jit
+def attend_range(
+    acc,
+    peak,
+    total,
+    query,
+    key_ptr,
+    key_stride,
+    value_ptr,
+    value_stride,
+    mask_ptr,
+    begin,
+    end,
+    query_position,
+    first_position,
+    slope,
+    scale,
+    softcap,
+    window,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The state after the tokens `begin` to `end`.
+
+    The last tile is masked in the loop like all others: a tile of its own after the loop, which is not pipelined, costs
+    60 to 100 registers (sm_90, 64 to 128 queries, head size 128: 255 and spills instead of 247 and none).
+    """
+    for token in tl.range(begin, end, BLOCK_N):
+        acc, peak, total = attend_tile(
+            acc, peak, total, query, key_ptr, key_stride, value_ptr, value_stride, mask_ptr, token, end,
+            query_position, first_position, slope, scale, softcap, window,
+            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+        )  # fmt: skip
+    return acc, peak, total

@@ -1,0 +1,162 @@
+"""The work list of a call: which program attends which queries to which tokens, built on the host once per geometry.
+
+A geometry is the segments' lengths, positions and rows, with the batch and the heads: it stays the same over all layers
+and decode steps of a generate(), so a list is built once and found again. What changes from step to step, how many own
+columns a row has, is read by the kernels from device memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..segment import Segment
+from .kept import Kept, to_device
+from .tiles import Tile, multiprocessors
+
+# The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read, a token 4 * D: with 2
+# tokens for each query of the tile the parts are as much traffic as the tokens, though in the L2 cache.
+_MIN_SPLIT = 128
+_SPLIT_PER_QUERY = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Who uses what.
+
+    Attributes:
+        shared_length: `[B]` int32, tokens that precede a row's own.
+        row_segments: `[B + 1]` int32: row `b`'s segments are `segment_ids[row_segments[b] : row_segments[b + 1]]`.
+        segment_ids: int32.
+        geometry: `[segments, 2]` int32: length and first position.
+    """
+
+    shared_length: torch.Tensor
+    row_segments: torch.Tensor
+    segment_ids: torch.Tensor
+    geometry: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class WorkList:
+    """Programs of a decode over segments.
+
+    Attributes:
+        items: `[items, 8]` int32: segment, first query, end of queries, first use, first token, end of tokens, split,
+            position of the segment's first token. Queries of a segment are counted over its uses: `G * T` for each.
+        uses: `[uses, 2]` int32: row, and its part for the segment's first split.
+        row_parts: `[B + 1]` int32: row `b`'s parts over segments are `row_parts[b]` to `row_parts[b + 1]`.
+        parts: parts over segments of all rows.
+        most_parts: the most that a row has.
+    """
+
+    items: torch.Tensor
+    uses: torch.Tensor
+    row_parts: torch.Tensor
+    parts: int
+    most_parts: int
+
+
+_rows: Kept[Rows] = Kept()
+_work: Kept[WorkList] = Kept()
+
+
+def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+    """The segments of each row, on the device."""
+    return _rows.get((_geometry(segments), batch, device), lambda: _build_rows(segments, batch, device))
+
+
+def work_list(
+    segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+) -> WorkList:
+    """The work list of a decode in which each row has `queries` (= `G * T`) queries for a KV head."""
+    key = (_geometry(segments), batch, kv_heads, queries, tile, device)
+    return _work.get(key, lambda: _build_work_list(segments, batch, kv_heads, queries, tile, device))
+
+
+def own_splits(columns: int, programs: int, tile: Tile, device: torch.device) -> int:
+    """How many parts the own columns of a row are cut into, where one each would make `programs` programs."""
+    wanted = tile.waves * multiprocessors(device) / programs
+    return max(1, min(int(wanted), columns // _MIN_SPLIT, 32))
+
+
+def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, tile: Tile, multi: int) -> list[int]:
+    """Tokens of a split of each segment, so that all programs together fill the chip once and end together.
+
+    Args:
+        lengths: tokens of each segment.
+        tiles: tiles of queries of each segment.
+        kv_heads: KV heads.
+        tile: the tile.
+        multi: multiprocessors.
+    """
+    work = kv_heads * sum(length * count for length, count in zip(lengths, tiles, strict=True))
+    share = max(_MIN_SPLIT, _SPLIT_PER_QUERY * tile.block_m, work / (tile.waves * multi))
+    sizes = []
+    for length in lengths:
+        # Rounded down: one program more than the chip holds costs as much time as a second round of all.
+        splits = max(1, int(length / share))
+        sizes.append(max(tile.block_n, math.ceil(length / splits / tile.block_n) * tile.block_n))
+    return sizes
+
+
+def _geometry(segments: Sequence[Segment]) -> Hashable:
+    return tuple((segment.length, segment.start, segment.rows) for segment in segments)
+
+
+def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+    by_row: list[list[int]] = [[] for _ in range(batch)]
+    for i, segment in enumerate(segments):
+        for row in segment.rows if segment.rows is not None else range(batch):
+            by_row[row].append(i)
+    row_segments = [0]
+    for mine in by_row:
+        row_segments.append(row_segments[-1] + len(mine))
+    return Rows(
+        shared_length=to_device([sum(segments[i].length for i in mine) for mine in by_row], device),
+        row_segments=to_device(row_segments, device),
+        segment_ids=to_device([i for mine in by_row for i in mine], device),
+        geometry=to_device([[s.length, s.start] for s in segments], device),
+    )
+
+
+def _build_work_list(
+    segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+) -> WorkList:
+    used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
+    tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
+    sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))
+    splits = [math.ceil(segment.length / size) for segment, size in zip(segments, sizes, strict=True)]
+
+    parts_of_row = [0] * batch
+    for rows, count in zip(used_by, splits, strict=True):
+        for row in rows:
+            parts_of_row[row] += count
+    row_parts = [0]
+    for count in parts_of_row:
+        row_parts.append(row_parts[-1] + count)
+
+    next_part = row_parts[:batch]
+    uses: list[list[int]] = []
+    items: list[list[int]] = []
+    for i, (segment, rows, size, count) in enumerate(zip(segments, used_by, sizes, splits, strict=True)):
+        first_use, end = len(uses), len(rows) * queries
+        for row in rows:
+            uses.append([row, next_part[row]])
+            next_part[row] += count
+        for split in range(count):
+            tokens = [split * size, min(segment.length, (split + 1) * size)]
+            for first in range(0, end, tile.block_m):
+                items.append([i, first, end, first_use, *tokens, split, segment.start])
+    # The longest first: what is left at the end is short.
+    items.sort(key=lambda item: item[4] - item[5])
+    return WorkList(
+        items=to_device(items, device),
+        uses=to_device(uses, device),
+        row_parts=to_device(row_parts, device),
+        parts=row_parts[-1],
+        most_parts=max(parts_of_row, default=0),
+    )

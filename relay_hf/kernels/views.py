@@ -1,0 +1,156 @@
+"""What the queries of a forward see of a part of the keys, as the torch path computes it: built once for all layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .alibi import Distances
+from .segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Where the queries of each row are, on the host: query `t` is `t` after the row's first.
+
+    Attributes:
+        count: Queries of a row, `T`.
+        own_starts: Own columns of a row that are padding.
+        columns: Own column of a row's first query.
+        positions: Position of a row's first query.
+    """
+
+    count: int
+    own_starts: tuple[int, ...]
+    columns: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentView:
+    """The tokens of a segment that at least one of its rows sees.
+
+    Attributes:
+        first: Index of the first such token; all later ones are computed.
+        rows: `[R]` int64, the rows that use the segment; None: all.
+        mask: Additive, `[1, 1, R * T, P - first]`, 0 or -inf; None where every query sees all of them.
+        empty: `[R, T]` bool, queries that see none of them; None where there is no such query.
+        distances: For a position bias; None where none was asked for.
+    """
+
+    first: int
+    rows: torch.Tensor | None
+    mask: torch.Tensor | None
+    empty: torch.Tensor | None
+    distances: Distances | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OwnView:
+    """The own columns that at least one row sees.
+
+    Attributes:
+        first: The first such column.
+        stop: The column after the last one.
+        causal: There are as many queries, more than one, as columns, in all rows: no query sees a later one's column.
+        mask: Additive, `[B or 1, 1, T, stop - first]`, 0 or -inf; None where `causal` says it all, or all is visible.
+        empty: `[B or 1, T]` bool, queries that see nothing; None where there is no such query.
+        unread: `[B, 1, stop - first, 1]` bool, columns beyond a row's own length, whose content may not be computed
+            with: NaN comes through a weight of 0. None where all rows are of one length.
+        distances: For a position bias; None where none was asked for.
+    """
+
+    first: int
+    stop: int
+    causal: bool
+    mask: torch.Tensor | None
+    empty: torch.Tensor | None
+    unread: torch.Tensor | None
+    distances: Distances | None
+
+
+def build_own(
+    queries: Queries, own_mask: torch.Tensor | None, window: int | None, biased: bool, query: torch.Tensor
+) -> OwnView:
+    """View of the own columns; `query` gives the device, and float64 masks if it is float64."""
+    count, starts, query_columns = queries.count, queries.own_starts, queries.columns
+    stop = max(query_columns) + count
+    # Never past the first query: so several queries that fill the columns stay causal.
+    firsts = map(min, starts, query_columns)
+    if window is None:
+        first = min(firsts)
+    else:
+        first = min(max(seen, column - window + 1) for seen, column in zip(firsts, query_columns, strict=True))
+    # Rows of one length are one row, but for their padding.
+    ragged = min(query_columns) + count != stop
+    by_row = query_columns if ragged else query_columns[:1]
+    distances = None
+    if biased:
+        distances = Distances.of(stop - first, [column - stop + 1 for column in by_row], count, query)
+
+    causal = count > 1 and not ragged and first == query_columns[0]
+    padded = max(starts) > first
+    cut = window is not None and window < stop - first
+    if own_mask is None and not (padded or cut or ragged) and (causal or count == 1):
+        return OwnView(first, stop, causal, None, None, None, distances)
+
+    columns = torch.arange(first, stop, device=query.device)
+    of_queries = (_tensor(by_row, query)[:, None] + torch.arange(count, device=query.device))[..., None]
+    visible = columns <= of_queries
+    if window is not None and cut:
+        visible &= of_queries - columns < window
+    if padded:
+        visible = visible & (columns >= _tensor(starts, query)[:, None, None])
+    empty = None
+    if own_mask is not None:
+        # Without holes a query sees at least itself, padding apart.
+        visible = visible & own_mask[:, None, first:stop]
+        empty = _where_empty(visible)
+    unread = (columns > of_queries[:, -1]).view(len(starts), 1, -1, 1) if ragged else None
+    return OwnView(first, stop, causal, _additive(visible[:, None], query), empty, unread, distances)
+
+
+def build_segment(
+    queries: Queries, segment: Segment, window: int | None, biased: bool, query: torch.Tensor
+) -> SegmentView | None:
+    """View of a segment; None when no query sees any of it."""
+    rows, length = segment.rows, segment.length
+    used_by = range(len(queries.positions)) if rows is None else rows
+    if length == 0 or len(used_by) == 0:
+        return None
+    positions = [queries.positions[row] for row in used_by]
+    first, firsts = 0, []
+    if window is not None:
+        # First visible token of the first query of each row; the next query's is one later.
+        firsts = [position - window + 1 - segment.start for position in positions]
+        first = max(0, min(firsts))
+        if first >= length:
+            return None
+    distances = None
+    if biased:
+        last = segment.start + length - 1
+        distances = Distances.of(length - first, [position - last for position in positions], queries.count, query)
+    index = None if rows is None else _tensor(rows, query)
+    if window is None or max(firsts) + queries.count - 1 <= first:
+        return SegmentView(first, index, None, None, distances)
+    tokens = torch.arange(first, length, device=query.device)
+    query_firsts = _tensor(firsts, query)[:, None] + torch.arange(queries.count, device=query.device)
+    visible = tokens >= query_firsts[..., None]
+    mask = _additive(visible.flatten(0, 1)[None, None], query)
+    return SegmentView(first, index, mask, _where_empty(visible), distances)
+
+
+def _tensor(numbers: tuple[int, ...] | list[int], query: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=query.device)
+
+
+def _additive(visible: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """0 where visible and -inf elsewhere; float32 under half-precision queries, which the fused kernel takes."""
+    dtype = torch.float64 if query.dtype is torch.float64 else torch.float32
+    return torch.zeros(visible.shape, dtype=dtype, device=query.device).masked_fill_(~visible, float("-inf"))
+
+
+def _where_empty(visible: torch.Tensor) -> torch.Tensor | None:
+    empty = ~visible.any(dim=-1)
+    return empty if bool(empty.any()) else None

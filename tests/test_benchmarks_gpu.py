@@ -1,0 +1,300 @@
+"""The GPU benchmark and the tuner: dry runs on a CPU, and the rules by which figures are judged."""
+
+import dataclasses
+import functools
+import json
+import operator
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import cases, sanitizer, tuning, verdicts, workload
+from benchmarks.gpu.context import LeftOut
+from benchmarks.gpu.store import Store
+from benchmarks.gpu.workers import Workers
+from benchmarks.gpu.workload import Ceilings, Decode
+
+ROOT = Path(__file__).parents[1]
+H200_LIKE = Ceilings(bandwidth=4e12, matrix_rate=8e14)
+
+
+def run(module, *options):
+    command = [sys.executable, "-m", module, "--dry-run", *map(str, options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_new(tmp_path):
+    path = tmp_path / "results" / "gpu.json"
+    out = run("benchmarks.gpu", "--minutes", 0, "--out", path)
+    none = json.loads(path.read_text())
+    assert list(none["sections"]) == ["ceilings", "correctness", "sanitizer", "operator", "gate"]
+    for name, section in none["sections"].items():
+        assert section["cells"] == {}
+        assert set(section["left_out"].values()) == {"out of time"}
+        assert f"{name}: left out, out of time" in out
+
+    out = run("benchmarks.gpu", "--out", path)
+    assert "taken up again" in out
+    full = json.loads(path.read_text())
+    assert full.keys() >= {"chip", "versions", "hardware", "commit", "dirty", "source"}
+    assert full.keys() >= {"workload", "baselines", "floor", "verdicts"}
+    assert full["versions"].keys() >= {"torch", "triton", "transformers", "driver", "flashinfer", "python"}
+    assert full["dry_run"] is True
+    sections = full["sections"]
+    assert all(record["passed"] for record in sections["correctness"]["cells"].values())
+    assert "memcheck decode" in sections["sanitizer"]["left_out"]
+    assert sections["operator"]["cells"].keys() == workload.cells(dry_run=True).keys()
+    for record in sections["operator"]["cells"].values():
+        assert record["floor_us"] > 0
+        assert record["ours_us"] > 0
+        assert record["flash_us"] == min(record["flash_forms"].values())
+        assert record["flashinfer_us"] is None
+    for record in sections["gate"]["cells"].values():
+        assert record["gain"].keys() == record["predicted_gain"].keys() == {"relay-cold", "relay-kept"}
+    judged = {verdict["goal"]: verdict["met"] for verdict in full["verdicts"]}
+    assert judged.pop("right: no further from float64 than stock, times 1.5") is True
+    assert set(judged.values()) == {None}, "times of a dry run meet no goal and miss none"
+    assert "the gate's choice" in out.rstrip().splitlines()[-1], "the verdicts come last"
+
+    out = run("benchmarks.gpu", "--out", path)
+    assert out.count(": 0 cells run,") == len(sections)
+    again = json.loads(path.read_text())
+    assert {name: section["cells"] for name, section in again["sections"].items()} == {
+        name: section["cells"] for name, section in sections.items()
+    }
+
+
+def test_tuner_dry_run_writes_the_table_elsewhere_with_a_reason_for_each_row(tmp_path):
+    table = ROOT / "relay_hf" / "kernels" / "triton_path" / "tiles.json"
+    before, path = table.read_text(), tmp_path / "tiles.json"
+    out = run("benchmarks.tune", "--kernel", "decode", "--write", "--table", path)
+    rows, old = json.loads(path.read_text())["tiles"], json.loads(before)["tiles"]
+    assert "written" in out
+    assert table.read_text() == before
+    assert len(rows) == len(old)
+    tuned = [row for row in rows if row["kernel"] == "decode" and row["chips"] == ["interpreter"]]
+    assert tuned
+    assert all(" us at " in row["reason"] and "the best of" in row["reason"] for row in tuned)
+    assert [row for row in rows if row["kernel"] == "prefill"] == [row for row in old if row["kernel"] == "prefill"]
+
+
+def test_a_dry_run_of_the_tuner_does_not_write_the_table_in_use():
+    command = [sys.executable, "-m", "benchmarks.tune", "--dry-run", "--write"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "give --table" in done.stderr
+
+
+def test_workload_covers_every_shape_and_starts_with_the_papers():
+    shapes = list(workload.cells(dry_run=False).values())
+    assert len(shapes) == 4 * 8 * 9
+    assert shapes[0] == workload.PAPER
+    assert {(shape.heads, shape.kv_heads) for shape in shapes} == {(32, 32), (32, 8), (28, 4), (64, 8)}
+    assert {shape.prefix for shape in shapes} == {128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768}
+
+
+def test_floor_counts_the_segment_once_and_own_tokens_for_each_row():
+    shape = Decode(32, 8, batch=16, prefix=4096)
+    kv = 2 * 8 * 128 * 2 * (4096 + 16 * 128)
+    assert shape.bytes == kv + 2 * 16 * 32 * 128 * 2
+    assert shape.reread_bytes == 2 * 8 * 128 * 2 * 16 * (4096 + 128) + 2 * 16 * 32 * 128 * 2
+    assert shape.floor(H200_LIKE) == (shape.bytes / 4e12, "memory")
+    assert Decode(64, 8, batch=256, prefix=32768).floor(H200_LIKE)[1] == "arithmetic"
+
+
+def record(shape, ours_us, flash_us=None, flashinfer_us=None):
+    floor, bound = shape.floor(H200_LIKE)
+    fields = {name: getattr(shape, name) for name in ("heads", "kv_heads", "batch", "prefix", "stacked")}
+    return fields | {
+        "bound": bound,
+        "floor_us": 1e6 * floor,
+        "ours_us": ours_us,
+        "share_of_floor": 1e6 * floor / ours_us,
+        "share_of_matrix_rate": shape.flop / (1e-6 * ours_us) / H200_LIKE.matrix_rate,
+        "flash_us": flash_us,
+        "flashinfer_us": flashinfer_us,
+    }
+
+
+def judge(goal, *records):
+    (found,) = [each for each in verdicts.OPERATOR if each.name.startswith(goal)]
+    return found.judge({f"cell {i}": each for i, each in enumerate(records)})
+
+
+def test_shares_of_the_floor_are_asked_by_its_length():
+    long, middle, short = Decode(32, 32, 1, 32768), Decode(32, 8, 1, 32768), Decode(32, 8, 1, 128)
+    for shape, goal, limit in (
+        (long, "bound by memory, floor from 100 us", 0.90),
+        (middle, "bound by memory, floor 20 to 100 us", 0.80),
+    ):
+        floor = 1e6 * shape.floor(H200_LIKE)[0]
+        assert judge(goal, record(shape, floor / (limit + 0.01))).met is True
+        assert judge(goal, record(shape, floor / (limit - 0.01))).met is False
+    floor = 1e6 * short.floor(H200_LIKE)[0]
+    assert judge("bound by memory, floor below 20 us", record(short, floor + 9.9)).met is True
+    missed = judge("bound by memory, floor below 20 us", record(short, floor + 5), record(short, floor + 10.1))
+    assert missed.met is False
+    assert missed.found.startswith("1 of 2 cells")
+    assert missed.found.endswith("cell 1")
+    assert judge("bound by memory, floor from 100 us", record(short, 1.0)).met is None
+
+
+def test_many_queries_are_held_to_the_matrix_rate_unless_own_kv_outweighs_it():
+    busy = Decode(64, 8, 256, 32768)
+    at_rate = 1e6 * busy.flop / H200_LIKE.matrix_rate
+    assert judge("bound by arithmetic", record(busy, at_rate / 0.61)).met is True
+    assert judge("bound by arithmetic", record(busy, at_rate / 0.59)).met is False
+    own = Decode(32, 8, 256, 2048)  # 1024 queries on 2048 tokens, but 134 MB of own KV
+    assert own.floor(H200_LIKE)[1] == "memory"
+    assert judge("bound by arithmetic", record(own, 1.0)).met is None
+    assert judge("bound by memory, floor 20 to 100 us", record(own, 1.0)).met is True
+
+
+def test_baselines_are_held_against_ours():
+    shape = Decode(32, 8, 16, 1024)
+    assert judge("never slower than flash", record(shape, 10, flash_us=10)).met is True
+    assert judge("never slower than flash", record(shape, 10, flash_us=9.9)).met is False
+    assert judge("never slower than flash", record(shape, 10)).met is None
+    for shape, goal, ratio in (
+        (Decode(32, 8, 128, 1024), "1.3x", 1.3),
+        (Decode(28, 4, 64, 1024), "1.0x", 1.0),
+        (Decode(32, 8, 256, 1024), "0.85x", 0.85),
+    ):
+        assert judge(goal, record(shape, 10, flashinfer_us=10.01 * ratio)).met is True
+        assert judge(goal, record(shape, 10, flashinfer_us=9.99 * ratio)).met is False
+        others = {"1.3x", "1.0x", "0.85x"} - {goal}
+        assert all(judge(other, record(shape, 10, flashinfer_us=10)).met is None for other in others)
+    assert judge("the paper's figure", record(workload.PAPER, 10, flash_us=146)).met is True
+    assert judge("the paper's figure", record(workload.PAPER, 10, flash_us=144)).met is False
+    assert judge("the paper's figure", record(shape, 10, flash_us=200)).met is None
+
+
+def test_the_gate_is_judged_where_it_relays():
+    def call(predicted, stock, kept, relayed=True):
+        gain = {"relay-kept": stock - kept}
+        seconds = {"stock": stock, "relay-kept": kept}
+        return {
+            "predicted_gain": {"relay-kept": predicted},
+            "gain": gain,
+            "seconds": seconds,
+            "relayed": {"relay-kept": relayed},
+        }
+
+    slower, choice = verdicts.gate({"a": call(0.5, 2.0, 1.0), "b": call(-0.1, 1.0, 1.5)})
+    assert slower.met is True
+    assert choice.met is True
+    slower, choice = verdicts.gate({"a": call(0.5, 1.0, 1.04), "b": call(-0.1, 2.0, 1.0)})
+    assert slower.met is False
+    assert choice.found == "0 of 2"
+    assert [each.met for each in verdicts.gate({"a": call(0.5, 1.0, 2.0, relayed=False)})] == [None, None]
+
+
+def test_checks_that_failed_to_run_count_as_failed_and_what_was_left_out_is_said():
+    section = {"cells": {"a": {"passed": True}, "b": {"error": "RuntimeError"}}, "left_out": {"c": "out of time"}}
+    right, clean = verdicts.checks({"correctness": section})
+    assert right.met is False
+    assert right.found == "1 of 2, 1 left out; failed: b"
+    assert clean.met is None
+
+
+def test_store_takes_up_only_what_is_of_the_same_sources_and_repeats_what_failed(tmp_path):
+    identity = {"chip": "x", "versions": {}, "commit": "c", "source": "s", "dry_run": False}
+    store = Store(tmp_path / "a.json", identity)
+    store.leave_out("operator", ["one", "two"], "out of time")
+    store.put("operator", "one", {"ours_us": 1.0})
+    store.put("operator", "two", {"error": "RuntimeError"})
+    assert store.section("operator")["left_out"] == {}
+    taken_up = Store(store.path, identity)
+    assert taken_up.cells("operator") == {"one": {"ours_us": 1.0}}
+    assert Store(store.path, identity, fresh=True).cells("operator") == {}
+    assert not Store(store.path, {**identity, "source": "other"}).resumed
+
+
+def test_the_sanitizers_word_is_read_from_its_summary():
+    clean = "========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)\n"
+    found = "========= ERROR SUMMARY: 3 errors\n"
+    assert sanitizer.verdict(f"output finite\n{clean}")["passed"] is True
+    assert sanitizer.verdict(f"output finite\n{found}")["passed"] is False
+    assert sanitizer.verdict(f"output not finite\n{clean}")["passed"] is False
+    assert sanitizer.verdict(clean)["passed"] is False, "the call did not come to its end"
+    for output in ("", f"========= Error: Device not supported\n{found}"):
+        with pytest.raises(LeftOut, match="did not run"):
+            sanitizer.verdict(output)
+
+
+def test_workers_return_records_as_they_are_done_and_are_stopped_at_the_deadline():
+    workers = Workers(2, operator.itemgetter, "record")
+    try:
+        tasks = [({"record": {"number": number}},) for number in range(5)]
+        done = list(workers.run(tasks, time.monotonic() + 60))
+        assert sorted(record["number"] for _, record in done) == list(range(5))
+        assert all(task[0]["record"] == record for task, record in done)
+    finally:
+        workers.stop()
+    workers = Workers(1, functools.partial, time.sleep)
+    start = time.monotonic()
+    assert list(workers.run([(120,)], start + 0.5)) == []
+    assert time.monotonic() - start < 60
+
+
+def test_checked_cases_cover_the_promises_and_differ():
+    grid = cases.grid()
+    assert len({case.key for case in grid}) == len(grid)
+    assert {case.head_size for case in grid} == {64, 80, 96, 112, 128, 160, 192, 256}
+    assert {case.group for case in grid} >= set(range(1, 17))
+    assert {(case.head_size, case.dtype) for case in grid} >= {(s, d) for s in cases.HEAD_SIZES for d in cases.DTYPES}
+    assert {case.length for case in grid} >= {1, 2, 5, 33, 257}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The fields of a row of the table, without Triton."""
+
+    kernel: str = "decode"
+    chips: tuple = ("sm_80", "sm_90")
+    head_size: int = 128
+    itemsize: int = 2
+    block_m: int = 16
+    block_n: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+    own_block_n: int = 64
+    waves: float = 2.0
+    reason: str = ""
+
+
+def test_a_tuned_row_leaves_the_old_one_to_the_other_chips():
+    row, other = Row(), Row(block_m=32)
+    best = dataclasses.replace(row, block_n=128)
+    outcome = tuning.Outcome(row, tuning.shapes_of(row, largest=False)[:1], best, (8e-6,), (10e-6,), tried=5)
+    new = outcome.row("sm_90", "NVIDIA H200")
+    assert tuning.rewritten([row, other], "sm_90", {row: new}) == [
+        dataclasses.replace(row, chips=("sm_80",)),
+        new,
+        other,
+    ]
+    assert new.chips == ("sm_90",)
+    assert new.reason == (
+        "NVIDIA H200: 8.0 us at 32/8 B=4 P=2048; the best of 5, 0.80 of the time of "
+        "block_n=64 num_warps=4 num_stages=3 own_block_n=64 waves=2"
+    )
+    alone = Row(chips=("sm_90",))
+    assert tuning.rewritten([alone], "sm_90", {alone: new}) == [new]
+
+
+def test_candidates_are_few_and_their_shapes_take_the_row():
+    rows = [Row(block_m=m) for m in (16, 32, 64, 128)] + [Row(kernel="prefill", block_m=m) for m in (64, 128)]
+    for row in rows:
+        assert len(tuning.first_candidates(row)) + len(tuning.second_candidates(row)) <= 32
+        largest = tuning.is_largest(row, rows)
+        assert largest == (row.block_m == 128)
+        for shape in tuning.shapes_of(row, largest):
+            queries = shape.decode.stacked if row.kernel == "decode" else shape.decode.group * shape.length
+            assert queries == row.block_m or (largest and queries > row.block_m)
