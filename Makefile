@@ -1,11 +1,12 @@
 # Each target makes the virtual environment that it needs; a second call starts at once.
 PYTHON ?= python3
 BENCH ?= --workload C1
+PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 
-.PHONY: help demo test test-floor lint format bench clean
+.PHONY: help demo test test-floor lint format compile bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -14,10 +15,10 @@ demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/python examples/demo.py
 
 test: .venv/.ready ## the tests, with the latest supported Transformers
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(PYTEST)
 
-test-floor: .venv-floor/.ready ## the tests, with the oldest supported Transformers
-	.venv-floor/bin/python -m pytest
+test-floor: .venv-floor/.ready ## those that involve Transformers, with the oldest supported one
+	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore tests/test_benchmarks_gpu.py
 
 lint: .venv/.ready ## lint, format and types
 	.venv/bin/ruff check .
@@ -27,6 +28,9 @@ lint: .venv/.ready ## lint, format and types
 format: .venv/.ready ## rewrite the sources in the project's format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills, shared memory
+	.venv/bin/python -m benchmarks.compile
 
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="--workload C1 C2 --json out.json"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)

@@ -41,6 +41,7 @@ SHARED_LIMIT = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
+_ALIKE = ("sm_86", "sm_89")  # compiled like sm_80: with all features on it stands for them
 _MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _INT32 = ("items", "uses", "shared_length", "row_parts", "row_segments", "segment_ids", "geometry")
 _FLOAT = ("scale", "softcap")
@@ -90,7 +91,8 @@ def jobs(chips: list[str]) -> Iterator[Job]:
         dtype = "bf16" if tile.itemsize == 2 else "fp32"
         for chip in mine:
             yield Job(chip, tile, dtype)
-            yield Job(chip, tile, dtype, features=("CAUSAL", "WINDOW", "SINKS", "OWN_START", "OWN_LENGTH"))
+            if chip not in _ALIKE:
+                yield Job(chip, tile, dtype, features=("CAUSAL", "WINDOW", "SINKS", "OWN_START", "OWN_LENGTH"))
         if tile.kernel == "decode" and tile.block_m > 16 and mine:
             yield Job(mine[0], tile, dtype, own_block_m=min(tile.block_m, 64))
 

@@ -92,7 +92,7 @@ def decide(
         rows = len(prompts.ids)
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         shape = gate.Shape(rows, found.length, found.reused, new, returning=rows == 1 and found.reused < found.length)
-        refused = gate.refusal(shape, call.modules, relay.text_config, model.device.type)
+        refused = gate.refusal(shape, call.modules, relay.text_config, model.device, model.dtype)
     return Decision(refused, prompts=prompts) if refused else found
 
 

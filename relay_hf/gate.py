@@ -1,10 +1,13 @@
 """`policy="auto"`: whether relaying a call is expected to be faster than stock.
 
-A cost model of four terms. Relaying saves prefill (arithmetic) and traffic of decoding (stock re-reads the prefix for
-each row, and copies all KV at every step); it costs another pass over the weights when a prefix is prefilled, and host
-time in every layer of every decode step. The constants were fitted on two cores of a 2.6 GHz AVX-512 machine in
-float32 over calls of 1 to 16 rows, 64 to 512 shared and 8 to 256 own tokens, 1 and 32 new ones; where they err they
-should err towards stock.
+A cost model. Relaying saves prefill (arithmetic) and traffic of decoding (stock re-reads the prefix for each row, and
+copies all KV at every step); it costs another pass over the weights when a prefix is prefilled, and host time in every
+layer of every decode step. Where the constants err they should err towards stock.
+
+On a CPU they were fitted on two cores of a 2.6 GHz AVX-512 machine in float32 over calls of 1 to 16 rows, 64 to 512
+shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU they are bounds and not yet fitted: the data sheet's rates
+of the fastest chip of a generation, so that what is saved is underestimated, and host times above what a 2.5 GHz core
+needs. `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them.
 """
 
 from __future__ import annotations
@@ -16,10 +19,47 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-_FLOPS_PER_THREAD = 2.0e11  # 1.9e11 reached by a product of 512 rows
-_BANDWIDTH = 2.0e10  # bytes/s, of weights and KV alike
-_LAYER_OVERHEAD = 1.2e-4  # s; a decode step of attention in two parts over one in one part, tiny operands: 1.0e-4
 _STOCK_COPIES = 3  # a DynamicCache reads and writes all KV to append to it, and reads it to attend
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes.
+
+    Attributes:
+        flops: operations a second that a prefill reaches.
+        bandwidth: bytes a second, of weights and KV alike.
+        layer_overhead: seconds that relaying adds to a decoder layer of a decode step.
+        layer_host: seconds that the host needs for a decoder layer beside the device, which it does not wait for.
+    """
+
+    flops: float
+    bandwidth: float
+    layer_overhead: float
+    layer_host: float = 0.0
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> Machine | None:
+        """The machine that holds `device`, computing in `dtype`; None for a kind that nothing is known of."""
+        if device.type == "cpu":
+            # 1.9e11 are reached by a product of 512 rows. The overhead is that of attention in two parts over one in
+            # one part, with tiny operands: 1.0e-4.
+            return cls(2.0e11 * torch.get_num_threads(), 2.0e10, 1.2e-4)
+        if device.type != "cuda" or torch.version.hip is not None:
+            return None
+        generation = torch.cuda.get_device_capability(device)[0]
+        half, single, bandwidth = next(rates for first, rates in _GENERATIONS.items() if generation >= first)
+        # A step of stock takes the host 1.2e-3 s a layer on a 2.5 GHz core, launches of the kernels 1e-4.
+        return cls(single if dtype is torch.float32 else half, bandwidth, 2.0e-4, 1.5e-3)
+
+
+# By first number of the compute capability: FLOP/s in 16 bit (dense, float32 sums) and in float32, bytes/s. From data
+# sheets: of the B200 and the H200, and for all before them the best of the A100 and the RTX 4090.
+_GENERATIONS = {
+    10: (2.5e15, 1.3e14, 8.0e12),
+    9: (9.9e14, 6.7e13, 4.8e12),
+    0: (3.3e14, 8.3e13, 2.0e12),
+}
 
 
 @dataclass(frozen=True)
@@ -74,23 +114,32 @@ class Shape:
     returning: bool = False
 
 
-def refusal(shape: Shape, modules: Iterable[nn.Module], config: PreTrainedConfig, device_type: str) -> str | None:
+def refusal(
+    shape: Shape, modules: Iterable[nn.Module], config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
+) -> str | None:
     """Why relaying a call of the model of `modules` and `config` is not expected to pay, or None."""
-    if device_type != "cpu":
-        return f"policy 'auto': this version is not measured on {device_type}; policy='always' relays"
+    machine = Machine.of(device, dtype)
+    if machine is None:
+        return f"policy 'auto': what calls cost on {device.type} is not known; policy='always' relays"
     try:
         cost = ModelCost.of(modules, config)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
-    gain = expected_gain(shape, cost, torch.get_num_threads())
+    gain = expected_gain(shape, cost, machine)
     return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
 
 
-def expected_gain(shape: Shape, model: ModelCost, threads: int) -> float:
+def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     """Seconds that relaying is expected to save."""
     computed = shape.prefix - shape.reused
     saved = shape.prefix if shape.returning else shape.rows * shape.prefix - computed
-    prefill = saved * 2 * model.parameters / (_FLOPS_PER_THREAD * threads)
-    second_pass = model.parameters * model.itemsize / _BANDWIDTH if computed and not shape.returning else 0.0
-    traffic = (_STOCK_COPIES * shape.rows - 1) * shape.prefix * model.kv_bytes / _BANDWIDTH
-    return prefill - second_pass + shape.new * model.layers * (traffic - _LAYER_OVERHEAD)
+    prefill = saved * 2 * model.parameters / machine.flops
+    weights = model.parameters * model.itemsize / machine.bandwidth
+    host = model.layers * machine.layer_host
+    second_pass = max(weights, host) if computed and not shape.returning else 0.0
+
+    # A step takes what the device takes, or the host where that is longer.
+    prefix = model.layers * shape.prefix * model.kv_bytes / machine.bandwidth
+    stock_step = max(host, weights + _STOCK_COPIES * shape.rows * prefix)
+    step = max(host, weights + prefix) + model.layers * machine.layer_overhead
+    return prefill - second_pass + shape.new * (stock_step - step)

@@ -3,13 +3,17 @@
 import types
 
 import pytest
+import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.gate import ModelCost, Shape, expected_gain, refusal
+from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, refusal
 from relay_hf.testing import VOCABULARY, prompts, tiny_model
 
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
+TWO_CORES = Machine(flops=4e11, bandwidth=2e10, layer_overhead=1.2e-4)
+LLAMA_3_8B = ModelCost(parameters=7_000_000_000, itemsize=2, layers=32, kv_bytes=4096)
+H200 = Machine(flops=9.9e14, bandwidth=4.8e12, layer_overhead=2e-4, layer_host=1.5e-3)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +30,30 @@ C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
     ],
 )
 def test_where_it_pays(shape, pays):
-    assert (expected_gain(shape, C1, threads=2) > 0) == pays
+    assert (expected_gain(shape, C1, TWO_CORES) > 0) == pays
+
+
+@pytest.mark.parametrize(
+    ("shape", "pays"),
+    [
+        (Shape(rows=1, prefix=1024, reused=0, new=32), False),  # nothing is shared: another pass, host time
+        (Shape(rows=4, prefix=512, reused=0, new=128), False),  # the host is what decoding waits for
+        (Shape(rows=32, prefix=2048, reused=0, new=128), True),  # 63,000 tokens of prefill
+        (Shape(rows=128, prefix=8192, reused=8192, new=512), True),  # 400 GB a step of stock
+    ],
+)
+def test_where_it_is_expected_to_pay_on_a_gpu(shape, pays):
+    """The model's logic, by hand: no figure of it is measured yet."""
+    assert (expected_gain(shape, LLAMA_3_8B, H200) > 0) == pays
+
+
+def test_a_machine_is_read_off_the_device():
+    cpu = Machine.of(torch.device("cpu"), torch.float32)
+    assert cpu.flops == 2e11 * torch.get_num_threads()
+    assert Machine.of(torch.device("meta"), torch.float32) is None
+    model = tiny_model("llama")
+    reason = refusal(Shape(16, 1024, 0, 32), model.modules(), model.config, torch.device("meta"), torch.float32)
+    assert "what calls cost on meta is not known" in reason
 
 
 def test_model_cost_is_read_off_the_model():
@@ -47,7 +74,7 @@ def test_of_stacked_experts_the_routed_share_counts():
 def test_a_model_whose_cost_is_not_known_is_left_alone():
     sizes = {"vocab_size": 97, "num_attention_heads": 4, "num_key_value_heads": [1, 2], "head_dim": 8}
     config = types.SimpleNamespace(**sizes, num_hidden_layers=2)  # a number for each layer, as some models have it
-    reason = refusal(Shape(16, 1024, 0, 32), tiny_model("llama").modules(), config, "cpu")
+    reason = refusal(Shape(16, 1024, 0, 32), tiny_model("llama").modules(), config, torch.device("cpu"), torch.float32)
     assert "not known (TypeError)" in reason
 
 

@@ -11,8 +11,8 @@ from relay_hf.testing import prompts, tiny_model
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3", "gpt2"])
 def test_generate_equals_stock(family):
     model = tiny_model(family)
-    inputs = prompts(40, (3, 11, 6))
-    options = {"max_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
+    inputs = prompts(20, (3, 6))
+    options = {"max_new_tokens": 3, "output_logits": True, "return_dict_in_generate": True}
     stock = model.generate(**inputs, **options)
     relay_hf.patch_model(model, policy="always", backend="triton")
     for _ in range(2):  # the prefix prefilled, then kept
@@ -26,7 +26,7 @@ def test_generate_equals_stock(family):
 
 def test_beams_equal_stock():
     model = tiny_model("llama")
-    inputs = prompts(40, (3, 9))
+    inputs = prompts(20, (3, 6))
     stock = model.generate(**inputs, max_new_tokens=4, num_beams=3)
     relay_hf.patch_model(model, policy="always", backend="triton")
     assert torch.equal(model.generate(**inputs, max_new_tokens=4, num_beams=3), stock)
@@ -35,7 +35,7 @@ def test_beams_equal_stock():
 
 def test_a_second_turn_on_the_returned_cache_equals_stock():
     model = relay_hf.patch_model(tiny_model("llama"), policy="always", backend="triton")
-    inputs = prompts(40, (3, 9))
+    inputs = prompts(20, (3, 6))
     first = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
     turn = torch.cat([first.sequences, first.sequences[:, 5:9]], dim=1)
     grown = torch.ones(2, turn.shape[1] - inputs["input_ids"].shape[1], dtype=torch.int64)
@@ -49,7 +49,7 @@ def test_a_second_turn_on_the_returned_cache_equals_stock():
 
 def test_what_the_kernels_cannot_take_is_left_to_stock_with_the_reason():
     model = tiny_model("llama").double()
-    inputs = prompts(40, (3, 9))
+    inputs = prompts(20, (3, 6))
     stock = model.generate(**inputs, max_new_tokens=4)
     relay_hf.patch_model(model, policy="always", backend="triton")
     assert torch.equal(model.generate(**inputs, max_new_tokens=4), stock)

@@ -93,7 +93,10 @@ def run(context: Context, workload: Workload) -> Record:
 def predicted_gain(model: PreTrainedModel, rows: int, prefix: int, new: int, reused: int) -> float:
     """Seconds that the gate expects relaying to save."""
     shape = gate.Shape(rows=rows, prefix=prefix, reused=reused, new=new)
-    return gate.expected_gain(shape, gate.ModelCost.of(model.modules(), model.config), torch.get_num_threads())
+    machine = gate.Machine.of(model.device, model.dtype)
+    if machine is None:
+        raise RuntimeError(f"the gate knows nothing of {model.device}")
+    return gate.expected_gain(shape, gate.ModelCost.of(model.modules(), model.config), machine)
 
 
 @lru_cache(maxsize=1)

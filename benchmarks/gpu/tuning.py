@@ -162,7 +162,8 @@ def rewritten(rows: Sequence[Tile], chip: str, new: Mapping[Tile, Tile]) -> list
 
 def write(path: Path, rows: Sequence[Tile]) -> None:
     """The table as a file."""
-    path.write_text(json.dumps({"tiles": [row.to_json() for row in rows]}, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(" " + json.dumps(row.to_json()) for row in rows)
+    path.write_text(f'{{"tiles": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def _calls(tile: Tile) -> tuple[str, int, int]:

@@ -9,8 +9,9 @@ from cases import WINDOWS, Case
 from relay_hf.kernels import reference
 
 # Root mean square error over that of eager attention in the same dtype. In half precision eager attention rounds the
-# scores, which the kernels do not: they measure 0.2 to 0.7. In float32 the order of sums decides: 0.6 to 1.4.
-FACTOR = {torch.float32: 2.0, torch.bfloat16: 1.0, torch.float16: 1.0}
+# scores, which the kernels do not: they measure 0.2 to 0.7. In float32 the order of sums decides: 0.6 to 1.4. The
+# interpreter cuts off what a cast to bfloat16 should round, which is twice the error.
+FACTOR = {torch.float32: 2.0, torch.bfloat16: 2.0, torch.float16: 1.0}
 
 HEAD_SIZES = [{"D": size, "P": (37,), "S": 5, "G": 3, "H": 1} for size in (64, 80, 96, 112, 128, 160, 192, 256)]
 VALUE_SIZES = [{"D": d, "Dv": dv, "P": (37,), "S": 5} for d, dv in ((192, 128), (64, 80), (24, 17), (8, 5), (100, 64))]
@@ -23,7 +24,7 @@ SHAPES = [
     {"P": (17,), "S": 200, "B": 1, "H": 1},
     {"P": (1025,), "S": 33, "G": 7, "H": 1, "D": 100, "B": 2},
     {"P": (111,), "S": 7, "T": 5, "G": 8, "H": 1, "D": 80},
-    {"P": (63,), "S": 45, "T": 21, "G": 3, "B": 3},
+    {"P": (33,), "S": 24, "T": 21, "G": 3},
     {"P": (63,), "S": 45, "T": 45, "G": 3, "B": 3},
     {"P": (63,), "S": 140, "T": 130, "G": 1, "H": 1, "D": 24, "Dv": 16},
     {"P": (20, 9, 4), "B": 5, "rows": (None, (0, 2, 3), (4, 1)), "G": 2},

@@ -48,8 +48,8 @@ class Call:
         addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
             keys, then of values. Segments that lie in one tensor have the same in every layer.
         alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
-        plan: lengths and padding of the rows.
-        own_mask: the plan's, with a last stride of 1.
+        columns: own columns, whether they hold anything or not.
+        own_start, own_length, own_mask: the plan's, where the query lies, with a last stride of 1.
         scale, sliding_window, softcap, sinks, alibi_slopes: as given.
     """
 
@@ -61,7 +61,9 @@ class Call:
     segment_values: list[torch.Tensor]
     addresses: torch.Tensor
     alignment: int
-    plan: Plan
+    columns: int
+    own_start: torch.Tensor | None
+    own_length: torch.Tensor | None
     own_mask: torch.Tensor | None
     scale: float
     sliding_window: int | None
@@ -108,13 +110,15 @@ class Call:
             segment_values=values,
             addresses=addresses,
             alignment=vector if aligned else 1,
-            plan=plan,
-            own_mask=None if plan.own_mask is None else _dense(plan.own_mask),
+            columns=plan.columns,
+            own_start=_beside(query, plan.own_start),
+            own_length=_beside(query, plan.own_length),
+            own_mask=_beside(query, plan.own_mask),
             scale=scale,
             sliding_window=sliding_window,
             softcap=softcap,
-            sinks=None if sinks is None else _dense(sinks),
-            alibi_slopes=None if alibi_slopes is None else _dense(alibi_slopes),
+            sinks=_beside(query, sinks),
+            alibi_slopes=_beside(query, alibi_slopes),
         )
 
     @property
@@ -139,7 +143,7 @@ class Call:
             1.0 if self.softcap is None else self.softcap,
             0 if self.sliding_window is None else self.sliding_window,
             self.query.shape[2],
-            self.plan.columns,
+            self.columns,
         )
 
     @property
@@ -157,8 +161,8 @@ class Call:
             "WINDOW": self.sliding_window is not None,
             "SOFTCAP": self.softcap is not None,
             "ALIBI": self.alibi_slopes is not None,
-            "OWN_START": self.plan.own_start is not None,
-            "OWN_LENGTH": self.plan.own_length is not None,
+            "OWN_START": self.own_start is not None,
+            "OWN_LENGTH": self.own_length is not None,
             "HOLES": self.own_mask is not None,
             # The interpreter (of Triton 3.9) computes a product of bfloat16 on raw bits: errors of 1e10.
             "UPCAST": INTERPRETED and self.query.dtype is torch.bfloat16,
@@ -168,3 +172,8 @@ class Call:
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with a last stride of 1, which the kernels take for granted."""
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _beside(query: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """The tensor where the query lies: the layers of one forward may stand on several devices, its plan on one."""
+    return None if tensor is None else _dense(tensor.to(query.device))

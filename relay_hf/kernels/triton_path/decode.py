@@ -341,13 +341,13 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
     batch, length, heads, value_size = out.shape
     kv_heads, queries = call.key.shape[1], call.group * length
-    plan, device, itemsize = call.plan, out.device, out.element_size()
+    device, itemsize = out.device, out.element_size()
     uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
     chip = chip_of(device)
     tile = choose("decode", chip, call.width, itemsize, uses * queries)
     own_tile = choose("decode", chip, call.width, itemsize, queries)
     work = work_list(call.segments, batch, kv_heads, queries, tile, device)
-    splits = own_splits(plan.columns, batch * kv_heads, tile, device)
+    splits = own_splits(call.columns, batch * kv_heads, tile, device)
 
     parts = work.parts + batch * splits
     part_out = torch.empty(parts, heads, length, value_size, dtype=torch.float32, device=device)
@@ -366,8 +366,8 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
         work.uses,
         call.addresses,
         rows_of(call.segments, batch, device).shared_length,
-        plan.own_start,
-        plan.own_length,
+        call.own_start,
+        call.own_length,
         call.own_mask,
         call.alibi_slopes,
         *call.numbers,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -47,5 +48,8 @@ def relay_attention(
     call = Call.of(plan, query, segments, key, value, scale, sliding_window, softcap, sinks, alibi_slopes)
     batch, heads, length, _ = query.shape
     out = query.new_empty(batch, length, heads, value.shape[3])
-    (_launch_prefill if call.group * length >= _PREFILL_FROM else _launch_decode)(call, out)
+    launch = _launch_prefill if call.group * length >= _PREFILL_FROM else _launch_decode
+    # Triton launches on the current device, which need not be the one that holds this layer.
+    with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
+        launch(call, out)
     return out

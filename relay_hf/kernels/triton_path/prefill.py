@@ -90,7 +90,7 @@ def _prefill_kernel(
     dims = tl.arange(0, BLOCK_D)
     value_dims = tl.arange(0, BLOCK_DV)
     # query [M, D]
-    query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
+    query_offset = row * query_stride_b + query_head * query_stride_h + t.to(tl.int64) * query_stride_t
     query_ptrs = query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :]
     query = tl.load(query_ptrs, mask=valid[:, None] & (dims < HEAD_SIZE)[None, :], other=0.0)
     slope = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -176,8 +176,8 @@ def _launch_prefill(call: Call, out: torch.Tensor) -> None:
         rows.geometry,
         call.addresses,
         rows.shared_length,
-        call.plan.own_start,
-        call.plan.own_length,
+        call.own_start,
+        call.own_length,
         call.own_mask,
         call.alibi_slopes,
         call.sinks,
