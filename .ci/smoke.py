@@ -12,6 +12,8 @@ import relay_hf
 package = Path(relay_hf.__file__).parent
 if Path(sys.prefix) not in package.parents or not (package / "py.typed").exists():
     sys.exit(f"relay_hf is not the installed wheel, or has no py.typed: {package}")
+if not (package / "kernels/triton_path/tiles.json").exists():
+    sys.exit(f"the tile table of the GPU kernels is not in the wheel: {package}")
 
 torch.manual_seed(0)
 config = LlamaConfig(

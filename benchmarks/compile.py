@@ -29,8 +29,9 @@ from triton.compiler import ASTSource
 from relay_hf.kernels.triton_path import tiles
 from relay_hf.kernels.triton_path.decode import _decode_kernel
 from relay_hf.kernels.triton_path.merge import _merge_kernel
+from relay_hf.kernels.triton_path.own import _PART_ROWS, _own_kernel
 from relay_hf.kernels.triton_path.prefill import _prefill_kernel
-from relay_hf.kernels.triton_path.tiles import Tile
+from relay_hf.kernels.triton_path.tiles import Tile, choose
 
 # Bytes of shared memory that a block may use (CUDA C++ Programming Guide, specifications by compute capability).
 SHARED_LIMIT = {
@@ -41,11 +42,12 @@ SHARED_LIMIT = {
     "sm_100": 227 * 1024,
     "sm_120": 99 * 1024,
 }
-_ALIKE = ("sm_86", "sm_89")  # compiled like sm_80: with all features on it stands for them
+_THOROUGH = ("sm_80", "sm_90")  # where all features, and own splits, are compiled too: minutes for all chips
 _MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _INT32 = ("items", "uses", "shared_length", "row_parts", "row_segments", "segment_ids", "geometry")
 _FLOAT = ("scale", "softcap")
-_FEATURES = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "ALIBI", "OWN_START", "OWN_LENGTH", "HOLES", "UPCAST")
+_USUAL = ("OWN_START",)
+_ALL = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "ALIBI", "OWN_START", "OWN_LENGTH", "HOLES")
 _OPTIONAL = {
     "own_start": "OWN_START",
     "own_length": "OWN_LENGTH",
@@ -57,18 +59,26 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Job:
-    """One compilation: a row of the table on a chip, with the features that a call may use."""
+    """One compilation: a kernel with a row of the table on a chip, and the features that a call may use.
+
+    `kernel` is the row's, or "own" for the second launch of a decode, or "split" for the first launch of one whose own
+    tokens are split too.
+    """
 
     chip: str
+    kernel: str
     tile: Tile
-    dtype: str
-    own_block_m: int = 16
-    features: tuple[str, ...] = ("OWN_START",)
+    features: tuple[str, ...] = _USUAL
+
+    @property
+    def dtype(self) -> str:
+        """Triton's name for the elements."""
+        return "bf16" if self.tile.itemsize == 2 else "fp32"
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What came out: registers of a thread, bytes of spills and of shared memory, and the widths and kinds used."""
+    """What came out: registers of a thread, bytes spilled, bytes of shared memory, programs a multiprocessor holds."""
 
     chip: str
     kernel: str
@@ -80,28 +90,30 @@ class Compiled:
     registers: int
     spilled: int
     shared: int
+    resident: int
     async_widths: tuple[int, ...]
     matrix: tuple[str, ...]
 
 
 def jobs(chips: list[str]) -> Iterator[Job]:
-    """The table's rows on those chips: as most calls are, with all features, and once with the largest own tile."""
+    """The kernels of every row on its chips, as most calls are; on some also otherwise."""
     for tile in tiles.table():
-        mine = [chip for chip in tile.chips if chip in chips]
-        dtype = "bf16" if tile.itemsize == 2 else "fp32"
-        for chip in mine:
-            yield Job(chip, tile, dtype)
-            if chip not in _ALIKE:
-                yield Job(chip, tile, dtype, features=("CAUSAL", "WINDOW", "SINKS", "OWN_START", "OWN_LENGTH"))
-        if tile.kernel == "decode" and tile.block_m > 16 and mine:
-            yield Job(mine[0], tile, dtype, own_block_m=min(tile.block_m, 64))
+        kernels = ("decode", "own") if tile.kernel == "decode" else (tile.kernel,)
+        for chip in (chip for chip in tile.chips if chip in chips):
+            for kernel in kernels:
+                yield Job(chip, kernel, tile)
+                if chip in _THOROUGH:
+                    yield Job(chip, kernel, tile, _ALL)
+            if tile.kernel == "decode" and chip in _THOROUGH:
+                yield Job(chip, "split", tile)
 
 
 def compile_job(job: Job) -> Compiled:
     """Compile and read; the compiler's cache makes a second time quick."""
     tile = job.tile
-    kernel = {"decode": _decode_kernel, "prefill": _prefill_kernel}[tile.kernel]
-    constants: dict[str, object] = {name: name in job.features for name in _FEATURES}
+    kernel = {"own": _own_kernel, "prefill": _prefill_kernel}.get(job.kernel, _decode_kernel)
+    own = choose("decode", job.chip, tile.head_size, tile.itemsize, 1) if job.kernel == "split" else tile
+    constants: dict[str, object] = {name: name in job.features for name in (*_ALL, "UPCAST")}
     constants |= {
         "KV_HEADS": 8,
         "GROUP": 4,
@@ -110,32 +122,29 @@ def compile_job(job: Job) -> Compiled:
         "BLOCK_D": tile.head_size,
         "BLOCK_DV": tile.head_size,
         "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "OWN_BLOCK_M": job.own_block_m,
+        "BLOCK_N": tile.own_block_n if job.kernel == "own" else tile.block_n,
+        "OWN_BLOCK_M": own.block_m,
         "OWN_BLOCK_N": tile.own_block_n,
+        "PARTS": max(1, _PART_ROWS // tile.block_m),
         "ALIGNMENT": 16 // tile.itemsize,
+        "SPLIT_OWN": job.kernel == "split",
     }
     compiled = _compile(kernel, job.chip, job.dtype, constants, tile.num_warps, tile.num_stages)
     usage, sass = _resources(compiled.asm["cubin"])
+    widths = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (\w+)[,;]", compiled.asm["ptx"])
     return Compiled(
         chip=job.chip,
-        kernel=tile.kernel,
+        kernel=job.kernel,
         head_size=tile.head_size,
         dtype=job.dtype,
         block_m=tile.block_m,
         block_n=tile.block_n,
-        features=" ".join(job.features) + (f" own {job.own_block_m}" if job.own_block_m > 16 else ""),
+        features="all" if job.features == _ALL else "",
         registers=usage["REG"],
         spilled=usage["STACK"] + usage["LOCAL"],
         shared=compiled.metadata.shared,
-        async_widths=tuple(
-            sorted(
-                {
-                    int(width, 0)
-                    for width in re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (\w+)[,;]", compiled.asm["ptx"])
-                }
-            )
-        ),
+        resident=_resident(job.chip, usage["REG"], compiled.metadata.shared, tile.num_warps),
+        async_widths=tuple(sorted({int(width, 0) for width in widths})),
         matrix=tuple(sorted(set(_MATRIX.findall(sass)))),
     )
 
@@ -146,7 +155,15 @@ def compile_merge(chip: str) -> Compiled:
     compiled = _compile(_merge_kernel, chip, "bf16", constants, 4, 3)
     usage, _ = _resources(compiled.asm["cubin"])
     spilled = usage["STACK"] + usage["LOCAL"]
-    return Compiled(chip, "merge", 128, "bf16", 1, 32, "SINKS", usage["REG"], spilled, compiled.metadata.shared, (), ())
+    resident = _resident(chip, usage["REG"], compiled.metadata.shared, 4)
+    numbers = (usage["REG"], spilled, compiled.metadata.shared, resident)
+    return Compiled(chip, "merge", 128, "bf16", 1, 32, "all", *numbers, (), ())
+
+
+def _resident(chip: str, registers: int, shared: int, warps: int) -> int:
+    """Programs that a multiprocessor holds at a time, by registers and shared memory."""
+    by_registers = 65536 // (-(-registers // 8) * 8 * 32 * warps)
+    return min(by_registers, (SHARED_LIMIT[chip] + 1024) // (shared + 1024))
 
 
 def _compile(kernel, chip: str, dtype: str, constants: dict, warps: int, stages: int):  # type: ignore[no-untyped-def]
@@ -203,7 +220,19 @@ def main() -> None:
         done = [*pool.map(compile_job, jobs(options.chips)), *pool.map(compile_merge, options.chips)]
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in done], indent=1) + "\n", encoding="utf-8")
-    table = Table("chip", "kernel", "head", "dtype", "tile", "features", "registers", "spilled", "shared KiB", "matrix")
+    table = Table(
+        "chip",
+        "kernel",
+        "head",
+        "dtype",
+        "tile",
+        "features",
+        "registers",
+        "spilled",
+        "shared KiB",
+        "resident",
+        "matrix",
+    )
     for one in done:
         table.add_row(
             one.chip,
@@ -215,6 +244,7 @@ def main() -> None:
             str(one.registers),
             str(one.spilled),
             f"{one.shared / 1024:.0f}",
+            str(one.resident),
             " ".join(one.matrix),
             style="red" if one.spilled or one.shared > SHARED_LIMIT[one.chip] else None,
         )

@@ -200,7 +200,7 @@ def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, head
     _check_backend(backend)
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    refused = _kernels_refusal(device.type, dtype, head_size)
+    refused = _kernels_refusal(device, dtype, head_size)
     if refused is None:
         return "triton"
     if backend == "triton":
@@ -214,13 +214,13 @@ def _check_backend(backend: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _kernels_refusal(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
+def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     """Why the Triton kernels can't take such tensors, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     from .kernels.triton_path import refusal
 
-    return refusal(device_type, dtype, head_size)
+    return refusal(device, dtype, head_size)
 
 
 def shared_lengths(segments: Sequence[Segment], batch: int) -> int | tuple[int, ...]:

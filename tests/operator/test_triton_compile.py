@@ -32,7 +32,7 @@ def compiled(tmp_path_factory):
 def test_every_row_and_chip_is_compiled(compiled):
     kinds = {"bf16": 2, "fp32": 4}
     seen = {(c["chip"], c["kernel"], c["head_size"], kinds[c["dtype"]], c["block_m"]) for c in compiled}
-    assert seen >= ROWS
+    assert seen >= ROWS | {(chip, "own", *row) for chip, kernel, *row in ROWS if kernel == "decode"}
     assert {c["chip"] for c in compiled if c["kernel"] == "merge"} == set(SHARED_LIMIT)
     assert {chip for chip, *_ in ROWS} == set(SHARED_LIMIT)
 

@@ -21,7 +21,8 @@ SHAPES = [
     {"P": (0,), "T": 3},
     {"P": (), "S": 1, "B": 1},
     {"P": (1,), "S": 1, "B": 1},
-    {"P": (17,), "S": 200, "B": 1, "H": 1},
+    {"P": (17,), "S": 300, "B": 1, "H": 1},
+    {"P": (9,), "S": 390, "B": 1, "H": 1, "G": 5, "T": 3},
     {"P": (1025,), "S": 33, "G": 7, "H": 1, "D": 100, "B": 2},
     {"P": (111,), "S": 7, "T": 5, "G": 8, "H": 1, "D": 80},
     {"P": (33,), "S": 24, "T": 21, "G": 3},
@@ -66,7 +67,7 @@ def test_equals_reference(shape, dtype):
     check(Case(**shape, dtype=dtype, seed=1))
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", [*WINDOWS, 2**31 - 1, 2**63 - 1])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_features_equal_reference(shape, window):
     case = Case(**shape, dtype=torch.float32, seed=2)
@@ -153,3 +154,11 @@ def test_strides_are_read_not_assumed():
     case.query = case.query.transpose(2, 3).contiguous().transpose(2, 3)
     mask = torch.rand(3, 9, 2, generator=case.generator)[..., 1] < 0.5
     check(case, own_mask=mask, sinks=torch.randn(4).expand(2, 4)[1], alibi_slopes=torch.ones(1).expand(4))
+
+
+@pytest.mark.parametrize("ends", [(20, 21, 22), (0, 42, 43), (44, 45, 1)])
+def test_padding_ends_anywhere_in_a_tile_of_queries(ends):
+    """Tiles of the prefill hold 21 and a third of a row's tokens here."""
+    case = Case(B=3, H=2, G=3, P=(17,), S=45, T=45, dtype=torch.float32)
+    check(case, own_start=torch.tensor(ends))
+    check(case, own_start=torch.tensor(ends), sliding_window=5)

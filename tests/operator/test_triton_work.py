@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import Case
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import tiles, work
+from relay_hf.kernels.triton_path import call, tiles, work
 from relay_hf.kernels.triton_path.kept import Kept
 from relay_hf.kernels.triton_path.tiles import Tile, choose, override
 
@@ -90,12 +91,24 @@ def test_a_geometry_is_listed_once():
     assert work.work_list(segments, 3, 2, 4, tile, CPU) is not work.work_list(other, 3, 2, 4, tile, CPU)
 
 
-def test_what_is_kept_is_bounded_and_recent():
-    kept = Kept()
-    for i in range(200):
-        kept.get(i, lambda i=i: i)
-        kept.get(0, pytest.fail)
-    assert len(kept._built) == 64
+def test_what_is_kept_is_bounded():
+    kept, built = Kept(8), []
+    for i in range(50):
+        kept.get(i, CPU, lambda i=i: built.append(i) or i)
+        kept.get(i, CPU, pytest.fail)
+    assert len(kept._built) <= 8
+    assert built == list(range(50))
+
+
+def test_every_layer_of_a_deep_model_keeps_its_table():
+    """100 layers of two segments that lie anywhere: the second step builds nothing."""
+    layers = [Case(P=(3, 2), seed=i, dtype=torch.float32) for i in range(100)]
+    for layer in layers:
+        layer.run(backend="triton")
+    tables = len(call._tables._built)
+    for layer in layers:
+        layer.run(backend="triton")
+    assert len(call._tables._built) == tables >= 100
 
 
 def test_the_table_has_a_row_for_every_class_and_chip():

@@ -14,11 +14,14 @@ from .kept import Kept, to_device
 from .online import attend_range
 
 _VECTOR = 16  # bytes of the widest load
+_WIDEST = 2**30  # tokens of a window: more than any position, and sums with positions stay in int32
 
 # Whether kernels run in Triton's interpreter: TRITON_INTERPRET=1 turns every kernel into something else than compiled.
 INTERPRETED = not isinstance(attend_range, triton.JITFunction)
 
-_tables: Kept[torch.Tensor] = Kept()
+_MOST_TABLES = 4096  # of 48 bytes a segment: with several segments each layer may have its own
+
+_tables: Kept[torch.Tensor] = Kept(_MOST_TABLES)
 
 # The names of `Call.numbers`. Unspecialized, one compiled variant serves all their values; what is known of their
 # alignment is said by ALIGNMENT.
@@ -95,7 +98,7 @@ class Call:
         for segment_key, segment_value in zip(keys, values, strict=True):
             for tensor, base in ((segment_key, keys[0]), (segment_value, values[0])):
                 numbers += [(tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1)]
-        addresses = _tables.get((tuple(numbers), query.device), lambda: to_device(numbers, query.device, torch.int64))
+        addresses = _tables.get(tuple(numbers), query.device, lambda: to_device(numbers, query.device, torch.int64))
 
         vector = _VECTOR // size
         steps = [*numbers, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]]
@@ -141,7 +144,7 @@ class Call:
             0 if self.own_mask is None else self.own_mask.stride(0),
             self.scale,
             1.0 if self.softcap is None else self.softcap,
-            0 if self.sliding_window is None else self.sliding_window,
+            0 if self.sliding_window is None else min(self.sliding_window, _WIDEST),
             self.query.shape[2],
             self.columns,
         )
@@ -155,8 +158,8 @@ class Call:
             "GROUP": self.group,
             "HEAD_SIZE": head_size,
             "VALUE_SIZE": value_size,
-            "BLOCK_D": max(16, triton.next_power_of_2(head_size)),
-            "BLOCK_DV": max(16, triton.next_power_of_2(value_size)),
+            "BLOCK_D": max(16, next_power_of_2(head_size)),
+            "BLOCK_DV": max(16, next_power_of_2(value_size)),
             "ALIGNMENT": self.alignment,
             "WINDOW": self.sliding_window is not None,
             "SOFTCAP": self.softcap is not None,
@@ -167,6 +170,16 @@ class Call:
             # The interpreter (of Triton 3.9) computes a product of bfloat16 on raw bits: errors of 1e10.
             "UPCAST": INTERPRETED and self.query.dtype is torch.bfloat16,
         }
+
+
+def ceil_div(number: int, by: int) -> int:
+    """Rounded up. Triton's own, made for kernels, takes 2 us on the host."""
+    return -(-number // by)
+
+
+def next_power_of_2(number: int) -> int:
+    """The least power of two from `number` on."""
+    return 1 << (number - 1).bit_length()
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:

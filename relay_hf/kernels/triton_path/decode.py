@@ -1,8 +1,9 @@
-"""Decode: few queries a row, against every shared segment and each row's own tokens.
+"""Decode: few queries a row, against every shared segment and each row's own tokens, in two launches.
 
-Two launches. The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a
-segment, against one split of the segment's tokens; or the queries of one row against one split of its own. The second
-merges the parts of a row by their log-sum-exp (`reference.merge`).
+The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
+against one split of the segment's tokens. The second (own.py) takes each row through its own tokens and adds its parts
+by their log-sum-exp. Where rows are so few that their own tokens must be split too, those splits are parts of the first
+launch, and the second (merge.py) only merges (`reference.merge`).
 
 Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
 then `own_splits` of each row.
@@ -14,9 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .call import NUMBERS, Call
+from .call import NUMBERS, Call, ceil_div
 from .merge import _launch_merge
 from .online import attend_range, finish, start
+from .own import _launch_own, attend_own
 from .tiles import MAX_REGISTERS, chip_of, choose
 from .work import own_splits, rows_of, work_list
 
@@ -67,6 +69,7 @@ def _decode_kernel(
     OWN_BLOCK_M: tl.constexpr,
     OWN_BLOCK_N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
+    SPLIT_OWN: tl.constexpr,
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -76,7 +79,7 @@ def _decode_kernel(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One part: a tile of queries against a split of a segment, or a row's queries against a split of its own."""
+    """One part: queries against a split of a segment or, if SPLIT_OWN, of a row's own tokens."""
     program = tl.program_id(0)
     if program < segment_programs:
         _attend_segment(
@@ -90,7 +93,7 @@ def _decode_kernel(
         )  # fmt: skip
     # Not `else`: of equal buffers in two branches the compiler makes one pair each and lets nothing overlap, 128 KB of
     # shared memory instead of 70 where both tiles are 16 by 64.
-    if program >= segment_programs:
+    if SPLIT_OWN and program >= segment_programs:
         _attend_own(
             (program - segment_programs) // KV_HEADS,
             program % KV_HEADS,  # segment_programs is a multiple of KV_HEADS
@@ -177,19 +180,29 @@ def _attend_segment(
     key_offset = tl.load(address_ptr) + head * tl.load(address_ptr + 1)
     value_offset = tl.load(address_ptr + 3) + head * tl.load(address_ptr + 4)
     query_head = head * GROUP + index % GROUP
+    dims = tl.arange(0, BLOCK_D)
+    # query [M, D]
     query_offset = row.to(tl.int64) * query_stride_b + query_head * query_stride_h + t * query_stride_t
-    _attend_part(
-        query_ptr + tl.multiple_of(query_offset, ALIGNMENT),
+    query = tl.load(
+        query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :],
+        mask=valid[:, None] & (dims < HEAD_SIZE)[None, :],
+        other=0.0,
+    )
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
+    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    acc, peak, total = attend_range(
+        acc, peak, total, query,
         key_ptr + tl.multiple_of(key_offset, ALIGNMENT),
         tl.multiple_of(tl.load(address_ptr + 2), ALIGNMENT),
         value_ptr + tl.multiple_of(value_offset, ALIGNMENT),
         tl.multiple_of(tl.load(address_ptr + 5), ALIGNMENT),
-        None, out_ptr, lse_ptr, slopes_ptr,
-        (part.to(tl.int64) * (KV_HEADS * GROUP) + query_head) * query_length + t,
-        valid, query_head, begin, end, query_position, first_position, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
-        False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
+        None, begin, end, query_position, first_position, slope, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
     )  # fmt: skip
+    slot = (part * (KV_HEADS * GROUP) + query_head).to(tl.int64) * query_length + t
+    _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
 @triton.jit
@@ -240,100 +253,35 @@ def _attend_own(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A tile of one row's queries against one split of its own tokens; positions are counted in own columns."""
-    queries = GROUP * query_length
-    tiles = tl.cdiv(queries, BLOCK_M)
+    """A tile of one row's queries against one split of its own tokens."""
+    tiles = tl.cdiv(GROUP * query_length, BLOCK_M)
     first_query = item % tiles * BLOCK_M
     split = item // tiles % own_splits
-    row = item // tiles // own_splits
-    end = columns
-    if OWN_LENGTH:
-        end = tl.load(own_length_ptr + row).to(tl.int32)
-    begin = 0
-    if OWN_START:
-        begin = tl.load(own_start_ptr + row).to(tl.int32)
-    first_column = end - query_length
-    if WINDOW:
-        begin = tl.maximum(begin, first_column - window + 1)
-    share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), own_splits), BLOCK_N) * BLOCK_N
-    begin += split * share
-    end = tl.minimum(end, begin + share)
-
+    row = (item // tiles // own_splits).to(tl.int64)
+    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    acc, peak, total = attend_own(
+        acc, peak, total, row, head, split, own_splits, first_query,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
+        value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
+        GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
+        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+    )  # fmt: skip
     index = first_query + tl.arange(0, BLOCK_M)
-    valid = index < queries
-    t = index // GROUP
-    row = row.to(tl.int64)
-    query_head = head * GROUP + index % GROUP
-    query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
-    head = head.to(tl.int64)
-    mask_ptr = own_mask_ptr
-    if HOLES:
-        mask_ptr += row * mask_stride_b
-    _attend_part(
-        query_ptr + tl.multiple_of(query_offset, ALIGNMENT),
-        key_ptr + tl.multiple_of(row * key_stride_b + head * key_stride_h, ALIGNMENT),
-        tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT),
-        value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT),
-        tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT),
-        mask_ptr, out_ptr, lse_ptr, slopes_ptr,
-        ((segment_parts + row * own_splits + split) * (KV_HEADS * GROUP) + query_head) * query_length + t,
-        valid, query_head, begin, end, first_column + t, 0, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N,
-        CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+    slot = (segment_parts + row * own_splits + split) * (KV_HEADS * GROUP) + head * GROUP + index % GROUP
+    _store_part(
+        acc, peak, total, out_ptr, lse_ptr, slot * query_length + index // GROUP, index < GROUP * query_length,
+        VALUE_SIZE, BLOCK_DV,
     )  # fmt: skip
 
 
 @triton.jit
-def _attend_part(
-    query_ptrs,
-    key_ptr,
-    key_stride,
-    value_ptr,
-    value_stride,
-    mask_ptr,
-    out_ptr,
-    lse_ptr,
-    slopes_ptr,
-    index,
-    valid,
-    query_head,
-    begin,
-    end,
-    query_position,
-    first_position,
-    scale,
-    softcap,
-    window,
-    HEAD_SIZE: tl.constexpr,
-    VALUE_SIZE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
-    HOLES: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Queries at `query_ptrs [M]` against tokens `begin` to `end`; out and lse go to `index [M]` of the parts."""
-    dims = tl.arange(0, BLOCK_D)
+def _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Output and log-sum-exp of `M` queries to their slots `[M]` of the parts."""
     value_dims = tl.arange(0, BLOCK_DV)
-    # query [M, D]
-    query = tl.load(query_ptrs[:, None] + dims[None, :], mask=valid[:, None] & (dims < HEAD_SIZE)[None, :], other=0.0)
-    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if ALIBI:
-        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
-    acc, peak, total = start(BLOCK_M, BLOCK_DV)
-    acc, peak, total = attend_range(
-        acc, peak, total, query, key_ptr, key_stride, value_ptr, value_stride, mask_ptr, begin, end,
-        query_position, first_position, slope, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
-    )  # fmt: skip
     out, lse = finish(acc, peak, total)
-    tl.store(lse_ptr + index, lse, mask=valid)
-    out_ptrs = out_ptr + index[:, None] * VALUE_SIZE + value_dims[None, :]
+    tl.store(lse_ptr + slot, lse, mask=valid)
+    out_ptrs = out_ptr + slot[:, None] * VALUE_SIZE + value_dims[None, :]
     tl.store(out_ptrs, out, mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :])
 
 
@@ -347,41 +295,47 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     tile = choose("decode", chip, call.width, itemsize, uses * queries)
     own_tile = choose("decode", chip, call.width, itemsize, queries)
     work = work_list(call.segments, batch, kv_heads, queries, tile, device)
-    splits = own_splits(call.columns, batch * kv_heads, tile, device)
+    splits = own_splits(call.columns, batch * kv_heads, device)
+    split_parts = batch * splits if splits > 1 else 0
 
-    parts = work.parts + batch * splits
+    parts = work.parts + split_parts
     part_out = torch.empty(parts, heads, length, value_size, dtype=torch.float32, device=device)
     part_lse = torch.empty(parts, heads, length, dtype=torch.float32, device=device)
     segment_programs = len(work.items) * kv_heads
-    own_programs = batch * splits * triton.cdiv(queries, own_tile.block_m) * kv_heads
-    _decode_kernel[(segment_programs + own_programs,)](
-        call.query,
-        call.key,
-        call.value,
-        call.segment_keys[0],
-        call.segment_values[0],
-        part_out,
-        part_lse,
-        work.items,
-        work.uses,
-        call.addresses,
-        rows_of(call.segments, batch, device).shared_length,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        *call.numbers,
-        segment_programs,
-        work.parts,
-        splits,
-        **call.constants,
-        BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n,
-        OWN_BLOCK_M=own_tile.block_m,
-        OWN_BLOCK_N=tile.own_block_n,
-        CAUSAL=length > 1,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        maxnreg=MAX_REGISTERS,
-    )
-    _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, work.most_parts + splits)
+    programs = segment_programs + split_parts * ceil_div(queries, own_tile.block_m) * kv_heads
+    if programs:
+        _decode_kernel[(programs,)](
+            call.query,
+            call.key,
+            call.value,
+            call.segment_keys[0],
+            call.segment_values[0],
+            part_out,
+            part_lse,
+            work.items,
+            work.uses,
+            call.addresses,
+            rows_of(call.segments, batch, device).shared_length,
+            call.own_start,
+            call.own_length,
+            call.own_mask,
+            call.alibi_slopes,
+            *call.numbers,
+            segment_programs,
+            work.parts,
+            splits,
+            **call.constants,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            OWN_BLOCK_M=own_tile.block_m,
+            OWN_BLOCK_N=tile.own_block_n,
+            SPLIT_OWN=splits > 1,
+            CAUSAL=length > 1,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            maxnreg=MAX_REGISTERS,
+        )
+    if split_parts:
+        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, work.most_parts + splits)
+    else:
+        _launch_own(call, part_out, part_lse, out, work, own_tile)

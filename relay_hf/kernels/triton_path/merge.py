@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .call import next_power_of_2
 from .online import LOG2E
 
 
@@ -100,8 +101,8 @@ def _launch_merge(
         own_splits,
         HEADS=heads,
         VALUE_SIZE=value_size,
-        BLOCK_DV=triton.next_power_of_2(value_size),
-        PARTS=min(32, triton.next_power_of_2(most_parts)),
+        BLOCK_DV=next_power_of_2(value_size),
+        PARTS=min(32, next_power_of_2(most_parts)),
         SINKS=sinks is not None,
         num_warps=4,
     )

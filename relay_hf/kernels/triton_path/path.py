@@ -9,21 +9,25 @@ import torch
 
 from ..plan import Plan
 from ..segment import Segment
-from .call import INTERPRETED, Call
+from .call import INTERPRETED, Call, ceil_div
 from .decode import _launch_decode
 from .prefill import _launch_prefill
+from .tiles import multiprocessors
 
-# Stacked queries of a row (G * T) from which on a tile of one row's alone fills the matrix units, and its keys are read
-# from the L2 cache often enough; below, rows share a tile.
-_PREFILL_FROM = 64
+_TILE = 64  # queries of a warpgroup
 _MAX_HEAD_SIZE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def refusal(device_type: str, dtype: torch.dtype, head_size: int) -> str | None:
+def refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     """Why the kernels can't take such tensors, or None."""
-    if device_type != ("cpu" if INTERPRETED else "cuda"):
-        return f"the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not {device_type!r}"
+    if device.type != ("cpu" if INTERPRETED else "cuda"):
+        return f"the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not {device.type!r}"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the kernels are made for NVIDIA GPUs, not for ROCm"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"the kernels need compute capability 8.0 or later, not {found}"
     if dtype not in _DTYPES:
         return f"the kernels take float32, bfloat16 and float16, not {dtype}"
     if head_size > _MAX_HEAD_SIZE:
@@ -45,11 +49,21 @@ def relay_attention(
     alibi_slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`reference.relay_attention` with own_start, own_length and own_mask inside `plan`; nothing is validated."""
-    call = Call.of(plan, query, segments, key, value, scale, sliding_window, softcap, sinks, alibi_slopes)
     batch, heads, length, _ = query.shape
+    kv_heads = key.shape[1]
     out = query.new_empty(batch, length, heads, value.shape[3])
-    launch = _launch_prefill if call.group * length >= _PREFILL_FROM else _launch_decode
+    launch = _launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else _launch_decode
     # Triton launches on the current device, which need not be the one that holds this layer.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        launch(call, out)
+        launch(Call.of(plan, query, segments, key, value, scale, sliding_window, softcap, sinks, alibi_slopes), out)
     return out
+
+
+def _fills(kv_rows: int, group: int, length: int, device: torch.device) -> bool:
+    """Whether tiles of one row's queries alone fill the matrix units, and are enough to fill the chip.
+
+    If so their keys come from the L2 cache often enough and no parts are written. Otherwise rows share a tile, and keys
+    are split.
+    """
+    queries = group * length
+    return length > 1 and queries >= _TILE and kv_rows * ceil_div(queries, _TILE) >= multiprocessors(device)

@@ -10,13 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .call import NUMBERS, Call
+from .call import NUMBERS, Call, ceil_div
 from .online import LOG2E, attend_range, start
 from .tiles import MAX_REGISTERS, chip_of, choose
 from .work import rows_of
 
 
-@triton.jit(do_not_specialize=NUMBERS)
+@triton.jit(do_not_specialize=[*NUMBERS, "batch"])
 def _prefill_kernel(
     query_ptr,
     key_ptr,
@@ -49,6 +49,7 @@ def _prefill_kernel(
     window,
     query_length,
     columns,
+    batch,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_SIZE: tl.constexpr,
@@ -68,10 +69,11 @@ def _prefill_kernel(
     UPCAST: tl.constexpr,
 ):
     """`BLOCK_M` queries of one row and KV head against all that they see."""
-    # Late tiles see the most own columns: they start first.
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)
-    head = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(2).to(tl.int64)
+    # Late tiles see the most own columns: they start first. Rows are neighbours: they read the same segments.
+    program = tl.program_id(0)
+    tile = tl.cdiv(GROUP * query_length, BLOCK_M) - 1 - program // (KV_HEADS * batch)
+    head = (program // batch % KV_HEADS).to(tl.int64)
+    row = (program % batch).to(tl.int64)
     own_length = columns
     if OWN_LENGTH:
         own_length = tl.load(own_length_ptr + row).to(tl.int32)
@@ -164,7 +166,7 @@ def _launch_prefill(call: Call, out: torch.Tensor) -> None:
     kv_heads, queries = call.key.shape[1], call.group * length
     tile = choose("prefill", chip_of(out.device), call.width, out.element_size(), queries)
     rows = rows_of(call.segments, batch, out.device)
-    _prefill_kernel[(triton.cdiv(queries, tile.block_m), kv_heads, batch)](
+    _prefill_kernel[(ceil_div(queries, tile.block_m) * kv_heads * batch,)](
         call.query,
         call.key,
         call.value,
@@ -182,6 +184,7 @@ def _launch_prefill(call: Call, out: torch.Tensor) -> None:
         call.alibi_slopes,
         call.sinks,
         *call.numbers,
+        batch,
         **call.constants,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,

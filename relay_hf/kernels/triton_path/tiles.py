@@ -34,8 +34,8 @@ class Tile:
         block_m: queries of a tile.
         block_n: tokens of a tile.
         num_warps, num_stages: Triton's.
-        own_block_n: tokens of a tile of a row's own (decode).
-        waves: programs of a decode call for each multiprocessor, at most; splits of segments are cut to that.
+        own_block_n: tokens of a tile where rows read their own (decode).
+        waves: programs of a decode's first launch for each multiprocessor; segments are split to make that many.
         reason: why these and not others.
     """
 

@@ -21,6 +21,7 @@ from .tiles import Tile, multiprocessors
 # tokens for each query of the tile the parts are as much traffic as the tokens, though in the L2 cache.
 _MIN_SPLIT = 128
 _SPLIT_PER_QUERY = 2
+_OWN_WAVES = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +61,31 @@ class WorkList:
     most_parts: int
 
 
-_rows: Kept[Rows] = Kept()
-_work: Kept[WorkList] = Kept()
+_MOST_LISTS = 64
+
+_rows: Kept[Rows] = Kept(_MOST_LISTS)
+_work: Kept[WorkList] = Kept(_MOST_LISTS)
 
 
 def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
     """The segments of each row, on the device."""
-    return _rows.get((_geometry(segments), batch, device), lambda: _build_rows(segments, batch, device))
+    return _rows.get((_geometry(segments), batch), device, lambda: _build_rows(segments, batch, device))
 
 
 def work_list(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> WorkList:
     """The work list of a decode in which each row has `queries` (= `G * T`) queries for a KV head."""
-    key = (_geometry(segments), batch, kv_heads, queries, tile, device)
-    return _work.get(key, lambda: _build_work_list(segments, batch, kv_heads, queries, tile, device))
+    key = (_geometry(segments), batch, kv_heads, queries, tile)
+    return _work.get(key, device, lambda: _build_work_list(segments, batch, kv_heads, queries, tile, device))
 
 
-def own_splits(columns: int, programs: int, tile: Tile, device: torch.device) -> int:
-    """How many parts the own columns of a row are cut into, where one each would make `programs` programs."""
-    wanted = tile.waves * multiprocessors(device) / programs
-    return max(1, min(int(wanted), columns // _MIN_SPLIT, 32))
+def own_splits(columns: int, programs: int, device: torch.device) -> int:
+    """How many parts the own columns of a row are cut into, where one each would make `programs` programs.
+
+    Two programs a multiprocessor read memory as fast as more do. From one on, the second launch needs no parts.
+    """
+    return max(1, min(_OWN_WAVES * multiprocessors(device) // programs, columns // _MIN_SPLIT, 32))
 
 
 def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, tile: Tile, multi: int) -> list[int]:

@@ -1,0 +1,245 @@
+"""A row's own tokens: the parts of a split, or, unsplit, the second launch of a decode with the merge folded in."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .call import NUMBERS, Call, ceil_div
+from .online import LOG2E, attend_range, start
+from .tiles import MAX_REGISTERS, Tile
+from .work import WorkList
+
+_PART_ROWS = 64  # queries times parts that are merged at a time: 64 registers a thread at head size 128
+
+
+@triton.jit
+def attend_own(
+    acc,
+    peak,
+    total,
+    row,
+    head,
+    split,
+    splits,
+    first_query,
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    own_start_ptr,
+    own_length_ptr,
+    own_mask_ptr,
+    slopes_ptr,
+    query_stride_b,
+    query_stride_h,
+    query_stride_t,
+    key_stride_b,
+    key_stride_h,
+    key_stride_n,
+    value_stride_b,
+    value_stride_h,
+    value_stride_n,
+    mask_stride_b,
+    scale,
+    softcap,
+    window,
+    query_length,
+    columns,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    ALIBI: tl.constexpr,
+    OWN_START: tl.constexpr,
+    OWN_LENGTH: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The state after one of `splits` shares of a row's own tokens; positions are counted in own columns."""
+    row = row.to(tl.int64)
+    head = head.to(tl.int64)
+    end = columns
+    if OWN_LENGTH:
+        end = tl.load(own_length_ptr + row).to(tl.int32)
+    begin = 0
+    if OWN_START:
+        begin = tl.load(own_start_ptr + row).to(tl.int32)
+    first_column = end - query_length
+    if WINDOW:
+        begin = tl.maximum(begin, first_column - window + 1)
+    share = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), splits), BLOCK_N) * BLOCK_N
+    begin += split * share
+    end = tl.minimum(end, begin + share)
+
+    index = first_query + tl.arange(0, BLOCK_M)
+    valid = index < GROUP * query_length
+    t = index // GROUP
+    query_head = head * GROUP + index % GROUP
+    dims = tl.arange(0, BLOCK_D)
+    # query [M, D]
+    query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
+    query = tl.load(
+        query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :],
+        mask=valid[:, None] & (dims < HEAD_SIZE)[None, :],
+        other=0.0,
+    )
+    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
+    mask_ptr = own_mask_ptr
+    if HOLES:
+        mask_ptr += row * mask_stride_b
+    return attend_range(
+        acc, peak, total, query,
+        key_ptr + tl.multiple_of(row * key_stride_b + head * key_stride_h, ALIGNMENT),
+        tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT),
+        value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT),
+        tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT),
+        mask_ptr, begin, end, first_column + t, 0, slope, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def _own_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    part_out_ptr,
+    part_lse_ptr,
+    out_ptr,
+    row_parts_ptr,
+    own_start_ptr,
+    own_length_ptr,
+    own_mask_ptr,
+    slopes_ptr,
+    sinks_ptr,
+    query_stride_b,
+    query_stride_h,
+    query_stride_t,
+    key_stride_b,
+    key_stride_h,
+    key_stride_n,
+    value_stride_b,
+    value_stride_h,
+    value_stride_n,
+    mask_stride_b,
+    scale,
+    softcap,
+    window,
+    query_length,
+    columns,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_SIZE: tl.constexpr,
+    VALUE_SIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PARTS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
+    ALIBI: tl.constexpr,
+    OWN_START: tl.constexpr,
+    OWN_LENGTH: tl.constexpr,
+    HOLES: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """A tile of one row's queries: its own tokens, then its parts over segments, into the output."""
+    program = tl.program_id(0)
+    tiles = tl.cdiv(GROUP * query_length, BLOCK_M)
+    head = program % KV_HEADS
+    first_query = program // KV_HEADS % tiles * BLOCK_M
+    row = (program // KV_HEADS // tiles).to(tl.int64)
+    index = first_query + tl.arange(0, BLOCK_M)
+    valid = index < GROUP * query_length
+    query_head = head * GROUP + index % GROUP
+    t = index // GROUP
+    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    if SINKS:
+        # A token with that score and a value of 0.
+        peak = tl.load(sinks_ptr + query_head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        total += 1.0
+    acc, peak, total = attend_own(
+        acc, peak, total, row, head, 0, 1, first_query,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
+        value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
+        GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
+        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+    )  # fmt: skip
+
+    value_dims = tl.arange(0, BLOCK_DV)
+    last_part = tl.load(row_parts_ptr + row + 1)
+    # PARTS at a time: their loads are under way together, where one after the other would wait for each.
+    for first_part in tl.range(tl.load(row_parts_ptr + row), last_part, PARTS):
+        # A part is a token whose score is the part's log-sum-exp and whose value is its output.
+        part = first_part + tl.arange(0, PARTS)
+        inside = (part < last_part)[:, None] & valid[None, :]
+        slot = (part[:, None] * (KV_HEADS * GROUP) + query_head[None, :]).to(tl.int64) * query_length + t[None, :]
+        # scores [PARTS, M], values [PARTS, M, DV]
+        scores = tl.load(part_lse_ptr + slot, mask=inside, other=float("-inf")) * LOG2E
+        values = tl.load(
+            part_out_ptr + slot[:, :, None] * VALUE_SIZE + value_dims[None, None, :],
+            mask=inside[:, :, None] & (value_dims < VALUE_SIZE)[None, None, :],
+            other=0.0,
+        )
+        new_peak = tl.maximum(peak, tl.max(scores, axis=0))
+        reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+        shrink = tl.exp2(peak - reference)
+        weights = tl.exp2(scores - reference[None, :])
+        acc = acc * shrink[:, None] + tl.sum(values * weights[:, :, None], axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        peak = new_peak
+    out = acc / tl.where(total > 0, total, 1.0)[:, None]
+    # out [B, T, Hq, DV]
+    offset = ((row * query_length + t) * (KV_HEADS * GROUP) + query_head) * VALUE_SIZE
+    tl.store(
+        out_ptr + offset[:, None] + value_dims[None, :],
+        out.to(out_ptr.dtype.element_ty),
+        mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :],
+    )
+
+
+def _launch_own(
+    call: Call, part_out: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, work: WorkList, tile: Tile
+) -> None:
+    """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
+    batch, length = out.shape[:2]
+    kv_heads = call.key.shape[1]
+    _own_kernel[(batch * ceil_div(call.group * length, tile.block_m) * kv_heads,)](
+        call.query,
+        call.key,
+        call.value,
+        part_out,
+        part_lse,
+        out,
+        work.row_parts,
+        call.own_start,
+        call.own_length,
+        call.own_mask,
+        call.alibi_slopes,
+        call.sinks,
+        *call.numbers,
+        **call.constants,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.own_block_n,
+        PARTS=max(1, _PART_ROWS // tile.block_m),
+        CAUSAL=length > 1,
+        SINKS=call.sinks is not None,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+        maxnreg=MAX_REGISTERS,
+    )
