@@ -19,7 +19,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU: checks the benchmark itself")
     parser.add_argument(
-        "--workers", type=int, default=8, help="processes that compile and check (default: %(default)s)"
+        "--workers", type=int, default=12, help="processes that compile and check (default: %(default)s)"
     )
     return parser.parse_args()
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
-FACTOR = 1.5  # times the error of stock attention, that an answer may have
+# Times the error of stock attention, that an answer may have. In float32 the order of sums decides.
+FACTOR = {"float32": 2.0, "bfloat16": 1.5, "float16": 1.5}
+_MULTIPROCESSORS, _QUERIES = 192, 64  # more than any chip has, and of a tile
 DTYPES = ("bfloat16", "float16", "float32")
 HEAD_SIZES = (64, 80, 96, 112, 128, 160, 192, 256)
 FEATURES: tuple[dict, ...] = (
@@ -68,32 +71,57 @@ class Case:
         return " ".join(f"{name}={value}" for name, value, default in set_ if value != default) or "default"
 
 
-ONE_CALL = {
-    # The merge is the second launch of a decode.
-    "decode": Case(rows=5, kv_heads=2, group=4, head_size=128, segments=((515, None), (77, (0, 3))), own_length=True),
-    "prefill": Case(rows=2, kv_heads=2, group=4, head_size=128, length=33, columns=70, own_start=True),
+def split(case: Case, length: int = 1) -> Case:
+    """So many own tokens on so few rows that they are split too: parts of a decode's first launch, then merged."""
+    return dataclasses.replace(case, length=length, columns=max(case.columns, 300) + length)
+
+
+def prefill(case: Case, length: int) -> Case:
+    """So many queries a row, on so many KV heads, that each row's tiles fill the chip without its other rows."""
+    kv_heads = math.ceil(filling(case.group, length) / case.rows)
+    return dataclasses.replace(
+        case, length=length, columns=case.columns + length, kv_heads=max(case.kv_heads, kv_heads)
+    )
+
+
+def filling(group: int, length: int) -> int:
+    """Rows times KV heads whose tiles of queries fill any chip."""
+    return math.ceil(_MULTIPROCESSORS / math.ceil(group * length / _QUERIES))
+
+
+_SMALL = Case(rows=5, group=4, head_size=128, segments=((515, None), (77, (0, 3))), own_length=True)
+ONE_CALL = {  # one for each way through the kernels
+    "decode": _SMALL,  # segments, then own tokens with the merge
+    "split": split(_SMALL, 5),  # segments and own tokens in splits, then the merge
+    "prefill": prefill(dataclasses.replace(_SMALL, own_start=True), 129),
 }
 
 
 def grid() -> list[Case]:
     """All of them; what a line does not vary, it takes in turn."""
-    lengths = (1, 2, 5, 33, 257)
     found = []
     for i, size in enumerate(HEAD_SIZES):
         for j, dtype in enumerate(DTYPES):
-            length = lengths[(i + 2 * j) % len(lengths)]
-            found.append(Case(head_size=size, dtype=dtype, length=length, columns=length + 36))
+            case, length = Case(head_size=size, dtype=dtype), (1, 2, 5)[(i + j) % 3]
+            found.append(dataclasses.replace(case, length=length, columns=length + 36))
+            found.append(prefill(case, (33, 257)[(i + j) % 2]))
+        found.append(split(dataclasses.replace(case, dtype=DTYPES[i % 3]), (1, 2, 5)[i % 3]))
     for group in range(1, 17):
-        length = (1, 3, 37)[group % 3]
-        found.append(Case(group=group, dtype=DTYPES[group % 3], length=length, columns=length + 8, rows=5))
-    for i, sizes in enumerate(((64, 128), (192, 128), (128, 64), (80, 112))):
-        found.append(Case(head_size=sizes[0], value_size=sizes[1], length=(1, 70)[i % 2], columns=90))
+        case = Case(group=group, dtype=DTYPES[group % 3], rows=5)
+        found.append((case, split(case, 3), prefill(case, 70))[group % 3])
+    for sizes in ((64, 128), (192, 128), (128, 64), (80, 112)):
+        case = Case(head_size=sizes[0], value_size=sizes[1], columns=20)
+        found += [case, split(case), prefill(case, 70)]
     for i, feature in enumerate(FEATURES):
-        for j, length in enumerate((1, 5, 33, 257)):
-            found.append(Case(**feature, length=length, columns=length + 30, dtype=DTYPES[(i + j) % 3], head_size=128))
+        cases = [Case(**feature, head_size=128, length=length, columns=length + 30) for length in (1, 5, 257)]
+        cases += [split(cases[0]), split(cases[1], 33), prefill(cases[0], 33), prefill(cases[0], 257)]
+        found += [dataclasses.replace(case, dtype=DTYPES[(i + j) % 3]) for j, case in enumerate(cases)]
     for i, segments in enumerate(SEGMENTS):
-        found.append(Case(**segments, dtype=DTYPES[i % 3], head_size=128))
+        case = Case(**segments)
         length = (5, 33)[i % 2]
-        longer = {**segments, "length": length, "columns": segments.get("columns", 37) + length}
-        found.append(Case(**longer, dtype=DTYPES[(i + 1) % 3], head_size=80))
+        longer = dataclasses.replace(case, length=length, columns=case.columns + length)
+        ways = [(case, 128), (longer, 80), (split(case), 128), (prefill(case, 70), 80)]
+        found += [
+            dataclasses.replace(way, dtype=DTYPES[(i + j) % 3], head_size=size) for j, (way, size) in enumerate(ways)
+        ]
     return found

@@ -6,7 +6,8 @@ import gc
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -18,6 +19,7 @@ class CudaClock:
 
     def __init__(self) -> None:
         gc.freeze()  # a capture collects garbage first: without this, 0.1 s for everything that is loaded
+        self._failed: list[torch.cuda.CUDAGraph] = []  # torch's allocator may still ask them
 
     def median(self, calls: Sequence[Call], spend: float = 0.03) -> float:
         """Seconds of one of `calls`, which are captured into one graph; its replays are timed for `spend` seconds.
@@ -31,7 +33,7 @@ class CudaClock:
                 call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with self._capture(graph):
             for call in calls:
                 call()
         graph.replay()
@@ -47,6 +49,23 @@ class CudaClock:
     def synchronize(self) -> None:
         """Wait for the device."""
         torch.cuda.synchronize()
+
+    @contextmanager
+    def _capture(self, graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+        """`torch.cuda.graph`, and where that fails the end of the capture, which torch leaves half done.
+
+        It would stay on the capture's stream, and its allocator would refuse to give memory back from then on.
+        """
+        stream, pool = torch.cuda.current_stream(), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.graph(graph, pool=pool):
+                yield
+        except BaseException:
+            self._failed.append(graph)
+            torch.cuda.set_stream(stream)
+            with suppress(Exception):  # ended after all, or not to be ended so in this version
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+            raise
 
     def _times(self, call: Call, rounds: int) -> list[float]:
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]

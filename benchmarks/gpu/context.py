@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 
 import torch
@@ -9,9 +11,8 @@ import torch
 from .arena import Arena
 from .clock import CpuClock, CudaClock, clock_for
 from .machine import device_of
+from .store import Record
 from .workload import Ceilings
-
-FATAL = ("CUDA error", "Triton Error [CUDA]")  # of a message: nothing runs on the device any more
 
 
 class LeftOut(Exception):
@@ -19,7 +20,14 @@ class LeftOut(Exception):
 
 
 class Context:
-    """Device and clock, and an arena of `dtype` that is made at its first use."""
+    """Device and clock, and an arena of `dtype` that is made at its first use.
+
+    Attributes:
+        ceilings: what the chip reaches, once that is measured.
+        ahead: the records of what workers did ahead of a section, by key.
+        save: stores what a cell has so far, in case it does not come to its end.
+        broken_by: what the device computes nothing any more since, if anything.
+    """
 
     def __init__(self, dry_run: bool, dtype: torch.dtype = torch.bfloat16) -> None:
         self.dry_run = dry_run
@@ -27,6 +35,9 @@ class Context:
         self.device = device_of(dry_run)
         self.clock: CudaClock | CpuClock = clock_for(self.device)
         self.ceilings: Ceilings | None = None
+        self.ahead: dict[str, Record] = {}
+        self.save: Callable[[Record], None] = lambda record: None
+        self.broken_by: str | None = None
 
     @cached_property
     def arena(self) -> Arena:
@@ -38,8 +49,18 @@ class Context:
         """Of the L2 cache."""
         return 0 if self.dry_run else torch.cuda.get_device_properties(self.device).L2_cache_size
 
+    def probe(self, what: str) -> None:
+        """See whether the device still computes now that `what` has failed: many a CUDA error ends one call only."""
+        for _ in range(2):  # the first may be told of the failure that is over
+            with suppress(Exception):
+                self.clock.synchronize()
+                torch.zeros(1, device=self.device).add_(1).item()
+                return
+        self.broken_by = what
+
     def release(self) -> None:
         """Give the memory of a section back."""
         self.__dict__.pop("arena", None)
         if not self.dry_run:
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # of a device that is broken
+                torch.cuda.empty_cache()

@@ -1,8 +1,9 @@
 """Right on this chip: random calls of many shapes against the float64 reference, and what a GPU alone can show.
 
-A call passes if it is no further from the reference than `FACTOR` times stock attention in the same dtype on the same
-inputs, by root mean square and (twice that) by the largest error; where stock is exact by chance, than half a unit in
-the last place. Further: all of the output written and finite where memory was NaN before, and the same bits again.
+A call passes if it is no further from the reference than `FACTOR` (of the dtype) times stock attention in the same
+dtype on the same inputs, by root mean square and (twice that) by the largest error; where stock is exact by chance,
+than half a unit in the last place. Further: all of the output written and finite where memory was NaN before, and the
+same bits again.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def check(inputs: Inputs, out: Tensor) -> Record:
     stock = _errors(inputs.stock(), exact, real)
     rounding = torch.finfo(out.dtype).eps / 2
     scale = _errors(torch.zeros_like(exact), exact, real)
-    limits = [max(FACTOR * stock[0], rounding * scale[0]), max(2 * FACTOR * stock[1], rounding * scale[1])]
+    factor = FACTOR[str(out.dtype).removeprefix("torch.")]
+    limits = [max(factor * stock[0], rounding * scale[0]), max(2 * factor * stock[1], rounding * scale[1])]
     finite = bool(out.isfinite().all())
     return {
         "rms_error": ours[0],

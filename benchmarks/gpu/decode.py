@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -11,9 +12,9 @@ from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
 from relay_hf.kernels.triton_path import relay_attention
 
-from . import baselines, workload
+from . import baselines, flashinfer, workload
 from .arena import Arena
-from .context import FATAL, Context, LeftOut
+from .context import Context, LeftOut
 from .store import Record
 from .workload import Decode
 
@@ -28,11 +29,22 @@ def cells(dry_run: bool) -> dict[str, Decode]:
     return workload.cells(dry_run)
 
 
+def ahead(dry_run: bool) -> dict[str, Callable[[Context], Record]]:
+    """What workers do before anything is timed: build the baselines, then compile what each shape launches."""
+    shapes = {key: partial(_compile, shape) for key, shape in cells(dry_run).items()}
+    return flashinfer.builds(dry_run) | shapes
+
+
 def run(context: Context, shape: Decode) -> Record:
     """Time a shape."""
-    if context.ceilings is None:
+    ceilings = context.ceilings
+    if ceilings is None:
         raise LeftOut("the floor needs the ceilings: run that section first")
-    floor, bound = shape.floor(context.ceilings)
+
+    def time(bytes_: int, make: Callable[[], Call]) -> float:
+        return time_calls(context, bytes_, bytes_ / ceilings.bandwidth, make)
+
+    floor, bound = shape.floor(ceilings)
     ours = time_calls(context, shape.bytes, floor, lambda: our_call(context.arena, shape, context.device))
     record = {
         "heads": shape.heads,
@@ -44,30 +56,16 @@ def run(context: Context, shape: Decode) -> Record:
         "floor_us": 1e6 * floor,
         "ours_us": 1e6 * ours,
         "share_of_floor": floor / ours,
-        "share_of_matrix_rate": shape.flop / ours / context.ceilings.matrix_rate,
+        "share_of_matrix_rate": shape.flop / ours / ceilings.matrix_rate,
     }
     for baseline in baselines.ALL:
-        times: dict[str, float | str] = {}
-        for name, (bytes_, make) in baseline.forms(context, shape).items():
-            if not context.arena.fits(bytes_):
-                times[name] = f"does not fit: {bytes_ / 1e9:.0f} GB"
-                continue
-            try:
-                times[name] = 1e6 * time_calls(context, bytes_, bytes_ / context.ceilings.bandwidth, make)
-            except (ImportError, RuntimeError, TypeError, ValueError) as error:
-                if any(sign in str(error) for sign in FATAL):
-                    raise
-                times[name] = f"failed: {type(error).__name__}: {str(error)[:200]}"
+        record |= {f"{baseline.NAME}_us": None, f"{baseline.NAME}_forms": {}}
+    context.save(dict(record))  # a baseline may take this process with it
+    for baseline in baselines.ALL:
+        times = baselines.times(context, shape, baseline, time)
         numbers = [each for each in times.values() if isinstance(each, float)]
         record |= {f"{baseline.NAME}_us": min(numbers, default=None), f"{baseline.NAME}_forms": times}
     return record
-
-
-def warm(context: Context, shape: Decode) -> Record:
-    """Compile what `run` will launch."""
-    arena = Arena.for_measuring(context.dry_run, torch.bfloat16, most=shape.bytes + 2**17)
-    our_call(arena, shape, context.device)()
-    return {}
 
 
 def time_calls(context: Context, bytes_: int, least: float, make: Callable[[], Call]) -> float:
@@ -94,3 +92,9 @@ def our_call(arena: Arena, shape: Decode, device: torch.device, length: int = 1)
     plan = Plan(shape.batch, length, shape.own, shared_length=shape.prefix, own_length=own_length)
     segments, scale = [Segment(key, value)], size**-0.5
     return lambda: relay_attention(plan, query, segments, own_key, own_value, scale=scale)
+
+
+def _compile(shape: Decode, context: Context) -> Record:
+    arena = Arena.for_measuring(context.dry_run, torch.bfloat16, most=shape.bytes + 2**17)
+    our_call(arena, shape, context.device)()
+    return {}

@@ -3,43 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .context import Context
+from .arena import Arena
+from .context import Context, LeftOut
+from .processes import module, output_of
+from .store import Record
 from .workload import Decode
 
 NAME = "flashinfer"
 TEXT = "FlashInfer's two-level cascade over paged KV (pages of 16), the faster of its fa2 and fa3 backends"
+BACKENDS = ("fa2", "fa3")
 _PAGE = 16
 _WORKSPACE = 256 * 2**20  # bytes
-_TOLERANCE = 2e-2  # relative, in bf16
+_TIMEOUT = 60.0  # s, for building and checking a backend; the two are built side by side
 
 Forms = dict[str, tuple[int, Callable[[], Callable[[], object]]]]
 
 
+def builds(dry_run: bool) -> dict[str, Callable[[Context], Record]]:
+    """What builds and checks each backend, ahead and once; nothing where FlashInfer is not installed."""
+    return {} if dry_run or find_spec(NAME) is None else {_key(each): partial(build, each) for each in BACKENDS}
+
+
+def build(backend: str, context: Context) -> Record:
+    """Build a backend and check it.
+
+    Raises:
+        LeftOut: it can't be built in time, or is not right.
+    """
+    status, output = output_of(*module("flashinfer_check", backend), timeout=_TIMEOUT)
+    if status != 0:
+        raise LeftOut(f"can't be built or is wrong: {' '.join(output.split())[-300:]}")
+    return {}
+
+
 def forms(context: Context, shape: Decode) -> Forms:
     """One for each backend; none where FlashInfer is not installed."""
-    if context.dry_run or find_spec("flashinfer") is None:
-        return {}
     plans: dict[str, Any] = {}  # of this shape, made once for all sets of buffers
 
     def form(backend: str) -> Callable[[], Callable[[], object]]:
         def make() -> Callable[[], object]:
+            built = context.ahead.get(_key(backend), {"error": "not built in time"})
+            why = built.get("left_out", built.get("error"))
+            if why is not None:
+                raise LeftOut(why)
             if backend not in plans:
-                _check(context, backend)
-                plans[backend] = _plan(shape, context.device, backend)
-            query, pages = _buffers(context, shape)
-            return lambda: _attend(*plans[backend], query, pages)
+                plans[backend] = plan(shape, context.device, backend)
+            query, pages = buffers(context.arena, shape)
+            return lambda: attend(*plans[backend], query, pages)
 
         return make
 
-    return {backend: (shape.bytes, form(backend)) for backend in ("fa2", "fa3")}
+    return {each: (shape.bytes, form(each)) for each in BACKENDS} if builds(context.dry_run) else {}
+
+
+def _key(backend: str) -> str:
+    return f"{NAME} {backend}"
 
 
 @cache
@@ -47,7 +72,7 @@ def _workspace(device: torch.device) -> Tensor:
     return torch.zeros(_WORKSPACE, dtype=torch.uint8, device=device)
 
 
-def _plan(shape: Decode, device: torch.device, backend: str) -> list[Any]:
+def plan(shape: Decode, device: torch.device, backend: str) -> list[Any]:
     """The wrappers of the two levels, as FlashInfer's own cascade wrapper holds them: rows' own first."""
     from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
@@ -72,41 +97,18 @@ def _plan(shape: Decode, device: torch.device, backend: str) -> list[Any]:
     return wrappers
 
 
-def _buffers(context: Context, shape: Decode) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+def buffers(arena: Arena, shape: Decode) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Queries, and the pages of keys and of values: those of the segment first, then each row's."""
     pages = (shape.prefix + shape.batch * shape.own) // _PAGE
-    query = context.arena.cut(shape.batch, shape.heads, shape.head_size)
-    key, value = (context.arena.cut(pages, _PAGE, shape.kv_heads, shape.head_size) for _ in range(2))
+    query = arena.cut(shape.batch, shape.heads, shape.head_size)
+    key, value = (arena.cut(pages, _PAGE, shape.kv_heads, shape.head_size) for _ in range(2))
     return query, (key, value)
 
 
-def _attend(own: Any, shared: Any, query: Tensor, pages: tuple[Tensor, Tensor]) -> Tensor:
+def attend(own: Any, shared: Any, query: Tensor, pages: tuple[Tensor, Tensor]) -> Tensor:
+    """The two levels, and their merge."""
     from flashinfer import merge_state_in_place
 
     out, lse = own.run(query, pages, return_lse=True)
     merge_state_in_place(out, lse, *shared.run(query, pages, return_lse=True))
     return out
-
-
-def _check(context: Context, backend: str) -> None:
-    """See that what will be timed is attention over segment and own: a baseline that is wrong says nothing.
-
-    Raises:
-        RuntimeError: it is not.
-    """
-    shape = Decode(8, 2, batch=3, prefix=64, own=32)
-    query, pages = _buffers(context, shape)
-    out = _attend(*_plan(shape, context.device, backend), query, pages)
-    rows = []
-    for row in range(shape.batch):
-        first = shape.prefix + row * shape.own
-        tokens = [*range(shape.prefix), *range(first, first + shape.own)]
-        key, value = (
-            each.flatten(0, 1)[tokens].transpose(0, 1).repeat_interleave(shape.group, dim=0) for each in pages
-        )
-        rows.append(F.scaled_dot_product_attention(query[row][:, None], key, value)[:, 0])
-    error = float((out - torch.stack(rows)).float().norm() / out.float().norm())
-    if not error < _TOLERANCE:
-        raise RuntimeError(
-            f"FlashInfer's {backend} differs from attention by {error:.1e}: its figures would mean nothing"
-        )

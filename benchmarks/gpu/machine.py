@@ -6,7 +6,8 @@ import hashlib
 import os
 import re
 import subprocess
-from importlib import import_module
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from benchmarks import report
 
 ROOT = Path(__file__).parents[2]
+_PACKAGES = {"triton": ("triton", "pytorch-triton"), "flashinfer": ("flashinfer-python", "flashinfer")}
 
 
 def device_of(dry_run: bool) -> torch.device:
@@ -33,7 +35,7 @@ def device_of(dry_run: bool) -> torch.device:
 def identity(device: torch.device) -> dict[str, Any]:
     """Chip, versions, commit: results of one identity may be mixed in one file."""
     content = report.environment()
-    content["versions"] |= {name: _version(name) for name in ("triton", "flashinfer")} | {"driver": "none"}
+    content["versions"] |= {name: _version(*packages) for name, packages in _PACKAGES.items()} | {"driver": "none"}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         content["versions"] |= {"driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")}
@@ -56,11 +58,12 @@ def file_name(device: torch.device) -> str:
     return f"gpu_{re.sub('[^a-z0-9]+', '_', chip_name(device).lower()).strip('_')}.json"
 
 
-def _version(package: str) -> str:
-    try:
-        return str(import_module(package).__version__)
-    except ImportError:
-        return "not installed"
+def _version(*packages: str) -> str:
+    """Of the first that is installed. Nothing is imported: FlashInfer takes seconds."""
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return "not installed"
 
 
 def _commit() -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shutil
-import subprocess
-import sys
 
 from .cases import ONE_CALL
 from .context import Context, LeftOut
-from .machine import ROOT
+from .processes import module, output_of
 from .store import Record
 
 TOOL = "compute-sanitizer"
@@ -33,16 +30,9 @@ def run(context: Context, cell: tuple[str, str]) -> Record:
         raise LeftOut("needs a GPU")
     if shutil.which(TOOL) is None:
         raise LeftOut(f"{TOOL} is not on the PATH")
-    command = [TOOL, "--tool", tool, sys.executable, "-m", "benchmarks.gpu.one_call"]
+    command = (TOOL, "--tool", tool, *module("one_call", kernel))
     # Without torch's own cache of memory an access beyond a tensor is one beyond an allocation.
-    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    try:
-        done = subprocess.run(
-            [*command, kernel], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=_TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise LeftOut(f"not done after {_TIMEOUT} s") from None
-    return verdict(done.stdout + done.stderr)
+    return verdict(output_of(*command, timeout=_TIMEOUT, PYTORCH_NO_CUDA_MEMORY_CACHING="1")[1])
 
 
 def verdict(output: str) -> Record:

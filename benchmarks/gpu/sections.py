@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import ceilings, correctness, decode, gate, sanitizer
-from .context import FATAL, Context, LeftOut
+from .context import Context, LeftOut
 from .store import Record
 
 
@@ -21,21 +21,22 @@ class Section:
         run: one of them.
         share: of the time that is given for everything.
         parallel: cells time nothing and may run side by side, in workers.
-        warm: what workers run for each cell ahead of `run`, so that this process finds everything compiled.
+        ahead: what workers do before the first cell, by the cell's key or another, so that this process finds
+            everything compiled.
     """
 
     cells: Callable[[bool], dict[str, Any]]
     run: Callable[[Context, Any], Record]
     share: float
     parallel: bool = False
-    warm: Callable[[Context, Any], Record] | None = None
+    ahead: Callable[[bool], dict[str, Callable[[Context], Record]]] = lambda dry_run: {}
 
 
 SECTIONS = {
     "ceilings": Section(ceilings.cells, ceilings.run, share=0.03),
     "correctness": Section(correctness.cells, correctness.run, share=0.27, parallel=True),
     "sanitizer": Section(sanitizer.cells, sanitizer.run, share=0.10, parallel=True),
-    "operator": Section(decode.cells, decode.run, share=0.42, warm=decode.warm),
+    "operator": Section(decode.cells, decode.run, share=0.42, ahead=decode.ahead),
     "gate": Section(gate.cells, gate.run, share=0.18),
 }
 
@@ -45,21 +46,20 @@ class Attempts:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self._broken_by: str | None = None
 
-    def __call__(self, name: str, key: str, warm: bool = False) -> Record:
+    def __call__(self, name: str, key: str, ahead: bool = False) -> Record:
         """The record of a cell: its own, or `error`, or `left_out` with the reason."""
-        if self._broken_by is not None:
-            return {"left_out": f"the device refuses calls since the cell {self._broken_by}"}
-        section = SECTIONS[name]
+        if self.context.broken_by is not None:
+            return {"left_out": f"the device refuses calls since {self.context.broken_by}"}
+        section, dry_run = SECTIONS[name], self.context.dry_run
         try:
-            cell = section.cells(self.context.dry_run)[key]
-            return (section.warm if warm and section.warm else section.run)(self.context, cell)
+            if ahead:
+                return section.ahead(dry_run)[key](self.context)
+            return section.run(self.context, section.cells(dry_run)[key])
         except LeftOut as reason:
             return {"left_out": str(reason)}
         except Exception as error:  # a run goes on: what failed is in the file and in the summary
-            if any(sign in str(error) for sign in FATAL):
-                self._broken_by = key
+            self.context.probe(key)
             lines = traceback.format_exception_only(type(error), error)
             return {
                 "error": "".join(lines).strip()[:1000],

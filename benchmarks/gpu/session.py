@@ -8,7 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,8 +18,8 @@ from . import baselines, ceilings, tables, verdicts, workload
 from .context import Context
 from .machine import ROOT, chip_name, device_of, file_name, identity
 from .sections import SECTIONS, Attempts
-from .store import Store
-from .workers import Workers
+from .store import Record, Store
+from .workers import Lost, Workers
 
 OUT_OF_TIME = "out of time"
 
@@ -72,13 +74,15 @@ def run_section(
     else:
         if _has_ceilings(store, context.dry_run):
             context.ceilings = ceilings.read(store.cells("ceilings"))
-        if section.warm is not None and keys:
-            for _ in workers.run([(name, key, True) for key in keys], start + (deadline - start) / 2):
-                pass
-            workers.stop()  # their memory is wanted
+        done = store.cells(name).keys()
+        if keys and (ahead := [(name, key, True) for key in section.ahead(context.dry_run) if key not in done]):
+            for (_, key, _), record in workers.run(ahead, start + (deadline - start) / 2):
+                context.ahead[key] = record
+        workers.stop()  # their memory is wanted
         attempt = Attempts(context)
         for key in keys:
             if time.monotonic() < deadline:
+                context.save = partial(store.put, name, key)
                 keep(key, attempt(name, key))
         context.release()
     store.leave_out(name, [key for key in keys if key in waiting], OUT_OF_TIME)
@@ -89,9 +93,16 @@ def run_section(
     tell(f"{name}: {counts}, {len(store.section(name)['left_out'])} left out, {seconds:.0f} s")
 
 
-def make_attempts(dry_run: bool) -> Attempts:
-    """What a worker runs cells with."""
-    return Attempts(Context(dry_run))
+def make_attempts(dry_run: bool) -> Callable[..., Record]:
+    """What a worker runs cells with: where its device is broken it runs no more, for another has one that is not."""
+    attempts = Attempts(Context(dry_run))
+
+    def attempt(*task: Any) -> Record:
+        if attempts.context.broken_by is not None:
+            raise Lost
+        return attempts(*task)
+
+    return attempt
 
 
 def summarize(store: Store, console: Console) -> int:

@@ -19,6 +19,11 @@ _LONG_BYTES = 40 * 2**30  # at the most, with the reference of one head
 _RACES = (
     Case(rows=33, kv_heads=8, group=4, head_size=128, segments=((8191, None), (515, (1, 3, 32))), columns=129),
     Case(rows=3, kv_heads=8, group=4, head_size=128, segments=((1031, None),), columns=300, length=257),
+    Case(rows=3, kv_heads=8, group=4, head_size=128, segments=((8191, None), (515, (1,))), columns=1100),
+)
+_GRAPHS = tuple(
+    Case(rows=5, kv_heads=2, group=4, head_size=128, segments=((515, None), (77, (0, 3))), columns=columns)
+    for columns in (200, 600)
 )
 _REPEATS = 50
 
@@ -27,9 +32,11 @@ def cells(check: Check) -> dict[str, Callable[[Context], Record]]:
     """By name; `check` compares an output with the reference."""
     return {
         "segment of more than 2**31 elements": partial(_long_segment, check),
-        "graph replayed with other lengths and inputs": partial(_graph, check),
+        "graph replayed with other lengths and inputs": partial(_graph, check, _GRAPHS[0]),
+        "graph replayed with other lengths and inputs, own tokens split": partial(_graph, check, _GRAPHS[1]),
         "same bits 50 times, decode": partial(_repeats, _RACES[0]),
         "same bits 50 times, prefill": partial(_repeats, _RACES[1]),
+        "same bits 50 times, own tokens split": partial(_repeats, _RACES[2]),
     }
 
 
@@ -52,11 +59,10 @@ def _long_segment(check: Check, context: Context) -> Record:
     return {"elements": elements, "heads": heads, "passed": all(each["passed"] for each in heads.values())}
 
 
-def _graph(check: Check, context: Context) -> Record:
+def _graph(check: Check, case: Case, context: Context) -> Record:
     """A graph captured at one own length gives, at longer ones and on new inputs, what an eager call gives."""
     if context.dry_run:
         raise LeftOut("needs a GPU")
-    case = Case(rows=5, kv_heads=2, group=4, head_size=128, segments=((515, None), (77, (0, 3))), columns=200)
     inputs = Inputs.draw(case, context.device, seed=2)
     buffers = [inputs.query, inputs.key, inputs.value]
     inputs.own_length = torch.full((case.rows,), 3, device=context.device)
@@ -68,7 +74,7 @@ def _graph(check: Check, context: Context) -> Record:
         replayed = inputs.ours()
 
     steps = []
-    for step, length in enumerate((3, 4, 64, 129, 200)):
+    for step, length in enumerate((3, 4, 64, 129, case.columns)):
         fresh = Inputs.draw(case, context.device, seed=3 + step)
         for buffer, other in zip(buffers, (fresh.query, fresh.key, fresh.value), strict=True):
             buffer.copy_(other)

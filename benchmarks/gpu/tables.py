@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ def summary(content: Record, verdicts: list[Verdict]) -> Iterator[Any]:
     if sections.get("gate", {}).get("cells"):
         yield _gate_table(sections["gate"]["cells"])
     yield from _ceilings(sections)
+    yield from _baselines(operator)
     yield from _not_there(sections)
     title = "dry run on a CPU: no figure is a measurement" if content["dry_run"] else f"verdicts, {content['chip']}"
     table = Table("goal", "", "found", title=title, box=SIMPLE_HEAD)
@@ -76,6 +78,20 @@ def _ceilings(sections: dict[str, Record]) -> Iterator[str]:
         yield f"copy: {cells['copy']['bytes_per_second'] / 1e12:.2f} TB/s"
     if "flop_per_second" in cells.get("matrix product", {}):
         yield f"bf16 matrix product: {cells['matrix product']['flop_per_second'] / 1e12:.0f} TFLOP/s"
+
+
+def _baselines(operator: list[Record]) -> Iterator[str]:
+    """Why forms of baselines have no time, and in how many cells."""
+    reasons = Counter(
+        f"{name.removesuffix('_forms')} {form}: {time}"
+        for record in operator
+        for name, forms in record.items()
+        if name.endswith("_forms")
+        for form, time in forms.items()
+        if isinstance(time, str)
+    )
+    for text, count in reasons.most_common(_MOST):
+        yield escape(f"{text[:160]} ({count} of {len(operator)} cells)")
 
 
 def _not_there(sections: dict[str, Record]) -> Iterator[str]:

@@ -21,7 +21,7 @@ from .inputs import Inputs
 from .machine import chip_name
 from .store import Record
 from .tuning import Outcome, Shape
-from .workers import Workers
+from .workers import Lost, Workers
 from .workload import Ceilings
 
 _NOMINAL = Ceilings(bandwidth=4e12, matrix_rate=6e14)  # how many calls a graph takes depends on it, nothing else
@@ -68,9 +68,10 @@ class Tuner:
         """Time the candidates that are right."""
         tasks = [(each, self._largest) for each in candidates if each not in self._times]
         for (candidate, _), record in list(self._workers.run(tasks, self._deadline)):
-            if record["passed"] and time.monotonic() < self._deadline:
+            passed = record.get("passed", False)
+            if passed and time.monotonic() < self._deadline:
                 self._times[candidate] = self._time(candidate)
-            elif candidate == self._tile and not record["passed"]:
+            elif candidate == self._tile and not passed:
                 raise RuntimeError(f"the table's own row is wrong or does not run: {record}")
 
     def _time(self, tile: Tile) -> tuple[float, ...]:
@@ -90,6 +91,8 @@ def make_check(dry_run: bool) -> Callable[[Tile, bool], Record]:
     context = Context(dry_run)
 
     def check_tile(tile: Tile, largest: bool) -> Record:
+        if context.broken_by is not None:
+            raise Lost
         # The interpreter rounds to bfloat16 by cutting digits off.
         dtype = torch.float16 if dry_run and tile.itemsize == 2 else _DTYPES[tile.itemsize]
         records = []
@@ -100,6 +103,7 @@ def make_check(dry_run: bool) -> Callable[[Tile, bool], Record]:
                 with tiles.override(tile):
                     records.append(check(inputs, inputs.ours()))
             except Exception as error:  # a tile that needs more than the chip has is no candidate
+                context.probe(tuning.settings(tile))
                 return {"passed": False, "error": f"{type(error).__name__}: {error}"[:300]}
         return {"passed": all(record["passed"] for record in records), "checks": records}
 

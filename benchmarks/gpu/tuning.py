@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cases import Case
+from .cases import Case, filling
 from .workload import Decode
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def name(tile: Tile) -> str:
 
 def label(shape: Shape) -> str:
     """A shape in words."""
-    return shape.decode.key + (f" T={shape.length}" if shape.length > 1 else "")
+    decode = shape.decode
+    own = "" if decode.own in (Decode.own, shape.length) else f" own={decode.own}"
+    return decode.key + own + (f" T={shape.length}" if shape.length > 1 else "")
 
 
 def is_largest(tile: Tile, rows: Sequence[Tile]) -> bool:
@@ -113,7 +115,11 @@ def second_candidates(tile: Tile, dry_run: bool = False) -> list[Tile]:
 
 
 def shapes_of(tile: Tile, largest: bool, dry_run: bool = False) -> list[Shape]:
-    """Three shapes that take the row; `largest`: no row of its class has larger tiles of queries."""
+    """Shapes that take the row; `largest`: no row of its class has larger tiles of queries.
+
+    Those of a decode take it for their segment: three of them as in workload K, one whose own tokens are split and read
+    beside it, and one that takes it in the second launch too, with as many queries in a single row.
+    """
     options = {"head_size": tile.head_size, "itemsize": tile.itemsize}
     if dry_run:
         options["head_size"] = 16
@@ -122,11 +128,14 @@ def shapes_of(tile: Tile, largest: bool, dry_run: bool = False) -> list[Shape]:
     if tile.kernel == "decode":
         rows = max(1, tile.block_m // 4)
         found = [(32, 8, rows, 2048), (32, 8, rows, 16384), (32, 32, tile.block_m, 4096)]
-        return [Shape(Decode(*each, **options)) for each in found]
+        shapes = [Shape(Decode(*each, **options)) for each in found]
+        shapes.append(Shape(Decode(64, 8, max(1, tile.block_m // 8), 2048, own=1024, **options)))
+        return [*shapes, Shape(Decode(32, 8, 1, 4096, **options), rows)]
     found = [(32, 8, 8, 2048), (32, 8, 1, 8192), (32, 32, 4, 1024)]
     shapes = []
     for heads, kv_heads, rows, prefix in found:
         length = 512 if largest else max(1, tile.block_m * kv_heads // heads)
+        rows = max(rows, math.ceil(filling(heads // kv_heads, length) / kv_heads))
         shapes.append(Shape(Decode(heads, kv_heads, rows, prefix, own=length, **options), length))
     return shapes
 
@@ -140,7 +149,7 @@ def case_of(shape: Shape, dtype: str) -> Case:
         group=decode.group,
         head_size=decode.head_size,
         segments=((min(decode.prefix, 1031), None),),
-        columns=shape.length + 37,
+        columns=decode.own + 37,
         length=shape.length,
         dtype=dtype,
         own_length=True,
