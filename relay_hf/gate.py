@@ -7,7 +7,8 @@ layer of every decode step. Where the constants err they should err towards stoc
 On a CPU they were fitted on two cores of a 2.6 GHz AVX-512 machine in float32 over calls of 1 to 16 rows, 64 to 512
 shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU they are bounds and not yet fitted: the data sheet's rates
 of the fastest chip of a generation, so that what is saved is underestimated, and host times above what a 2.5 GHz core
-needs. `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them.
+needs. `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them; a kind of GPU of which
+no such result is committed is left to stock.
 """
 
 from __future__ import annotations
@@ -52,6 +53,10 @@ class Machine:
         # A step of stock takes the host 1.2e-3 s a layer on a 2.5 GHz core, launches of the kernels 1e-4.
         return cls(single if dtype is torch.float32 else half, bandwidth, 2.0e-4, 1.5e-3)
 
+
+# First numbers of the compute capabilities of which a result of `python -m benchmarks.gpu` is committed: there kernels
+# are known to be right and the constants fitted. On others "auto" leaves calls to stock.
+MEASURED: frozenset[int] = frozenset()
 
 # By first number of the compute capability: FLOP/s in 16 bit (dense, float32 sums) and in float32, bytes/s. From data
 # sheets: of the B200 and the H200, and for all before them the best of the A100 and the RTX 4090.
@@ -121,6 +126,8 @@ def refusal(
     machine = Machine.of(device, dtype)
     if machine is None:
         return f"policy 'auto': what calls cost on {device.type} is not known; policy='always' relays"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
+        return "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays"
     try:
         cost = ModelCost.of(modules, config)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -56,6 +56,19 @@ def test_a_machine_is_read_off_the_device():
     assert "what calls cost on meta is not known" in reason
 
 
+def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    device, call = torch.device("cuda"), Shape(rows=128, prefix=8192, reused=8192, new=512)
+    machine = Machine.of(device, torch.bfloat16)
+    assert machine == H200
+    assert Machine.of(device, torch.float32).flops < machine.flops / 10
+    model = tiny_model("llama")
+    reason = refusal(call, model.modules(), model.config, device, torch.bfloat16)
+    assert "not been measured on this kind of GPU yet" in reason
+    monkeypatch.setattr(relay_hf.gate, "MEASURED", {9})
+    assert "expected to cost" in refusal(call, model.modules(), model.config, device, torch.bfloat16)
+
+
 def test_model_cost_is_read_off_the_model():
     model = tiny_model("qwen3", tie_word_embeddings=True)
     cost = ModelCost.of(model.modules(), model.config)
