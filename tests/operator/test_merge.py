@@ -51,7 +51,7 @@ def cut(keys, ends, scores, value):
     return torch.stack([out for out, _ in parts]), torch.stack([lse for _, lse in parts])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 999),
     keys=st.integers(0, 30),
@@ -74,8 +74,11 @@ def test_any_split_gives_the_attention_over_all(seed, keys, ends, spread, masked
     torch.testing.assert_close(merged, exact, rtol=0, atol=1e-12)
     torch.testing.assert_close(merged_lse, exact_lse, rtol=1e-12, atol=1e-12)
 
-    # A log-sum-exp of 1e4 is known to 5e-4 in float32, and with it the weights of the parts.
-    tolerance = 2e-6 if spread < 1e4 else 4e-3
+    # In float32 a log-sum-exp is known to eps / 2 of itself. An error d in one moves the weights of two parts by d / 4,
+    # and the output by that of their difference, 2 |value| at most; up to 9 parts follow one another.
+    finite = lses[lses.isfinite()].abs()
+    known = torch.finfo(torch.float32).eps * float(finite.max()) if finite.numel() else 0.0
+    tolerance = 2e-6 + 2 * known * float(value.abs().max() if keys else 0.0)
     torch.testing.assert_close(by_torch_path(outs, lses).double(), exact, rtol=0, atol=tolerance)
     own_splits = 1 + seed % len(outs)
     torch.testing.assert_close(by_kernel(outs, lses, own_splits).double(), exact, rtol=0, atol=tolerance)
