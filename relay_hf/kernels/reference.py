@@ -80,7 +80,7 @@ def relay_attention(
 
 
 def merge(outs: torch.Tensor, lses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention over the union of parts from attention over each (RelayAttention, arXiv 2402.14808, equation 8).
+    """Attention over the union of parts from attention over each (RelayAttention, arXiv 2402.14808).
 
     Args:
         outs: `[N, ..., Dv]`, the output of each part; finite.

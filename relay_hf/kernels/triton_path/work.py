@@ -83,7 +83,8 @@ def work_list(
 def own_splits(columns: int, programs: int, device: torch.device) -> int:
     """How many parts the own columns of a row are cut into, where one each would make `programs` programs.
 
-    Two programs a multiprocessor read memory as fast as more do. From one on, the second launch needs no parts.
+    They are to make `_OWN_WAVES` programs a multiprocessor, which is what registers hold. With 1 nothing is split, and
+    the second launch reads own tokens itself.
     """
     return max(1, min(_OWN_WAVES * multiprocessors(device) // programs, columns // _MIN_SPLIT, 32))
 
