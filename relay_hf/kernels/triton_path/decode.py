@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .call import NUMBERS, Call, ceil_div
 from .merge import _launch_merge
-from .online import attend_range, finish, start
+from .online import attend_range, finish, load_query, load_slopes, start
 from .own import _launch_own, attend_own
 from .tiles import MAX_REGISTERS, chip_of, choose
 from .work import own_splits, rows_of, work_list
@@ -180,18 +180,10 @@ def _attend_segment(
     key_offset = tl.load(address_ptr) + head * tl.load(address_ptr + 1)
     value_offset = tl.load(address_ptr + 3) + head * tl.load(address_ptr + 4)
     query_head = head * GROUP + index % GROUP
-    dims = tl.arange(0, BLOCK_D)
-    # query [M, D]
     query_offset = row.to(tl.int64) * query_stride_b + query_head * query_stride_h + t * query_stride_t
-    query = tl.load(
-        query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :],
-        mask=valid[:, None] & (dims < HEAD_SIZE)[None, :],
-        other=0.0,
-    )
-    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if ALIBI:
-        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
-    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
+    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
+    acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_range(
         acc, peak, total, query,
         key_ptr + tl.multiple_of(key_offset, ALIGNMENT),
@@ -258,7 +250,10 @@ def _attend_own(
     first_query = item % tiles * BLOCK_M
     split = item // tiles % own_splits
     row = (item // tiles // own_splits).to(tl.int64)
-    acc, peak, total = start(BLOCK_M, BLOCK_DV)
+    index = first_query + tl.arange(0, BLOCK_M)
+    valid = index < GROUP * query_length
+    query_head = head * GROUP + index % GROUP
+    acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, split, own_splits, first_query,
         query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
@@ -267,12 +262,9 @@ def _attend_own(
         GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
         CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
     )  # fmt: skip
-    index = first_query + tl.arange(0, BLOCK_M)
-    slot = (segment_parts + row * own_splits + split) * (KV_HEADS * GROUP) + head * GROUP + index % GROUP
-    _store_part(
-        acc, peak, total, out_ptr, lse_ptr, slot * query_length + index // GROUP, index < GROUP * query_length,
-        VALUE_SIZE, BLOCK_DV,
-    )  # fmt: skip
+    part = segment_parts + row * own_splits + split
+    slot = (part * (KV_HEADS * GROUP) + query_head) * query_length + index // GROUP
+    _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
 @triton.jit

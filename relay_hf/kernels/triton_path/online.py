@@ -24,11 +24,14 @@ def tanh(x):
 
 
 @triton.jit
-def start(M: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """The state of queries that have seen nothing."""
+def start(sinks_ptr, query_head, valid, M: tl.constexpr, BLOCK_DV: tl.constexpr, SINKS: tl.constexpr):
+    """The state of queries that have seen nothing or, if SINKS, a token with the sink's score and a value of 0."""
     acc = tl.zeros([M, BLOCK_DV], dtype=tl.float32)
     peak = tl.full([M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([M], dtype=tl.float32)
+    if SINKS:
+        peak = tl.load(sinks_ptr + query_head, mask=valid, other=0.0).to(tl.float32) * LOG2E
+        total += 1.0
     return acc, peak, total
 
 
@@ -39,6 +42,34 @@ def finish(acc, peak, total):
     divisor = tl.where(seen, total, 1.0)
     lse = tl.where(seen, peak * LN2 + tl.log(divisor), float("-inf"))
     return acc / divisor[:, None], lse
+
+
+@triton.jit
+def store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Normalised output to the rows `slot [M]` of `out [..., DV]`; 0 where nothing was seen."""
+    dims = tl.arange(0, BLOCK_DV)
+    out = acc / tl.where(total > 0, total, 1.0)[:, None]
+    ptrs = out_ptr + slot[:, None] * VALUE_SIZE + dims[None, :]
+    tl.store(ptrs, out.to(out_ptr.dtype.element_ty), mask=valid[:, None] & (dims < VALUE_SIZE)[None, :])
+
+
+@triton.jit
+def load_query(
+    query_ptr, offset, valid, HEAD_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, ALIGNMENT: tl.constexpr
+):  # fmt: skip
+    """`[M, D]` queries at the offsets `[M]`; 0 where not valid."""
+    dims = tl.arange(0, BLOCK_D)
+    ptrs = query_ptr + tl.multiple_of(offset, ALIGNMENT)[:, None] + dims[None, :]
+    return tl.load(ptrs, mask=valid[:, None] & (dims < HEAD_SIZE)[None, :], other=0.0)
+
+
+@triton.jit
+def load_slopes(slopes_ptr, query_head, valid, M: tl.constexpr, ALIBI: tl.constexpr):
+    """ALiBi's slope of each query `[M]`; 0 without."""
+    slope = tl.zeros([M], dtype=tl.float32)
+    if ALIBI:
+        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
+    return slope
 
 
 @triton.jit

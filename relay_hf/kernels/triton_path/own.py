@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .call import NUMBERS, Call, ceil_div
-from .online import LOG2E, attend_range, start
+from .online import LOG2E, attend_range, load_query, load_slopes, start, store_out
 from .tiles import MAX_REGISTERS, Tile
 from .work import WorkList
 
@@ -83,17 +83,9 @@ def attend_own(
     valid = index < GROUP * query_length
     t = index // GROUP
     query_head = head * GROUP + index % GROUP
-    dims = tl.arange(0, BLOCK_D)
-    # query [M, D]
     query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
-    query = tl.load(
-        query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :],
-        mask=valid[:, None] & (dims < HEAD_SIZE)[None, :],
-        other=0.0,
-    )
-    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if ALIBI:
-        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
+    query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
+    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     mask_ptr = own_mask_ptr
     if HOLES:
         mask_ptr += row * mask_stride_b
@@ -167,11 +159,7 @@ def _own_kernel(
     valid = index < GROUP * query_length
     query_head = head * GROUP + index % GROUP
     t = index // GROUP
-    acc, peak, total = start(BLOCK_M, BLOCK_DV)
-    if SINKS:
-        # A token with that score and a value of 0.
-        peak = tl.load(sinks_ptr + query_head, mask=valid, other=0.0).to(tl.float32) * LOG2E
-        total += 1.0
+    acc, peak, total = start(sinks_ptr, query_head, valid, BLOCK_M, BLOCK_DV, SINKS)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, 0, 1, first_query,
         query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
@@ -203,14 +191,9 @@ def _own_kernel(
         acc = acc * shrink[:, None] + tl.sum(values * weights[:, :, None], axis=0)
         total = total * shrink + tl.sum(weights, axis=0)
         peak = new_peak
-    out = acc / tl.where(total > 0, total, 1.0)[:, None]
     # out [B, T, Hq, DV]
-    offset = ((row * query_length + t) * (KV_HEADS * GROUP) + query_head) * VALUE_SIZE
-    tl.store(
-        out_ptr + offset[:, None] + value_dims[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :],
-    )
+    slot = (row * query_length + t) * (KV_HEADS * GROUP) + query_head
+    store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
 def _launch_own(

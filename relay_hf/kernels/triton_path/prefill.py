@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from .call import NUMBERS, Call, ceil_div
-from .online import LOG2E, attend_range, start
+from .online import attend_range, load_query, load_slopes, start, store_out
 from .tiles import MAX_REGISTERS, chip_of, choose
 from .work import rows_of
 
@@ -89,20 +89,10 @@ def _prefill_kernel(
     column = first_column + t
     nearest = first_column + tile * BLOCK_M // GROUP
     furthest = first_column + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, query_length - 1)
-    dims = tl.arange(0, BLOCK_D)
-    value_dims = tl.arange(0, BLOCK_DV)
-    # query [M, D]
     query_offset = row * query_stride_b + query_head * query_stride_h + t.to(tl.int64) * query_stride_t
-    query_ptrs = query_ptr + tl.multiple_of(query_offset, ALIGNMENT)[:, None] + dims[None, :]
-    query = tl.load(query_ptrs, mask=valid[:, None] & (dims < HEAD_SIZE)[None, :], other=0.0)
-    slope = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if ALIBI:
-        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
-    acc, peak, total = start(BLOCK_M, BLOCK_DV)
-    if SINKS:
-        # A token with that score and a value of 0.
-        peak = tl.load(sinks_ptr + query_head, mask=valid, other=0.0).to(tl.float32) * LOG2E
-        total += 1.0
+    query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
+    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
+    acc, peak, total = start(sinks_ptr, query_head, valid, BLOCK_M, BLOCK_DV, SINKS)
 
     # A tile of padding alone has nothing to see.
     if furthest >= own_start:
@@ -150,14 +140,9 @@ def _prefill_kernel(
             HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, True, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
         )  # fmt: skip
 
-    out = acc / tl.where(total > 0, total, 1.0)[:, None]
     # out [B, T, Hq, DV]
-    offset = ((row * query_length + t) * (KV_HEADS * GROUP) + query_head) * VALUE_SIZE
-    tl.store(
-        out_ptr + offset[:, None] + value_dims[None, :],
-        out.to(out_ptr.dtype.element_ty),
-        mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :],
-    )
+    slot = (row * query_length + t) * (KV_HEADS * GROUP) + query_head
+    store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
 def _launch_prefill(call: Call, out: torch.Tensor) -> None:
