@@ -93,33 +93,36 @@ def relay_attention_forward(
         raise UnfitModelError(
             "sdpa leaves out the softcap or sinks of this model; load it with attn_implementation='eager'"
         )
-    layer_idx = _check_call(frame, module, key, dropout, kwargs)
+    source = _check_call(frame, module, key, window, dropout, kwargs)
+    reused = getattr(module, "layer_idx", None) in frame.cache.reusing
     how = {"scale": scaling, "sliding_window": window, "softcap": softcap, "sinks": s_aux}
     device_type = query.device.type
     if not torch.is_autocast_enabled(device_type):
-        return _attend(frame, layer_idx, query, key, value, **how), None
+        return _attend(frame, source, reused, query, key, value, **how), None
     # As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32).
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        return _attend(frame, layer_idx, query.to(dtype), key.to(dtype), value.to(dtype), **how), None
+        return _attend(frame, source, reused, query.to(dtype), key.to(dtype), value.to(dtype), **how), None
 
 
-def _attend(frame: Frame, layer_idx: int, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-    layer = frame.cache.layers[layer_idx]
-    if frame.plan is None:
-        frame.plan = _plan(frame, query, key)
-    if (frame.plan.batch, frame.plan.query_length) != (query.shape[0], query.shape[2]):
-        raise UnfitModelError(f"layer {layer_idx} attends with other queries than the layers before it")
-    if frame.capture is not None:
+def _attend(
+    frame: Frame, layer_idx: int, reused: bool, query: Tensor, key: Tensor, value: Tensor, **how: Any
+) -> Tensor:
+    layer, length = frame.cache.layers[layer_idx], query.shape[2]
+    if length not in frame.plans:
+        # Layers that reuse keys and values may answer the last queries alone (Gemma 4's prefill).
+        if frame.plans and not (reused and length < min(frame.plans)):
+            raise UnfitModelError(f"layer {layer_idx} attends with other queries than the layers before it")
+        frame.plans[length] = _plan(frame, query, key)
+    if frame.capture is not None and not reused:
         frame.capture[layer_idx] = (key, value)
-    frame.hits.add(layer_idx)
     try:
         backend = resolve_backend(frame.backend, query.device, query.dtype, max(query.shape[3], value.shape[3]))
     except RuntimeError as error:
         raise UnfitModelError(str(error)) from None
     frame.backends.add(backend)
     segments = [shared.segment for shared in layer.shared]
-    return attend(frame.plan, query, segments, key, value, backend=backend, **how)
+    return attend(frame.plans[length], query, segments, key, value, backend=backend, **how)
 
 
 def relay_mask(
@@ -137,7 +140,7 @@ def relay_mask(
     """The mask of a relayed forward: None where it is causal, a token of recognition where it has a window.
 
     No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
-    Of any other pattern the operator would know nothing, so it raises.
+    Attention under any other pattern raises.
     """
     frame = active_frame.get()
     if frame is None:
@@ -159,12 +162,14 @@ def relay_mask(
     if _same_function(mask_function, causal_mask_function):
         frame.causal = True
         return None
+    window = None
     if local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
-        # 4-D like a real mask, so that a model may slice it, but one element in memory.
-        mask = torch.ones((), dtype=torch.bool, device=device).expand(batch_size, 1, q_length, kv_length)
-        frame.windows[id(mask)] = (mask, local_size)
-        return mask
-    raise UnfitModelError("the model masks attention in a way that is neither causal nor a sliding window")
+        window = local_size
+    # 4-D like a real mask, so that a model may slice it, but one element a query in memory. Of a pattern that the
+    # operator does not know it is made too: BART's kin make one for cross-attention that they don't have.
+    queries = torch.ones(q_length, dtype=torch.bool, device=device)
+    frame.windows[queries.untyped_storage().data_ptr()] = (queries, window)
+    return queries[None, None, :, None].expand(batch_size, 1, q_length, kv_length)
 
 
 def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
@@ -184,18 +189,31 @@ def _plan(frame: Frame, query: Tensor, key: Tensor) -> Plan:
 def _window(frame: Frame, mask: Tensor | None) -> int | None:
     if mask is None and frame.causal:
         return None
-    known = frame.windows.get(id(mask))
-    if known is None:
+    queries, window = (
+        (None, None) if mask is None else frame.windows.get(mask.untyped_storage().data_ptr(), (None, None))
+    )
+    # A slice has the same storage: models drop queries that need no answer, but never the last ones.
+    if mask is None or queries is None or mask.storage_offset() + mask.shape[2] != len(queries):
         raise UnfitModelError("the model makes or rewrites its attention masks in its own way")
-    return known[1]
+    if window is None:
+        raise UnfitModelError("the model masks attention in a way that is neither causal nor a sliding window")
+    return window
 
 
-def _check_call(frame: Frame, module: nn.Module, key: Tensor, dropout: float, kwargs: dict[str, Any]) -> int:
-    layer_idx = getattr(module, "layer_idx", None)
-    if layer_idx is None or layer_idx >= len(frame.cache.layers):
+def _check_call(
+    frame: Frame, module: nn.Module, key: Tensor, window: int | None, dropout: float, kwargs: dict[str, Any]
+) -> int:
+    """Which layer's keys and values the module attends to; an error where it can't be served."""
+    layer_idx, cache = getattr(module, "layer_idx", None), frame.cache
+    source = frame.source(key, layer_idx)
+    if layer_idx not in cache.kv_layers and layer_idx not in cache.reusing:
+        layer_idx = source  # a module that several layers run (Zamba)
+    layer = None if source is None else cache.kv_layers.get(source)
+    if layer_idx is None or source is None or layer is None:
         raise UnfitModelError(f"an attention module ({type(module).__name__}) names no layer of the cache")
     if layer_idx in frame.hits:
         raise UnfitModelError(f"layer {layer_idx} attends more than once in a forward")
+    frame.hits.add(layer_idx)
     if dropout:
         raise RelayError(f"attention dropout is active ({dropout})")
     if kwargs.get("is_causal") is False:
@@ -203,9 +221,12 @@ def _check_call(frame: Frame, module: nn.Module, key: Tensor, dropout: float, kw
     for name, given in kwargs.items():
         if given is not None and name not in _HARMLESS:
             raise RelayError(f"attention has an argument that the operator does not know, {name!r}")
-    if key.shape[2] != frame.cache.layers[layer_idx].own_length:
+    if key.shape[2] != layer.own_length:
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than the cache holds for it")
-    return layer_idx
+    if layer.sliding_window is not None and window is None:
+        # Stock's cache drops what has left the window, so that decoding sees less than the mask says (Moshi).
+        raise UnfitModelError(f"layer {layer_idx} has a window in the cache, and none in its attention mask")
+    return source
 
 
 def _same_function(one: Any, other: Any) -> bool:

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
 from . import eligibility, gate
+from .architectures import architecture_of
+from .cache_utils import keeps_state
 from .call import open_call
 from .prefix import KeptPrefix, Prompts, keeping_refusal
 from .report import RelayReport
@@ -77,17 +79,24 @@ def decide(
         TokenIdError: a token id has no embedding.
     """
     model, call, mask = relay.model, open_call(), inputs.get("attention_mask")
-    refused = refusal(relay, input_ids, generation_config, inputs, first, _stock_cache(relay, inputs))
+    cache, architecture = _stock_cache(relay, inputs), architecture_of(relay.text_config)
+    refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
     refused = refused or eligibility.rope_refusal(call.configs, input_ids.shape[1])
     if refused:
         return Decision(refused)
     prompts = Prompts.of(input_ids, mask)
+    recurrent = keeps_state(cache)
+    if recurrent:
+        chunked = generation_config.prefill_chunk_size is not None
+        refused = eligibility.recurrent_refusal(architecture, model, chunked, prompts.holes)
+    if refused:
+        return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
     keep = keeping_refusal(model, call.modules) is None and relay.keeper.store.budget > 0
-    found = _find(relay, prompts, keep)
+    found = _find(relay, prompts, keep, architecture.recurrent if recurrent else None)
     if not found.length:
         return found
-    refused = eligibility.position_refusal(inputs, mask, padded=bool(prompts.start.any()))
+    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), architecture)
     if refused is None and relay.config.policy == "auto":
         rows = len(prompts.ids)
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
@@ -146,17 +155,18 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     Such a default is its author's advice for speed, not the caller's wish. On other devices generate() has chosen to
     compile the forward for it by now.
     """
-    cache = inputs.get("past_key_values")
+    cache = inputs.get(relay.cache_name)
     by_default = isinstance(cache, StaticCache) and not open_call().names_cache
     if by_default and not hasattr(cache, "_is_user_defined") and relay.model.device.type == "cpu":
         return DynamicCache(config=relay.text_config)
     return cache
 
 
-def _find(relay: Relay, prompts: Prompts, keep: bool) -> Decision:
+def _find(relay: Relay, prompts: Prompts, keep: bool, recurrent: str | None) -> Decision:
     """The prefix to share: what the rows share; for a single row, what is kept or returns from an earlier call."""
     least = relay.config.min_prefix_length
-    shared = prompts.shared_length()
+    # A recurrent layer has other code for a single token than stock's prefill runs: NemotronH's differs by 1e-4.
+    shared = prompts.shared_length(own=2 if recurrent == "split" else 1)
     ids = prompts.first_row[:shared]
     kept, reused = lookup(relay, ids) if keep else (None, 0)
     single = len(prompts.ids) == 1
@@ -166,6 +176,8 @@ def _find(relay: Relay, prompts: Prompts, keep: bool) -> Decision:
     # A forward for a few more tokens costs more than it saves; the rows carry them as their own.
     if reused and length - reused < least:
         length = reused
+    if recurrent == "steps" and reused < length:
+        kept, reused = None, 0  # from a kept state on it would go token by token
     if length < least:
         what = "nothing kept or recent starts this row" if single else f"the rows share {length} tokens"
         return Decision(f"{what}, fewer than min_prefix_length={least}" if length else what, prompts=prompts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
 from .selection import users_implementation
@@ -17,6 +19,7 @@ from .selection import users_implementation
 _KNOWN_INPUTS = frozenset(
     {
         "attention_mask",
+        "cache_params",
         "logits_to_keep",
         "output_attentions",
         "output_hidden_states",
@@ -36,6 +39,8 @@ _KNOWN_ATTENTION = frozenset(
 # RoPE whose frequencies depend on how long the sequence is: a prefix alone may be in another regime than the prompt.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
+# Packages whose kernels take the place of the recurrent layers' PyTorch code on a GPU.
+_RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
 
 
 class TokenIdError(ValueError):
@@ -46,8 +51,9 @@ def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
-    if not getattr(model, "_supports_attention_backend", False):
-        return "the model's attention does not go through Transformers' attention interface"
+    known = architecture_of(_text_config(model)).untouched
+    if known is not None:
+        return known
     for config in configs:
         name = users_implementation(config)
         if name is not None and name not in _KNOWN_ATTENTION:
@@ -107,7 +113,8 @@ def call_refusal(
         if inputs.get(name) or getattr(generation_config, name, False):
             return f"{name}=True needs every prompt token in every row"
     for name, value in inputs.items():
-        if value is not None and name not in _KNOWN_INPUTS:
+        empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
+        if not empty and name not in _KNOWN_INPUTS:
             return f"the call has an input that is not relayed, {name!r}"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
@@ -122,11 +129,31 @@ def call_refusal(
     return None if unfit is None else f"{unfit}, which is not shared"
 
 
-def position_refusal(inputs: dict, attention_mask: Tensor | None, padded: bool) -> str | None:
+def recurrent_refusal(architecture: Architecture, model: PreTrainedModel, chunked: bool, holes: bool) -> str | None:
+    """Why a model with recurrent layers is not served. `holes`: some row's mask has any behind its first token."""
+    if architecture.recurrent is None:
+        return f"recurrent layers of type {_text_config(model).model_type!r} are not known to go on from a shared state"
+    if architecture.recurrent == "steps" and chunked:
+        return "the model's recurrent layers can't go on with several tokens, as chunked prefill has it"
+    if holes:
+        return "a mask with holes, which recurrent layers see as tokens"
+    if model.device.type != "cpu":
+        for name in _RECURRENT_KERNELS:
+            if importlib.util.find_spec(name) is not None:
+                return f"recurrent kernels of {name!r} are not known to go on from a shared state"
+    return None
+
+
+def position_refusal(
+    inputs: dict, attention_mask: Tensor | None, padded: bool, architecture: Architecture
+) -> str | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask."""
     position_ids = inputs.get("position_ids")
+    given = position_ids is not None and architecture.positions != "columns"
+    if padded and not given and architecture.positions != "relative":
+        return "the model counts columns, and rows are padded"
     if position_ids is None:
-        return "the model counts columns, and rows are padded" if padded else None
+        return None
     if position_ids.dim() != 2:
         return f"position_ids have {position_ids.dim()} dimensions"
     if attention_mask is None:
@@ -144,6 +171,10 @@ def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> str | None
         if limit is not None and length >= limit:
             return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
     return None
+
+
+def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    return model.config.get_text_config(decoder=True)
 
 
 def _rope_limit(config: object) -> int | None:

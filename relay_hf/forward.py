@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cache_utils import RelayCache
+from .cache_utils import RelayCache, StateLayer
 from .frame import Frame, RelayError, UnfitModelError, active_frame
 from .selection import deselect, select
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 def forward_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[RelayCache | None, Tensor | None]:
     """The RelayCache and the attention mask of a forward's arguments."""
-    cache = kwargs.get("past_key_values")
-    if not isinstance(cache, RelayCache):
-        cache = next((arg for arg in args if isinstance(arg, RelayCache)), None)
+    cache = next((given for given in (*kwargs.values(), *args) if isinstance(given, RelayCache)), None)
     return cache, kwargs.get("attention_mask")
 
 
@@ -33,7 +31,12 @@ def open_frame(
     own_mask: Tensor | None,
     capture: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
-    """Enter a relayed forward: the configs name our attention, and every layer finds the frame."""
+    """Enter a relayed forward: the configs name our attention, and every layer finds the frame.
+
+    Where the cache joins shared and own KV for the model, attention stays the user's.
+    """
+    if cache.rows.joined:
+        configs = ()
     frame = Frame(cache, owner, configs, active_frame.get(), backend, own_mask, capture)
     select(configs)
     active_frame.set(frame)
@@ -51,11 +54,17 @@ def close_frame(frame: Frame) -> None:
 
 
 def check_hits(frame: Frame) -> None:
-    """Raise unless every layer that holds KV attended through us, and none else did."""
-    expected = {index for index, layer in enumerate(frame.cache.layers) if layer.shared or layer.own_length}
-    if frame.hits != expected or not expected:
-        missed = sorted(expected - frame.hits)
-        what = f"layers {missed} did not" if missed else "no layer did"
+    """Raise unless every layer that holds anything of the rows was served from the cache in this forward."""
+    cache = frame.cache
+    # A layer with both need not use both; any other that stores nothing mixes tokens in a way that the cache can't see.
+    holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
+    attended = frame.updates if cache.rows.joined else frame.hits
+    if not cache.rows.joined:
+        holding |= cache.reusing
+    if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
+        raise UnfitModelError("the model does not use the cache that it is given")
+    if missed := sorted(holding - attended):
+        what = f"layers {missed} did not"
         raise UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
 
 

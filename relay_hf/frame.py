@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ class Frame:
         own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
         capture: while a prefix is prefilled, K and V of each layer as its attention saw them, else None.
         causal: the model made a plain causal mask in this forward.
-        windows: the masks handed out for sliding windows, by identity, with their window (tokens).
+        windows: the other masks handed out, by storage, with their sliding window (tokens), or None for a pattern
+            that attention can't follow.
         hits: the layers whose attention was served.
-        plan: what all layers share, built by the first one.
+        updates: the layers whose keys and values were stored.
+        plans: what all layers with as many queries share, built by the first one.
         backends: what computed it.
     """
 
@@ -57,10 +60,21 @@ class Frame:
     own_mask: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     causal: bool = False
-    windows: dict[int, tuple[Tensor, int]] = field(default_factory=dict)
+    windows: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
     hits: set[int] = field(default_factory=set)
-    plan: Plan | None = None
+    updates: set[int] = field(default_factory=set)
+    plans: dict[int, Plan] = field(default_factory=dict)
     backends: set[str] = field(default_factory=set)
+    _sources: dict[tuple[int, torch.Size], int] = field(default_factory=dict)
+
+    def saw_update(self, layer_idx: int, keys: Tensor) -> None:
+        """Note that a layer stored keys, and was handed `keys` for attention."""
+        self.updates.add(layer_idx)
+        self._sources[keys.data_ptr(), keys.shape] = layer_idx
+
+    def source(self, key: Tensor, layer_idx: int | None) -> int | None:
+        """The layer whose keys and values a layer attends to: another one's, where it was handed those."""
+        return self._sources.get((key.data_ptr(), key.shape), layer_idx)
 
 
 active_frame: ContextVar[Frame | None] = ContextVar("relay_hf_active_frame", default=None)

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .cache_utils import RelayCache, SharedLayer
-from .cache_utils.layer import RelayLayer, RowLayout
+from .architectures import architecture_of
+from .cache_utils import RelayCache, RowLayout, SharedLayer
 from .call import current_call, open_call
 from .decision import Decision, context_of, decide, refusal
 from .eligibility import TokenIdError
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
 from .keeping import embedded
-from .kernels.segment import Segment
+from .passes import prefill_and_keep, prefill_prefix, run, run_gapless
 from .prefix import KeptPrefix
 from .report import RelayReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Iterator
 
     from transformers import GenerationConfig
 
@@ -49,8 +49,8 @@ def prefill(
     call = current_call.get()
     if call is None or call.owner is not relay:  # a decoding loop that was started without generate()
         return stock(*arguments, is_first_iteration=is_first_iteration)
-    given = model_kwargs.get("past_key_values")
-    if isinstance(given, RelayCache) and given.get_seq_length() > 0:
+    given = model_kwargs.get(relay.cache_name)
+    if isinstance(given, RelayCache) and given.is_filled:
         call.report = _continue(relay, given, *arguments, is_first_iteration)
         call.cache = given if call.report.relayed else None
         return stock(*arguments, is_first_iteration=is_first_iteration)
@@ -72,7 +72,7 @@ def prefill(
     call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         given.reset()
-        model_kwargs["past_key_values"] = DynamicCache(config=relay.text_config)
+        model_kwargs[relay.cache_name] = DynamicCache(config=relay.text_config)
     outputs = stock(*arguments, is_first_iteration=is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
     if isinstance(failure, UnfitModelError):
@@ -84,57 +84,6 @@ def prefill(
     return outputs
 
 
-def prefill_prefix(
-    relay: Relay, ids: Tensor, kept: list[SharedLayer] | None, inputs: Collection[str], chunk: int | None = None
-) -> list[SharedLayer]:
-    """Prefill a prefix at batch size 1 and take K and V of each layer as its attention saw them.
-
-    Args:
-        relay: the model's handle.
-        ids: `[P]`, on the host.
-        kept: the layers of its first tokens, if these have been prefilled already.
-        inputs: names of the keyword inputs that the forwards of the call have.
-        chunk: tokens to put through the model at once, or None for all.
-    """
-    model = relay.model
-    cache = RelayCache(relay.text_config)
-    start = len(kept[0]) if kept else 0
-    cache.rows.reserve = len(ids) - start
-    if kept:
-        cache.share(kept, RowLayout(offset=start, shared_length=start, reserve=len(ids) - start))
-    prefix_ids = ids.to(model.device)[None]
-    own_inputs: dict[str, Any] = {"use_cache": True, "attention_mask": None}
-    if "logits_to_keep" in inputs:
-        own_inputs["logits_to_keep"] = 1
-    if "position_ids" in inputs:
-        own_inputs["position_ids"] = torch.arange(len(ids), device=model.device)[None]
-    call = open_call()
-    captured: dict[int, tuple[Tensor, Tensor]] = {}
-    call.cache, call.capture = cache, captured
-    _run(relay, prefix_ids, own_inputs, cache, start, chunk)
-    call.capture = None
-    missed = [index for index in range(len(cache.layers)) if index not in captured]
-    if missed:
-        raise UnfitModelError(
-            f"not all attention goes through Transformers' attention interface: layers {missed} did not"
-        )
-    layers = [_shared_layer(layer, captured[index]) for index, layer in enumerate(cache.layers)]
-    return [old.then(new) for old, new in zip(kept, layers, strict=True)] if kept else layers
-
-
-def prefill_and_keep(
-    relay: Relay, ids: Tensor, kept: list[SharedLayer] | None, inputs: Collection[str], chunk: int | None = None
-) -> KeptPrefix:
-    """`prefill_prefix`, and what it gives kept for later calls if the model stayed the same meanwhile."""
-    modules, embedding = open_call().modules, relay.model.get_input_embeddings()
-    before = relay.keeper.witness(modules)
-    rows = embedded(embedding, ids)
-    layers = prefill_prefix(relay, ids, kept, inputs, chunk)
-    prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
-    relay.keeper.keep(before, modules, prefix, extends=kept is not None)
-    return prefix
-
-
 def _failure_reason(error: Exception) -> str:
     return str(error) if isinstance(error, RelayError) else f"a relayed prefill raised {type(error).__name__}: {error}"
 
@@ -144,12 +93,14 @@ def _relayed(
 ) -> Any:
     call, prompts = open_call(), decision.prompts
     chunk = generation_config.prefill_chunk_size
+    given = inputs.get(relay.cache_name)
+    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
+    recurrent = bool(cache.state_layers)
     # A single row gains nothing from a prefill of its own for the prefix: what is to be kept is cut from the row's KV.
-    cut = decision.keep and len(prompts.ids) == 1 and decision.reused < decision.length
+    single = len(prompts.ids) == 1 and decision.reused < decision.length
+    cut = single and decision.keep and not recurrent
     shared = decision.reused if cut else decision.length
     layers = _kept_layers(decision) if cut else _prefix_layers(relay, decision, inputs, chunk)
-    given = inputs.get("past_key_values")
-    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
     first = int(prompts.start.min())
     offset = first + shared
     own_start = prompts.start - first
@@ -159,17 +110,22 @@ def _relayed(
         shared_length=shared,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
+        joined=architecture_of(relay.text_config).joined,
     )
+    # Recurrent layers are filled group by group, below.
     cache.share(layers, rows, context_of(relay.model))
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
     call.report = decision.report()
-    if not cut:
-        outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
-    else:
+    if recurrent:
+        outputs = run_gapless(relay, input_ids, inputs, cache, layers or [], chunk)
+        call.cache = cache
+    elif cut:
         with _keeping(relay, decision, cache):
-            outputs = _run(relay, input_ids, inputs, cache, offset, chunk)
-    inputs["past_key_values"] = cache
+            outputs = run(relay, input_ids, inputs, cache, offset, chunk)
+    else:
+        outputs = run(relay, input_ids, inputs, cache, offset, chunk)
+    inputs[relay.cache_name] = cache
     return outputs
 
 
@@ -184,7 +140,7 @@ def _keeping(relay: Relay, decision: Decision, cache: RelayCache) -> Iterator[No
     yield
     call.capture = None
     length = decision.length - decision.reused
-    layers = [_shared_layer(layer, captured[i]).first(length).clone() for i, layer in enumerate(cache.layers)]
+    layers = [layer.first(length).clone() for layer in cache.freeze(captured)]
     kept = _kept_layers(decision)
     if kept is not None:
         layers = [old.then(new) for old, new in zip(kept, layers, strict=True)]
@@ -196,7 +152,7 @@ def _kept_layers(decision: Decision) -> list[SharedLayer] | None:
     """The part of a kept prefix that serves, as views; None if none does."""
     if decision.kept is None:
         return None
-    return [layer.first(decision.reused) for layer in decision.kept.layers]
+    return decision.kept.first(decision.reused)
 
 
 def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> list[SharedLayer]:
@@ -207,37 +163,8 @@ def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chu
     ids = decision.prompts.first_row[: decision.length].clone()
     given = {name for name, value in inputs.items() if value is not None}
     if not decision.keep:
-        return prefill_prefix(relay, ids, kept, given, chunk)
-    return prefill_and_keep(relay, ids, kept, given, chunk).layers
-
-
-def _run(
-    relay: Relay, input_ids: Tensor, inputs: dict[str, Any], cache: RelayCache, start: int, chunk: int | None
-) -> Any:
-    """Put the columns of `input_ids` from `start` on through the model, as `GenerationMixin._prefill` does.
-
-    That method is not called itself: chunked, it begins at column 0 whatever the cache holds (5.17).
-    """
-    model, columns = relay.model, input_ids.shape[1]
-    mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-    outputs = None
-    for begin in range(start, columns, chunk or columns):
-        end = min(begin + chunk, columns) if chunk else columns
-        step = {**inputs, "past_key_values": cache}
-        step["attention_mask"] = None if mask is None else mask[:, :end]
-        if positions is not None:
-            step["position_ids"] = positions[:, :end]
-        model_inputs = model.prepare_inputs_for_generation(
-            input_ids[:, :end], next_sequence_length=end - begin, is_first_iteration=True, **step
-        )
-        outputs = model(**model_inputs, return_dict=True)
-    return outputs
-
-
-def _shared_layer(layer: RelayLayer, captured: tuple[Tensor, Tensor]) -> SharedLayer:
-    segment = Segment(captured[0][0], captured[1][0])
-    keys, values = layer.own()
-    return SharedLayer(segment, (keys[0], values[0]))
+        return prefill_prefix(relay, ids, given, chunk, kept, decision.reused)
+    return prefill_and_keep(relay, ids, given, chunk, kept, decision.reused).layers
 
 
 def _counted(report: RelayReport, input_ids: Tensor, inputs: dict[str, Any]) -> RelayReport:
@@ -269,7 +196,7 @@ def _continue(
     columns = max(input_ids.shape[1] - past, 0) if mask is None else mask.shape[1] - past
     computed = len(input_ids) * columns if mask is None else int(mask[:, past:].sum())
     if refused is not None:
-        inputs["past_key_values"] = cache.to_dynamic()
+        inputs[relay.cache_name] = cache.to_dynamic()
         reason = f"{refused}; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
     return RelayReport(

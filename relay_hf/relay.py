@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -189,6 +190,16 @@ class Relay:
     def text_config(self) -> PreTrainedConfig:
         """The configuration of the decoder."""
         return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def cache_name(self) -> str:
+        """What the model's forward calls its cache."""
+        return "past_key_values" if "past_key_values" in self.forward_inputs else "cache_params"
+
+    @property
+    def forward_inputs(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of the model's forward, by name."""
+        return inspect.signature(self.model.forward).parameters
 
     @property
     def backend(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +11,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from . import eligibility
+from .architectures import architecture_of
+from .cache_utils import keeps_state
 from .call import open_call
 from .decision import decide, lookup
 from .frame import RelayError
-from .generation import prefill_and_keep
+from .passes import prefill_and_keep
 from .prefix import KeptPrefix, keeping_refusal
 
 if TYPE_CHECKING:
@@ -54,21 +55,26 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
 def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
     model, call = relay.model, open_call()
+    architecture = architecture_of(relay.text_config)
+    recurrent = keeps_state(DynamicCache(config=relay.text_config))
     refused = (
         relay.model_refusal
         or eligibility.model_refusal(model, call.configs)
         or keeping_refusal(model, call.modules)
         or eligibility.hook_refusal(call.modules, relay)
         or eligibility.rope_refusal(call.configs, len(ids))
+        or (eligibility.recurrent_refusal(architecture, model, False, False) if recurrent else None)
     )
     if refused:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
     kept, reused = lookup(relay, ids)
     if kept is not None and reused == len(ids):
         return kept
-    start = [layer.first(reused) for layer in kept.layers] if kept is not None else None
-    inputs = inspect.signature(model.forward).parameters.keys() & {"position_ids", "logits_to_keep"}
-    prefix = prefill_and_keep(relay, ids, start, inputs)
+    if kept is None or (recurrent and architecture.recurrent == "steps"):
+        reused = 0
+    start = kept.first(reused) if kept is not None and reused else None
+    inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
+    prefix = prefill_and_keep(relay, ids, inputs, kept=start, start=reused)
     if prefix.nbytes > relay.keeper.store.budget:
         raise RelayError(
             f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.keeper.store.budget}; "
@@ -85,9 +91,9 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     eligibility.check_vocabulary(model, input_ids, "input_ids")
     inputs: dict[str, Any] = {
         "attention_mask": attention_mask,
-        "past_key_values": DynamicCache(config=relay.text_config),
+        relay.cache_name: DynamicCache(config=relay.text_config),
     }
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if "position_ids" in relay.forward_inputs:
         inputs["position_ids"] = model._prepare_position_ids_for_generation(
             input_ids, {"attention_mask": attention_mask}
         )

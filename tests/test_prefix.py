@@ -37,7 +37,7 @@ def test_shared_length_is_what_comparing_token_by_token_finds(batch):
     expected = 0
     while expected < min(map(len, rows)) - 1 and len({row[expected] for row in rows}) == 1:
         expected += 1
-    assert found.shared_length() == expected
+    assert found.shared_length(own=1) == expected
     assert found.first_row.tolist() == rows[0]
     assert found.tokens == sum(map(len, rows))
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, LogitsProcessor, LogitsProcessorList
 
 import relay_hf
 from helpers import generate
@@ -192,21 +192,29 @@ def test_phi3_across_its_switch():
         assert ours.relay.last.relayed, ours.relay.last
 
 
-@pytest.mark.parametrize("family", ["t5", "mamba", "falcon"])
-def test_models(family):
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
-    reasons = {"t5": "encoder-decoder", "mamba": "attention interface", "falcon": "attention interface"}
-    if family == "t5":
-        sizes = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-        sizes["decoder_start_token_id"] = 0
-    config = AutoConfig.for_model(family, **sizes, initializer_range=0.2)
-    torch.manual_seed(0)
-    stock = (AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM).from_config(config).eval()
+def assert_type_untouched(stock, reason):
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
-    assert_untouched(stock, ours, reasons[family])
-    assert_untouched(stock, ours, reasons[family])  # the second call has learnt from the first
+    assert_untouched(stock, ours, reason)
+    assert_untouched(stock, ours, reason)  # the second call has learnt from the first
+
+
+def test_an_encoder_and_a_decoder():
+    sizes = {"vocab_size": 97, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    config = AutoConfig.for_model("t5", **sizes, decoder_start_token_id=0)
+    assert_type_untouched(AutoModelForSeq2SeqLM.from_config(config).eval(), "encoder-decoder")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("openai-gpt", "generate() uses no cache"),
+        ("deepseek_v32", "DynamicIndexedLayer"),
+        ("recurrent_gemma", "keeps its recurrent state outside of the cache"),
+        ("moshi", "has a window in the cache, and none in its attention mask"),
+    ],
+)
+def test_models(model_type, reason):
+    assert_type_untouched(tiny_model(model_type), reason)
 
 
 def test_no_report_before_the_first_call_and_one_after_a_failed_one():
@@ -234,7 +242,7 @@ def test_a_static_cache_by_default_of_the_model_is_not_the_callers_wish():
 
 def test_nothing_that_goes_wrong_in_deciding_reaches_the_caller(monkeypatch):
     stock, ours = pair()
-    monkeypatch.setattr(relay_hf.prefix.Prompts, "shared_length", lambda self: 1 / 0)
+    monkeypatch.setattr(relay_hf.prefix.Prompts, "shared_length", lambda self, own: 1 / 0)
     assert_untouched(stock, ours, "raised ZeroDivisionError")
 
 

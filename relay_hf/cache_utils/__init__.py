@@ -1,7 +1,8 @@
-"""RelayCache: shared segments once, own KV per row. State only, no mathematics."""
+"""RelayCache: what rows share once, and what each row has of its own. State only, no mathematics."""
 
-from .cache import RelayCache
-from .layer import RelayLayer
-from .shared import SharedLayer
+from .cache import RelayCache, keeps_state
+from .layer import RelayLayer, RowLayout
+from .shared import SharedKV, SharedLayer
+from .state import StateLayer
 
-__all__ = ["RelayCache", "RelayLayer", "SharedLayer"]
+__all__ = ["RelayCache", "RelayLayer", "RowLayout", "SharedKV", "SharedLayer", "StateLayer", "keeps_state"]

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import cache_utils as stock
 
 from ..frame import RelayError, active_frame
+from .hybrid import HybridLayer
 from .layer import RelayLayer, RowLayout
 from .shared import SharedLayer
+from .state import StateLayer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+# Kinds of layers of Transformers' cache, by what they hold. A subclass may hold more: it is not of the kind.
+_KV = (stock.DynamicLayer, stock.DynamicSlidingWindowLayer)
+_STATE = (stock.LinearAttentionLayer,)
+_BOTH = (stock.LinearAttentionAndFullAttentionLayer, stock.LinearAttentionAndSlidingWindowAttentionLayer)
+_NOTHING = (stock.DummyLayer,) if hasattr(stock, "DummyLayer") else ()  # since 5.2x; before, they were recurrent layers
 
 
 class RelayCache(Cache):
@@ -29,12 +37,13 @@ class RelayCache(Cache):
 
     Attributes:
         context: device, dtype and autocast under which the cache was filled, by generate().
+        kv_layers: the layers that hold keys and values, by number.
+        state_layers: the recurrent layers, by number.
+        reusing: layers that attend to another layer's keys and values.
 
     Raises:
         ValueError: a layer of the model keeps something else than keys and values per token.
     """
-
-    layers: list[RelayLayer]
 
     def __init__(self, config: PreTrainedConfig) -> None:
         template = DynamicCache(config=config)
@@ -44,16 +53,48 @@ class RelayCache(Cache):
         self.config = config
         self.rows = RowLayout()
         self.context: Hashable = None
-        layers = [RelayLayer(self.rows, getattr(layer, "sliding_window", None)) for layer in template.layers]
-        super().__init__(layers=layers)
+        self.reusing = _reusing(config.get_text_config(decoder=True))
+        super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
+        self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
+        self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
 
-    def share(self, layers: list[SharedLayer] | None, rows: RowLayout, context: Hashable = None) -> None:
-        """Start the (empty) cache with the layout of the rows and, if any, a segment that all of them use."""
+    @property
+    def is_filled(self) -> bool:
+        """Whether any layer has seen a token."""
+        kv = any(layer.is_initialized for layer in self.kv_layers.values())
+        return kv or any(layer.holds_state for layer in self.state_layers.values())
+
+    def share(
+        self, layers: list[SharedLayer] | None, rows: RowLayout, context: Hashable = None, batch: int = 1
+    ) -> None:
+        """Start the (empty) cache with the layout of its `batch` rows and, if any, what all of them share."""
         self.rows, self.context = rows, context
-        for layer in self.layers:
+        for layer in self.kv_layers.values():
             layer.rows = rows
         for layer, shared in zip(self.layers, layers or (), strict=False):
-            layer.shared = [shared]
+            if shared.kv is not None and isinstance(layer, RelayLayer):
+                layer.shared = [shared.kv]
+            if shared.state is not None and isinstance(layer, StateLayer):
+                layer.start_from(shared.state, batch)
+
+    def freeze(self, attended: dict[int, tuple[Tensor, Tensor]]) -> list[SharedLayer]:
+        """What the only row has put into each layer, to be shared by others.
+
+        `attended`: K and V as attention saw them, by layer; those that are not in it are taken as stored.
+        """
+        frozen = []
+        for index, layer in enumerate(self.layers):
+            holds_kv = isinstance(layer, RelayLayer) and layer.is_initialized
+            kv = layer.freeze(attended.get(index)) if holds_kv else None
+            frozen.append(SharedLayer(kv, layer.state() if isinstance(layer, StateLayer) else None))
+        return frozen
+
+    def gather(self, parts: list[tuple[RelayCache, Tensor]], batch: int, columns: int) -> None:
+        """Take over caches that ran some of the `batch` rows each, `columns` own columns wide: `(cache, its rows)`."""
+        for index, layer in self.kv_layers.items():
+            layer.gather_kv([(cache.kv_layers[index], rows) for cache, rows in parts], batch, columns)
+        for index, layer in self.state_layers.items():
+            layer.gather_states([(cache.state_layers[index], rows) for cache, rows in parts], batch)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
@@ -70,24 +111,26 @@ class RelayCache(Cache):
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model), or pass "
                 "past_key_values.to_dynamic()."
             )
-        return self.layers[layer_idx].update(key_states, value_states)
+        keys, values = self.layers[layer_idx].update(key_states, value_states)
+        frame.saw_update(layer_idx, keys)
+        return keys, values
 
     @property
     def is_shared(self) -> bool:
-        """Whether any segment is shared."""
-        return any(layer.shared for layer in self.layers)
+        """Whether the rows share anything."""
+        return self.rows.shared_length > 0
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` own tokens of every row (0 or negative)."""
         super().crop(tokens_to_remove)
         if self.rows.holes is not None:
-            self.rows.holes = self.rows.holes[:, : self.layers[0].own_length]
+            self.rows.holes = self.rows.holes[:, : next(iter(self.kv_layers.values())).own_length]
 
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
         super().reset()
         self.rows = RowLayout()
-        for layer in self.layers:
+        for layer in self.kv_layers.values():
             layer.rows = self.rows
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -113,15 +156,16 @@ class RelayCache(Cache):
         rows.holes = None if rows.holes is None else change(rows.holes)
 
     def nbytes(self) -> int:
-        """Bytes of the segments, each once, and of the own buffers with their slack."""
-        tensors = [t for layer in self.layers for part in layer.shared for t in part.tensors()]
-        tensors += [t for layer in self.layers for t in layer.own_tensors()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """Bytes of the segments, each once, of the own buffers with their slack, and of recurrent states."""
+        kv = self.kv_layers.values()
+        tensors = [t for layer in kv for part in layer.shared for t in part.tensors()]
+        tensors += [t for layer in kv for t in layer.own_tensors()]
+        return _nbytes(tensors) + self._state_bytes()
 
     def nbytes_stock(self) -> int:
         """Bytes that a DynamicCache of the same rows and columns holds."""
-        total = 0
-        for layer in self.layers:
+        total = self._state_bytes()
+        for layer in self.kv_layers.values():
             for part in layer.own_tensors():
                 length = layer.get_seq_length()
                 if layer.sliding_window is not None:
@@ -129,36 +173,52 @@ class RelayCache(Cache):
                 total += part.shape[0] * part.shape[1] * length * part.shape[3] * part.element_size()
         return total
 
+    def _state_bytes(self) -> int:
+        return _nbytes([t for layer in self.state_layers.values() for t in layer.state_tensors()])
+
     def to_dynamic(self) -> DynamicCache:
         """The same content as a DynamicCache in the caller's layout, `[padding | prefix | own]` in every row."""
         dynamic = DynamicCache(config=self.config)
         for source, target in zip(self.layers, dynamic.layers, strict=True):
-            if source.is_initialized:
-                target.update(_full(source, 0), _full(source, 1))
+            if isinstance(source, RelayLayer) and source.is_initialized:
+                target.update(source.joined(0), source.joined(1))
+            if isinstance(source, StateLayer):
+                source.copy_into(target)
         return dynamic
 
 
-def _full(layer: RelayLayer, part: int) -> Tensor:
-    """One layer's stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`."""
-    own = layer.own()[part]
-    rows = layer.rows
-    batch, heads, length, size = own.shape
-    full = own.new_zeros(batch, heads, rows.offset + length, size)
-    full[:, :, rows.offset :] = own
-    # The prefix ends where a row's own tokens start; what lies before it is padding, and zero.
-    starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
-    for row, own_start in enumerate(starts):
-        mine = [s for s in layer.shared if s.segment.rows is None or row in s.segment.rows]
-        end = rows.offset + own_start
-        for shared in reversed(mine):
-            full[row, :, end - len(shared) : end] = shared.stored[part]
-            end -= len(shared)
-    return full
-
-
 def unsupported_layer(cache: Cache) -> str | None:
-    """Why a RelayCache can't stand in for `cache`: the first layer that isn't plain keys and values, or None."""
+    """Why a RelayCache can't stand in for `cache`: the first layer of an unknown kind, or None."""
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+        if type(layer) not in (*_KV, *_STATE, *_BOTH, *_NOTHING):
             return f"layer {index} of the cache is a {type(layer).__name__}"
     return None
+
+
+def keeps_state(cache: Cache | None) -> bool:
+    """Whether any layer of a cache, ours or Transformers', is recurrent."""
+    return cache is not None and any(isinstance(layer, stock.LinearAttentionLayer) for layer in cache.layers)
+
+
+def _reusing(config: PreTrainedConfig) -> frozenset[int]:
+    modes = getattr(config, "kv_sharing_modes", None)
+    if modes is not None:
+        return frozenset(i for i, mode in enumerate(modes) if mode == "reuse")
+    # Before Transformers 5.2x the last layers of the Gemma families were the only ones, and had no place in a cache.
+    count = getattr(config, "num_kv_shared_layers", None) or 0
+    return frozenset(range(config.num_hidden_layers - count, config.num_hidden_layers)) if count else frozenset()
+
+
+def _counterpart(layer: Any, rows: RowLayout) -> Any:
+    """Our layer in the place of one of Transformers'."""
+    kind = type(layer)
+    if kind in _STATE:
+        return StateLayer(layer.number_of_states)
+    if kind in _NOTHING:
+        return kind()
+    window = getattr(layer, "sliding_window", None)
+    return HybridLayer(rows, window, layer.number_of_states) if kind in _BOTH else RelayLayer(rows, window)
+
+
+def _nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

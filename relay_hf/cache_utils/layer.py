@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from .shared import SharedLayer
+from ..kernels.segment import Segment
+from .shared import SharedKV
 
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
@@ -28,6 +29,7 @@ class RowLayout:
         own_start: `[B]` int64, or None when it is 0 for all rows.
         holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
+        joined: layers hand the model all keys and values of a row, segments included, in the caller's columns.
     """
 
     offset: int = 0
@@ -35,6 +37,7 @@ class RowLayout:
     own_start: Tensor | None = None
     holes: Tensor | None = None
     reserve: int = 0
+    joined: bool = False
 
 
 class RelayLayer(CacheLayerMixin):
@@ -51,7 +54,7 @@ class RelayLayer(CacheLayerMixin):
     def __init__(self, rows: RowLayout, sliding_window: int | None = None) -> None:
         self.rows = rows
         self.sliding_window = sliding_window
-        self.shared: list[SharedLayer] = []
+        self.shared: list[SharedKV] = []
         self.own_length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
 
@@ -93,7 +96,10 @@ class RelayLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
+        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`.
+
+        Where rows are joined: those of the segments too, `[B, Hkv, offset + S, D]` and so on, in new tensors.
+        """
         end = self.own_length + key_states.shape[2]
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
@@ -103,7 +109,22 @@ class RelayLayer(CacheLayerMixin):
         keys, values = self.own()
         keys[:, :, begin:] = key_states
         values[:, :, begin:] = value_states
-        return keys, values
+        return (self.joined(0), self.joined(1)) if self.rows.joined else (keys, values)
+
+    def joined(self, part: int) -> Tensor:
+        """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
+        own, rows = self.own()[part], self.rows
+        batch, heads, length, size = own.shape
+        full = own.new_zeros(batch, heads, rows.offset + length, size)
+        full[:, :, rows.offset :] = own
+        # The prefix ends where a row's own tokens start.
+        starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
+        for row, own_start in enumerate(starts):
+            end = rows.offset + own_start
+            for stored in reversed([shared.stored[part] for shared in self.shared if _used_by(shared, row)]):
+                full[row, :, end - stored.shape[1] : end] = stored
+                end -= stored.shape[1]
+        return full
 
     def _grow(self, capacity: int, *like: Tensor) -> None:
         # Outside inference mode: a buffer born in it could not be written by a later call outside of it.
@@ -115,7 +136,9 @@ class RelayLayer(CacheLayerMixin):
         self._buffers = (new[0], new[1])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Own columns after `query_length` more, and the caller's column of the first."""
+        """Columns that `update` returns after `query_length` more, and the caller's column of the first."""
+        if self.rows.joined:
+            return self.rows.offset + self.own_length + query_length, 0
         return self.own_length + query_length, self.rows.offset
 
     def get_seq_length(self) -> int:
@@ -164,16 +187,47 @@ class RelayLayer(CacheLayerMixin):
         if self._buffers is not None:
             self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
 
+    def freeze(self, attended: tuple[Tensor, Tensor] | None) -> SharedKV:
+        """The own KV of the only row as a segment that others can share.
+
+        `attended`: K and V as attention saw them, `[1, Hkv, S, D]` each, or None where those are the stored ones.
+        """
+        keys, values = self.own()
+        seen = (keys, values) if attended is None else attended
+        return SharedKV(Segment(seen[0][0], seen[1][0]), (keys[0], values[0]))
+
+    def gather_kv(self, parts: list[tuple[RelayLayer, Tensor]], rows: int, columns: int) -> None:
+        """Take over the own KV of layers that ran some of the rows each, right-aligned: `(layer, its rows)`.
+
+        `rows` and `columns`: of the whole. Columns of padding are zero.
+        """
+        for layer, indices in parts:
+            own = layer.own()
+            if self._buffers is None:
+                self._grow(max(self.rows.reserve, columns), *(part[:1].expand(rows, -1, -1, -1) for part in own))
+                for buffer in self.own_tensors():
+                    buffer[:, :, :columns] = 0
+            for buffer, part in zip(self.own_tensors(), own, strict=True):
+                buffer[indices.to(part.device), :, columns - layer.own_length : columns] = part
+        self.own_length = columns
+
     def __deepcopy__(self, memo: dict) -> RelayLayer:
         new = RelayLayer(copy.deepcopy(self.rows, memo), self.sliding_window)
+        self._copy_into(new)
+        return new
+
+    def _copy_into(self, new: RelayLayer) -> None:
         new.shared = list(self.shared)
         new.own_length = self.own_length
         if self._buffers is not None:
             new._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
-        return new
 
 
-def _map_rows(part: SharedLayer, change) -> SharedLayer:  # type: ignore[no-untyped-def]
+def _used_by(part: SharedKV, row: int) -> bool:
+    return part.segment.rows is None or row in part.segment.rows
+
+
+def _map_rows(part: SharedKV, change) -> SharedKV:  # type: ignore[no-untyped-def]
     rows = part.segment.rows
     return part if rows is None else replace(part, segment=replace(part.segment, rows=change(rows)))
 

@@ -1,4 +1,4 @@
-"""One layer's keys and values of a shared segment."""
+"""What one layer keeps of a run of tokens that rows share."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ..kernels.segment import Segment
+from .state import RecurrentState
 
 
 @dataclass(frozen=True, eq=False)
-class SharedLayer:
+class SharedKV:
     """K and V of one layer over a run of shared tokens, without a batch dimension.
 
     Attributes:
@@ -37,21 +38,21 @@ class SharedLayer:
         attended = (self.segment.key, self.segment.value)
         return all(s.data_ptr() == a.data_ptr() for s, a in zip(self.stored, attended, strict=True))
 
-    def first(self, length: int) -> SharedLayer:
+    def first(self, length: int) -> SharedKV:
         """The first `length` tokens, as views."""
         if length == len(self):
             return self
         key, value = self.segment.key[:, :length], self.segment.value[:, :length]
         stored = (self.stored[0][:, :length], self.stored[1][:, :length])
-        return SharedLayer(replace(self.segment, key=key, value=value), stored)
+        return SharedKV(replace(self.segment, key=key, value=value), stored)
 
-    def clone(self) -> SharedLayer:
+    def clone(self) -> SharedKV:
         """The same in tensors of its own."""
         key, value = self.segment.key.clone(), self.segment.value.clone()
         stored = (key, value) if self.stored_as_attended else (self.stored[0].clone(), self.stored[1].clone())
-        return SharedLayer(replace(self.segment, key=key, value=value), stored)
+        return SharedKV(replace(self.segment, key=key, value=value), stored)
 
-    def then(self, more: SharedLayer) -> SharedLayer:
+    def then(self, more: SharedKV) -> SharedKV:
         """This run followed by `more`, in new tensors."""
         key = torch.cat([self.segment.key, more.segment.key], dim=1)
         value = torch.cat([self.segment.value, more.segment.value], dim=1)
@@ -61,4 +62,40 @@ class SharedLayer:
             pairs = zip(self.stored, more.stored, strict=True)
             first, second = (torch.cat(pair, dim=1) for pair in pairs)
             stored = (first, second)
-        return SharedLayer(replace(self.segment, key=key, value=value), stored)
+        return SharedKV(replace(self.segment, key=key, value=value), stored)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedLayer:
+    """What one layer keeps of a run of shared tokens: keys and values, a recurrent state, both, or nothing.
+
+    Attributes:
+        kv: of every token.
+        state: after the last token.
+    """
+
+    kv: SharedKV | None = None
+    state: RecurrentState | None = None
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors that hold memory, each once."""
+        return (() if self.kv is None else self.kv.tensors()) + (() if self.state is None else self.state.tensors())
+
+    def first(self, length: int) -> SharedLayer:
+        """The first `length` tokens, as views.
+
+        Raises:
+            ValueError: the layer is recurrent: what its state was `length` tokens in is not known.
+        """
+        if self.state is not None:
+            raise ValueError(f"a recurrent state can't be cut back to {length} tokens")
+        return SharedLayer(self.kv and self.kv.first(length))
+
+    def clone(self) -> SharedLayer:
+        """The same in tensors of its own; a state's are its own as they are."""
+        return SharedLayer(self.kv and self.kv.clone(), self.state)
+
+    def then(self, more: SharedLayer) -> SharedLayer:
+        """This run followed by `more`, in new tensors."""
+        kv = more.kv if self.kv is None or more.kv is None else self.kv.then(more.kv)
+        return SharedLayer(kv, more.state)

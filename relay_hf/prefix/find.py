@@ -44,9 +44,14 @@ class Prompts:
             return self.ids.new_zeros(0)
         return self.ids[0, int(self.start[0]) : int(self.end[0])]
 
-    def shared_length(self) -> int:
-        """How many tokens all rows start with, leaving each at least one of its own."""
-        limit = int((self.end - self.start).min()) - 1
+    @property
+    def holes(self) -> bool:
+        """Whether any row has padding behind its first token."""
+        return bool((self.end < self.ids.shape[1]).any())
+
+    def shared_length(self, own: int) -> int:
+        """How many tokens all rows start with, leaving each at least `own` tokens of its own."""
+        limit = int((self.end - self.start).min()) - own
         if limit <= 0:
             return 0
         # Row 0 slides under each row's own padding; rows with the same padding are compared in one go.

@@ -31,6 +31,15 @@ class KeptPrefix:
         return len(self.ids)
 
     @property
+    def divisible(self) -> bool:
+        """Whether its start serves too: not where a recurrent layer has a state after the last token only."""
+        return all(layer.state is None for layer in self.layers)
+
+    def first(self, length: int) -> list[SharedLayer]:
+        """The layers' first `length` tokens, as views."""
+        return self.layers if length == len(self) else [layer.first(length) for layer in self.layers]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its tensors."""
         return sum(t.numel() * t.element_size() for layer in self.layers for t in layer.tensors())
@@ -65,7 +74,8 @@ class PrefixStore:
         """The kept prefix with the longest common start with `ids` (`[n]`), and that length; (None, 0) if none has."""
         best, length = None, 0
         for kept in self._kept:
-            if kept.context == context and (common := common_length(kept.ids, ids)) > length:
+            common = common_length(kept.ids, ids) if kept.context == context else 0
+            if common > length and (kept.divisible or common == len(kept)):
                 best, length = kept, common
         return best, length
 
@@ -93,5 +103,6 @@ class PrefixStore:
 
 
 def _starts(kept: KeptPrefix, prefix: KeptPrefix) -> bool:
-    same_context = kept.context == prefix.context
-    return same_context and len(kept) <= len(prefix) and common_length(kept.ids, prefix.ids) == len(kept)
+    if kept.context != prefix.context or not kept.divisible or len(kept) > len(prefix):
+        return False
+    return common_length(kept.ids, prefix.ids) == len(kept)

@@ -1,0 +1,99 @@
+"""What is known of model types beyond what their forward shows while it runs. A new architecture costs a row here.
+
+Most types need no row: they attend through Transformers' attention interface, where the relay sees every layer's
+queries, keys and masks, and notices if one is missing. A row says what it can't see: that attention code of a model's
+own is causal, that a recurrent layer can go on from a given state, that positions don't depend on padding. Every row
+is held against stock generate() by the tests of the model matrix (`tests/models`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from transformers import __version__ as transformers_version
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One model type.
+
+    Attributes:
+        joined: attention has code of its own, or masks that the operator does not know: each layer is handed the keys
+            and values of a whole row, shared ones included. The prefix is computed and stored once, but read per row.
+        recurrent: how a recurrent layer goes on from a state: "split" with any number of tokens, "steps" with one at a
+            time (its code for several tokens starts from zero), None if neither is known.
+        positions: where a token's position comes from: "given" as `position_ids` (a type that takes none counts
+            columns, as BART's kin do), "columns" though it takes them, or "relative": distances, or a count of the
+            attention mask, which padding does not shift.
+        since: the first minor version of Transformers 5 whose own code gives the same with a cache as without.
+        untouched: why a type is never served.
+    """
+
+    joined: bool = False
+    recurrent: Literal["split", "steps"] | None = None
+    positions: Literal["given", "columns", "relative"] = "given"
+    since: int = 0
+    untouched: str | None = None
+
+
+_JOINED = Architecture(joined=True)
+_SPLIT = Architecture(recurrent="split", positions="relative")
+_STEPS = Architecture(recurrent="steps", positions="relative")
+
+ARCHITECTURES: dict[str, Architecture] = {
+    # Attention of their own.
+    "bloom": Architecture(joined=True, positions="relative"),  # ALiBi, counted from the mask
+    "codegen": _JOINED,
+    "diffllama": _JOINED,  # two attentions a layer, over halves of the values
+    "falcon": Architecture(joined=True, positions="relative"),
+    "gemma4_unified_text": _JOINED,  # a mask that is bidirectional over images, of which a text has none
+    "git": Architecture(joined=True, positions="columns"),
+    "gpt_neo": _JOINED,
+    "gpt_neox_japanese": _JOINED,
+    "gptj": _JOINED,
+    "hrm_text": _JOINED,  # layers that run several times a forward
+    "llama4_text": Architecture(joined=True, positions="columns"),  # attention in chunks, a temperature by column
+    "megatron-bert": Architecture(joined=True, since=23),
+    "mpt": Architecture(joined=True, positions="relative"),
+    "mvp": _JOINED,
+    "rembert": Architecture(joined=True, since=23),
+    "roformer": Architecture(joined=True, since=23),
+    "trocr": _JOINED,
+    "xglm": _JOINED,
+    # Recurrent layers.
+    "bailing_hybrid": _SPLIT,
+    "bamba": _SPLIT,
+    "falcon_h1": _SPLIT,
+    "falcon_mamba": _STEPS,
+    "granitemoehybrid": _SPLIT,
+    "inkling2_text": Architecture(joined=True, recurrent="split"),  # a position bias from the queries
+    "inkling_text": Architecture(joined=True, recurrent="split"),
+    "jamba": _STEPS,
+    "kimi_linear": _SPLIT,
+    "lfm2": _SPLIT,
+    "lfm2_moe": _SPLIT,
+    "lfm3": _SPLIT,
+    "mamba": _STEPS,
+    "mamba2": _SPLIT,
+    "nemotron_h": _SPLIT,
+    "olmo_hybrid": _SPLIT,
+    "qwen3_5_moe_text": _SPLIT,
+    "qwen3_5_text": _SPLIT,
+    "qwen3_next": _SPLIT,
+    "recurrent_gemma": Architecture(untouched="the model keeps its recurrent state outside of the cache"),
+    "zamba": _STEPS,
+    "zamba2": _SPLIT,
+    "zaya": _SPLIT,
+}
+_DEFAULT = Architecture()
+_MINOR = int(transformers_version.split(".")[1])
+
+
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """The row of a decoder's configuration; one that says nothing where there is none for this Transformers."""
+    found = ARCHITECTURES.get(config.model_type, _DEFAULT)
+    return found if found.since <= _MINOR else _DEFAULT

@@ -1,0 +1,55 @@
+"""docs/models.md, from the trials."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import transformers
+from models.trial import TOLERANCE, Trial
+
+from relay_hf.testing import UNBUILDABLE
+
+HEAD = """# Model types
+
+What becomes of each causal language model type of Transformers {version}, tried with a tiny model of random weights:
+`generate()` on the stock model against the patched one, `policy="always"`, with a prefix of 20 tokens, cold and kept,
+with and without left padding. Tokens are equal, and logits within {tolerance:g} of their scale, for every type in the
+table; this file is written by `python -m tests.models`, and a test fails where it is out of date.
+
+- **relayed**: the shared prefix is computed, stored and read once per batch.
+- **relayed, read per row**: computed and stored once. Attention is the model's own code, which is handed each row's
+  keys and values in full.
+- **state shared**: the model has recurrent layers. The prefix is computed once, and each row starts from a copy of its
+  state; the keys and values of its attention layers, if it has any, are shared.
+- **untouched**: runs as stock does, for the reason given.
+
+Where padding is said to matter, the model counts columns instead of positions: stock's own output changes with it.
+
+{counts}
+
+| type | rows of one length | padded rows | layers |
+|---|---|---|---|
+"""
+
+
+def row(trial: Trial) -> str:
+    """One line of the table."""
+    status = trial.status
+    if not trial.equal and trial.joined:
+        status += ", read per row"
+    if trial.equal:
+        padded = "the same"
+    else:
+        padded = f"untouched: {trial.padded}" if trial.padded else "the same"
+    return f"| {trial.model_type} | {status} | {padded} | {', '.join(trial.layers)} |"
+
+
+def document(trials: list[Trial]) -> str:
+    """The whole file."""
+    counted = Counter(trial.status.split(":")[0] for trial in trials)
+    counts = (
+        f"{len(trials)} types: " + ", ".join(f"{count} {status}" for status, count in sorted(counted.items())) + "."
+    )
+    head = HEAD.format(version=transformers.__version__, tolerance=TOLERANCE, counts=counts)
+    needs = [f"| {model_type} | not tried: it needs {what} | | |" for model_type, what in UNBUILDABLE.items()]
+    return head + "\n".join(sorted([*map(row, trials), *needs])) + "\n"

@@ -1,0 +1,55 @@
+"""Every causal language model type of Transformers: exact, with the status that the table expects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import transformers
+from models.document import row
+from models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
+from models.trial import try_type
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from relay_hf.architectures import ARCHITECTURES
+from relay_hf.testing import UNBUILDABLE
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
+TYPES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(UNBUILDABLE))
+COLUMNS = "the model counts columns, and rows are padded"
+_documented = f"Transformers {transformers.__version__}" in DOCUMENT.read_text()
+
+
+def expected(model_type: str) -> str:
+    """A row of the table; where this Transformers is older than the type's support, the reason for that."""
+    known = ARCHITECTURES.get(model_type)
+    old = known is not None and known.since > int(transformers.__version__.split(".")[1])
+    return "did not" if old else EXPECTED[model_type]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_type(model_type):
+    trial = try_type(model_type)
+    assert not trial.errors
+    status = expected(model_type)
+    if status in (RELAYED, ONE_LENGTH, STATE_SHARED):
+        assert trial.status == status.removesuffix(" at one length"), trial
+        assert trial.padded == (COLUMNS if status == ONE_LENGTH else ""), trial
+    else:
+        assert status in trial.equal, trial
+        assert trial.padded, trial
+    if _documented:
+        assert row(trial) in DOCUMENT.read_text(), "docs/models.md is out of date: run python -m tests.models"
+
+
+def test_enough_types_are_built_and_served():
+    served = [kind for kind in TYPES if expected(kind) in (RELAYED, ONE_LENGTH, STATE_SHARED)]
+    if transformers.__version__.startswith("5.23."):
+        assert (len(TYPES), len(served)) == (186, 159)
+    assert len(served) > 0.8 * len(TYPES)
+
+
+def test_every_known_architecture_is_of_a_type_that_is_tried():
+    """A row for a type that no test reads would be a promise without a proof."""
+    tried = {kind.removesuffix("_text") for kind in EXPECTED}
+    assert {kind.removesuffix("_text") for kind in ARCHITECTURES} <= tried
