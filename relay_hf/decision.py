@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import CacheLayerMixin
 
 from . import eligibility, gate
-from .architectures import architecture_of
+from .architectures import Architecture, architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
 from .prefix import KeptPrefix, Prompts, keeping_refusal
@@ -98,11 +99,32 @@ def decide(
         return found
     refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), architecture)
     if refused is None and relay.config.policy == "auto":
-        rows = len(prompts.ids)
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
-        shape = gate.Shape(rows, found.length, found.reused, new, returning=rows == 1 and found.reused < found.length)
-        refused = gate.refusal(shape, call.modules, relay.text_config, model.device, model.dtype)
+        refused = _gate_refusal(relay, found, new, architecture, cache)
     return Decision(refused, prompts=prompts) if refused else found
+
+
+def _gate_refusal(
+    relay: Relay, found: Decision, new: int, architecture: Architecture, cache: Cache | None
+) -> str | None:
+    """Why sharing what was found is not expected to pay, or None. `new`: tokens to generate for a row, at most."""
+    prompts, model = found.prompts, relay.model
+    rows = len(prompts.ids)
+    passes, layers = 1, [] if cache is None else cache.layers
+    if keeps_state(cache):
+        own = prompts.ids.shape[1] - found.length - prompts.start.unique()
+        passes = int(own.sum()) if architecture.recurrent == "steps" else len(own)
+    shape = gate.Shape(
+        rows,
+        found.length,
+        found.reused,
+        new,
+        returning=rows == 1 and found.reused < found.length,
+        passes=passes,
+        read_per_row=architecture.joined,
+    )
+    attending = sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
+    return gate.refusal(shape, open_call().modules, relay.text_config, model.device, model.dtype, attending)
 
 
 def refusal(

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+_FORWARD_HOST = 1.2e-3  # seconds of Python that a forward takes a decoder layer, on a 2.5 GHz core
 _STOCK_COPIES = 3  # a DynamicCache reads and writes all KV to append to it, and reads it to attend
 
 
@@ -70,7 +71,7 @@ _GENERATIONS = {
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a model costs: parameters, bytes of a weight, layers, bytes of a token's KV in one layer."""
+    """What a model costs: parameters, bytes of a weight, layers, bytes of a token's KV in a layer, on average."""
 
     parameters: int
     itemsize: int
@@ -78,8 +79,8 @@ class ModelCost:
     kv_bytes: int
 
     @classmethod
-    def of(cls, modules: Iterable[nn.Module], config: PreTrainedConfig) -> ModelCost:
-        """Read it off the modules and the decoder's configuration.
+    def of(cls, modules: Iterable[nn.Module], config: PreTrainedConfig, attending: float = 1.0) -> ModelCost:
+        """Read it off the modules and the decoder's configuration. `attending`: share of the layers that keep KV.
 
         Counted are the weights that a prompt token meets: not the embedding and the head, which have a row for each
         word, and of stacked experts (3-D) the share that is routed to.
@@ -96,9 +97,12 @@ class ModelCost:
             if p.dim() < 2 or p.shape[0] != config.vocab_size
         )
         itemsize = next(iter(weights)).element_size()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return cls(int(count), itemsize, int(config.num_hidden_layers), 2 * int(heads) * int(size) * itemsize)
+        kv_bytes = 0
+        if attending:
+            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            kv_bytes = 2 * int(heads) * int(size) * itemsize
+        return cls(int(count), itemsize, int(config.num_hidden_layers), int(attending * kv_bytes))
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ class Shape:
         reused: how many of them are kept from before.
         new: tokens to be generated for a row, at most.
         returning: a single row whose start has been seen before and is not kept: later calls are to save it.
+        passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
+        read_per_row: the prefix is computed once, but read for each row (own attention code).
     """
 
     rows: int
@@ -118,10 +124,17 @@ class Shape:
     reused: int
     new: int
     returning: bool = False
+    passes: int = 1
+    read_per_row: bool = False
 
 
 def refusal(
-    shape: Shape, modules: Iterable[nn.Module], config: PreTrainedConfig, device: torch.device, dtype: torch.dtype
+    shape: Shape,
+    modules: Iterable[nn.Module],
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attending: float = 1.0,
 ) -> str | None:
     """Why relaying a call of the model of `modules` and `config` is not expected to pay, or None."""
     machine = Machine.of(device, dtype)
@@ -130,7 +143,7 @@ def refusal(
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
         return "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays"
     try:
-        cost = ModelCost.of(modules, config)
+        cost = ModelCost.of(modules, config, attending)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
     gain = expected_gain(shape, cost, machine)
@@ -149,5 +162,7 @@ def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     # A step takes what the device takes, or the host where that is longer.
     prefix = model.layers * shape.prefix * model.kv_bytes / machine.bandwidth
     stock_step = max(host, weights + _STOCK_COPIES * shape.rows * prefix)
-    step = max(host, weights + prefix) + model.layers * machine.layer_overhead
-    return prefill - second_pass + shape.new * (stock_step - step)
+    step = stock_step if shape.read_per_row else max(host, weights + prefix)
+    step += model.layers * machine.layer_overhead
+    more_passes = (shape.passes - 1) * max(weights, model.layers * _FORWARD_HOST)
+    return prefill - second_pass - more_passes + shape.new * (stock_step - step)

@@ -1,6 +1,7 @@
 """The gate of policy="auto" says yes and no where measurements did."""
 
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,6 +46,33 @@ def test_where_it_pays(shape, pays):
 def test_where_it_is_expected_to_pay_on_a_gpu(shape, pays):
     """The model's logic, by hand: no figure of it is measured yet."""
     assert (expected_gain(shape, LLAMA_3_8B, H200) > 0) == pays
+
+
+def test_forwards_for_groups_of_rows_count():
+    """Rows of a recurrent model that all differ in length go through it one by one."""
+    shape = Shape(rows=4, prefix=64, reused=0, new=32)
+    assert expected_gain(shape, C1, TWO_CORES) > 0
+    assert expected_gain(replace(shape, passes=40), C1, TWO_CORES) < 0
+
+
+def test_a_prefix_that_is_read_for_each_row_saves_its_prefill_alone():
+    shape = Shape(rows=16, prefix=1024, reused=0, new=32)
+    read_once, read_per_row = (
+        expected_gain(replace(shape, read_per_row=each), C1, TWO_CORES) for each in (False, True)
+    )
+    assert read_once > read_per_row > 0
+    assert expected_gain(Shape(rows=2, prefix=16, reused=16, new=256, read_per_row=True), C1, TWO_CORES) < 0
+
+
+@pytest.mark.parametrize(("model_type", "passes"), [("mamba2", 3), ("mamba", 3 + 7 + 2), ("bamba", 3)])
+def test_what_recurrent_models_cost_is_known(model_type, passes, monkeypatch):
+    model, seen = relay_hf.patch_model(tiny_model(model_type), policy="auto"), []
+    monkeypatch.setattr(relay_hf.gate, "expected_gain", lambda *args: seen.append(args) or 1.0)
+    generate(model, prompts(20, (3, 7, 2, 3)))
+    (shape, cost, _), *_ = seen
+    assert shape.passes == passes
+    assert (cost.kv_bytes > 0) == (model_type == "bamba")
+    assert model.relay.last.relayed, model.relay.last
 
 
 def test_a_machine_is_read_off_the_device():
