@@ -22,8 +22,8 @@ class Architecture:
     """One model type.
 
     Attributes:
-        joined: attention has code of its own, or masks that the operator does not know: each layer is handed the keys
-            and values of a whole row, shared ones included. The prefix is computed and stored once, but read per row.
+        parted: attention has code of its own, or masks that the operator does not know. It is handed tensors that
+            stand for the keys and values of whole rows and hold the shared ones once (`parted/`).
         recurrent: how a recurrent layer goes on from a state: "split" with any number of tokens, "steps" with one at a
             time (its code for several tokens starts from zero), None if neither is known.
         positions: where a token's position comes from: "given" as `position_ids` (a type that takes none counts
@@ -33,45 +33,45 @@ class Architecture:
         untouched: why a type is never served.
     """
 
-    joined: bool = False
+    parted: bool = False
     recurrent: Literal["split", "steps"] | None = None
     positions: Literal["given", "columns", "relative"] = "given"
     since: int = 0
     untouched: str | None = None
 
 
-_JOINED = Architecture(joined=True)
+_PARTED = Architecture(parted=True)
 _SPLIT = Architecture(recurrent="split", positions="relative")
 _STEPS = Architecture(recurrent="steps", positions="relative")
 
 ARCHITECTURES: dict[str, Architecture] = {
     # Attention of their own.
-    "bloom": Architecture(joined=True, positions="relative"),  # ALiBi, counted from the mask
-    "codegen": _JOINED,
-    "diffllama": _JOINED,  # two attentions a layer, over halves of the values
-    "falcon": Architecture(joined=True, positions="relative"),
-    "gemma4_unified_text": _JOINED,  # a mask that is bidirectional over images, of which a text has none
-    "git": Architecture(joined=True, positions="columns"),
-    "gpt_neo": _JOINED,
-    "gpt_neox_japanese": _JOINED,
-    "gptj": _JOINED,
-    "hrm_text": _JOINED,  # layers that run several times a forward
-    "llama4_text": Architecture(joined=True, positions="columns"),  # attention in chunks, a temperature by column
-    "megatron-bert": Architecture(joined=True, since=23),
-    "mpt": Architecture(joined=True, positions="relative"),
-    "mvp": _JOINED,
-    "rembert": Architecture(joined=True, since=23),
-    "roformer": Architecture(joined=True, since=23),
-    "trocr": _JOINED,
-    "xglm": _JOINED,
+    "bloom": Architecture(parted=True, positions="relative"),  # ALiBi, counted from the mask
+    "codegen": _PARTED,
+    "diffllama": _PARTED,  # two attentions a layer, over halves of the values
+    "falcon": Architecture(parted=True, positions="relative"),
+    "gemma4_unified_text": _PARTED,  # a mask that is bidirectional over images, of which a text has none
+    "git": Architecture(parted=True, positions="columns"),
+    "gpt_neo": _PARTED,
+    "gpt_neox_japanese": _PARTED,
+    "gptj": _PARTED,
+    "hrm_text": _PARTED,  # layers that run several times a forward
+    "llama4_text": Architecture(parted=True, positions="columns"),  # attention in chunks, a temperature by column
+    "megatron-bert": Architecture(parted=True, since=23),
+    "mpt": Architecture(parted=True, positions="relative"),
+    "mvp": _PARTED,
+    "rembert": Architecture(parted=True, since=23),
+    "roformer": Architecture(parted=True, since=23),
+    "trocr": _PARTED,
+    "xglm": _PARTED,
     # Recurrent layers.
     "bailing_hybrid": _SPLIT,
     "bamba": _SPLIT,
     "falcon_h1": _SPLIT,
     "falcon_mamba": _STEPS,
     "granitemoehybrid": _SPLIT,
-    "inkling2_text": Architecture(joined=True, recurrent="split"),  # a position bias from the queries
-    "inkling_text": Architecture(joined=True, recurrent="split"),
+    "inkling2_text": Architecture(parted=True, recurrent="split"),  # a position bias from the queries
+    "inkling_text": Architecture(parted=True, recurrent="split"),
     "jamba": _STEPS,
     "kimi_linear": _SPLIT,
     "lfm2": _SPLIT,

@@ -121,7 +121,7 @@ def _gate_refusal(
         new,
         returning=rows == 1 and found.reused < found.length,
         passes=passes,
-        read_per_row=architecture.joined,
+        own_code=architecture.parted,
     )
     attending = sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
     return gate.refusal(shape, open_call().modules, relay.text_config, model.device, model.dtype, attending)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .cache_utils import RelayCache, StateLayer
+from .cache_utils import RelayCache, RelayLayer, StateLayer
 from .frame import Frame, RelayError, UnfitModelError, active_frame
+from .parted import Columns, PartedTensor
 from .selection import deselect, select
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedConfig
 
@@ -35,11 +36,27 @@ def open_frame(
 
     Where the cache joins shared and own KV for the model, attention stays the user's.
     """
-    if cache.rows.joined:
+    if cache.rows.parted:
         configs = ()
-    frame = Frame(cache, owner, configs, active_frame.get(), backend, own_mask, capture)
+    frame = Frame(cache, owner, configs, active_frame.get(), _parts_of(cache), backend, own_mask, capture)
     select(configs)
     active_frame.set(frame)
+
+
+def _parts_of(cache: RelayCache) -> Callable[[RelayLayer], tuple[Tensor, Tensor]]:
+    """What gives a layer's keys and values of whole rows, in parts; one per forward, for its masks."""
+    rows, columns = cache.rows, None
+
+    def parts(layer: RelayLayer) -> tuple[Tensor, Tensor]:
+        nonlocal columns
+        keys, values = layer.own()
+        if len(layer.shared) != 1 or layer.shared[0].segment.rows is not None:
+            return layer.joined(0), layer.joined(1)
+        columns = columns or Columns(len(keys), rows.offset, rows.shared_length, rows.own_start)
+        shared = [part[None] for part in layer.shared[0].stored]
+        return PartedTensor(shared[0], keys, 2, columns), PartedTensor(shared[1], values, 2, columns)
+
+    return parts
 
 
 def close_frame(frame: Frame) -> None:
@@ -58,8 +75,8 @@ def check_hits(frame: Frame) -> None:
     cache = frame.cache
     # A layer with both need not use both; any other that stores nothing mixes tokens in a way that the cache can't see.
     holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
-    attended = frame.updates if cache.rows.joined else frame.hits
-    if not cache.rows.joined:
+    attended = frame.updates if cache.rows.parted else frame.hits
+    if not cache.rows.parted:
         holding |= cache.reusing
     if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
         raise UnfitModelError("the model does not use the cache that it is given")

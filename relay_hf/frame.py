@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PreTrainedConfig
 
-    from .cache_utils import RelayCache
+    from .cache_utils import RelayCache, RelayLayer
     from .kernels.plan import Plan
 
 
@@ -42,6 +42,7 @@ class Frame:
         outer: the frame around this one, if forwards nest.
         backend: what is to compute attention, as configured.
         own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
+        parts: gives a layer's keys and values of whole rows, to attention code that is the model's own.
         capture: while a prefix is prefilled, K and V of each layer as its attention saw them, else None.
         causal: the model made a plain causal mask in this forward.
         windows: the other masks handed out, by storage, with their sliding window (tokens), or None for a pattern
@@ -56,6 +57,7 @@ class Frame:
     owner: object
     configs: Sequence[PreTrainedConfig]
     outer: Frame | None
+    parts: Callable[[RelayLayer], tuple[Tensor, Tensor]]
     backend: str = "auto"
     own_mask: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None

@@ -110,7 +110,7 @@ def _relayed(
         shared_length=shared,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
-        joined=architecture_of(relay.text_config).joined,
+        parted=architecture_of(relay.text_config).parted,
     )
     # Recurrent layers are filled group by group, below.
     cache.share(layers, rows, context_of(relay.model))

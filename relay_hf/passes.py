@@ -40,7 +40,7 @@ def prefill_prefix(
     """
     model = relay.model
     cache = RelayCache(relay.text_config)
-    rows = RowLayout(start, start, reserve=len(ids) - start, joined=architecture_of(relay.text_config).joined)
+    rows = RowLayout(start, start, reserve=len(ids) - start, parted=architecture_of(relay.text_config).parted)
     cache.share(kept, rows)
     prefix_ids = ids.to(model.device)[None]
     own_inputs: dict[str, Any] = {"use_cache": True, "attention_mask": None}
@@ -127,7 +127,7 @@ def run_gapless(
         part.share(layers, own, cache.context, len(members))
         call.cache = part
         taken = {name: _rows_of(value, members, len(input_ids)) for name, value in inputs.items()}
-        if not rows.joined:
+        if not rows.parted:
             taken["attention_mask"] = None  # nothing is hidden from a group, and the mask is as wide as the prompt
         outputs = run(relay, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
         parts.append((part, members))

@@ -228,8 +228,8 @@ class Relay:
 
     def _finish(self, call: Call) -> None:
         report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
-        if report.relayed and call.backends:
-            report.backend = "+".join(sorted(call.backends))
+        if report.relayed:
+            report.backend = "+".join(sorted(call.backends)) or "model"
         if call.cache is not None and report.relayed:
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
         with self._lock:

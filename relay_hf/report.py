@@ -20,7 +20,7 @@ class RelayReport:
         kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
         kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
         levels: levels of sharing.
-        backend: what computed attention.
+        backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
     """
 
     relayed: bool

@@ -102,5 +102,5 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
     report = decide(relay, input_ids, config, inputs).report()
     if report.relayed:
-        report.backend = relay.backend
+        report.backend = "model" if architecture_of(relay.text_config).parted else relay.backend
     return report

@@ -101,6 +101,8 @@ class RelayCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store own KV of a layer and return the layer's own KV; the segments reach attention by themselves.
 
+        Where rows are parted, what is returned stands for the keys and values of whole rows.
+
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
         """
@@ -111,9 +113,10 @@ class RelayCache(Cache):
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model), or pass "
                 "past_key_values.to_dynamic()."
             )
-        keys, values = self.layers[layer_idx].update(key_states, value_states)
+        layer = self.layers[layer_idx]
+        keys, values = layer.update(key_states, value_states)
         frame.saw_update(layer_idx, keys)
-        return keys, values
+        return frame.parts(layer) if self.rows.parted and layer.shared else (keys, values)
 
     @property
     def is_shared(self) -> bool:

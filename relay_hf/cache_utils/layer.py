@@ -29,7 +29,7 @@ class RowLayout:
         own_start: `[B]` int64, or None when it is 0 for all rows.
         holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
-        joined: layers hand the model all keys and values of a row, segments included, in the caller's columns.
+        parted: the model gets keys and values of whole rows, in two parts (`parted/`), in the caller's columns.
     """
 
     offset: int = 0
@@ -37,7 +37,7 @@ class RowLayout:
     own_start: Tensor | None = None
     holes: Tensor | None = None
     reserve: int = 0
-    joined: bool = False
+    parted: bool = False
 
 
 class RelayLayer(CacheLayerMixin):
@@ -96,10 +96,7 @@ class RelayLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`.
-
-        Where rows are joined: those of the segments too, `[B, Hkv, offset + S, D]` and so on, in new tensors.
-        """
+        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
         end = self.own_length + key_states.shape[2]
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
@@ -109,7 +106,7 @@ class RelayLayer(CacheLayerMixin):
         keys, values = self.own()
         keys[:, :, begin:] = key_states
         values[:, :, begin:] = value_states
-        return (self.joined(0), self.joined(1)) if self.rows.joined else (keys, values)
+        return keys, values
 
     def joined(self, part: int) -> Tensor:
         """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
@@ -136,8 +133,8 @@ class RelayLayer(CacheLayerMixin):
         self._buffers = (new[0], new[1])
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that `update` returns after `query_length` more, and the caller's column of the first."""
-        if self.rows.joined:
+        """Columns that the model gets after `query_length` more, and the caller's column of the first."""
+        if self.rows.parted:
             return self.rows.offset + self.own_length + query_length, 0
         return self.own_length + query_length, self.rows.offset
 

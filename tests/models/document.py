@@ -17,8 +17,8 @@ with and without left padding. Tokens are equal, and logits within {tolerance:g}
 table; this file is written by `python -m tests.models`, and a test fails where it is out of date.
 
 - **relayed**: the shared prefix is computed, stored and read once per batch.
-- **relayed, read per row**: computed and stored once. Attention is the model's own code, which is handed each row's
-  keys and values in full.
+- **relayed, own attention code**: the same. The model does not use Transformers' attention interface, or masks in its
+  own way: its code is handed keys and values that hold the shared part once.
 - **state shared**: the model has recurrent layers. The prefix is computed once, and each row starts from a copy of its
   state; the keys and values of its attention layers, if it has any, are shared.
 - **untouched**: runs as stock does, for the reason given.
@@ -35,8 +35,8 @@ Where padding is said to matter, the model counts columns instead of positions: 
 def row(trial: Trial) -> str:
     """One line of the table."""
     status = trial.status
-    if not trial.equal and trial.joined:
-        status += ", read per row"
+    if not trial.equal and trial.parted:
+        status += ", own attention code"
     if trial.equal:
         padded = "the same"
     else:

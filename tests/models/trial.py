@@ -30,7 +30,7 @@ class Trial:
         equal, padded: reason of the report for rows of one length and for padded ones; "" where they were relayed.
         layers: kinds of its layers, by what they keep.
         recurrent: whether any layer keeps a state.
-        joined: whether attention has code of its own, which is handed whole rows.
+        parted: whether attention has code of its own, which is handed tensors in two parts.
         errors: what differed from stock.
     """
 
@@ -39,7 +39,7 @@ class Trial:
     padded: str = ""
     layers: tuple[str, ...] = ()
     recurrent: bool = False
-    joined: bool = False
+    parted: bool = False
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -60,7 +60,7 @@ def try_type(model_type: str) -> Trial:
         model_type,
         layers=tuple(sorted({_KINDS.get(type(layer).__name__, type(layer).__name__) for layer in template.layers})),
         recurrent=keeps_state(template),
-        joined=architecture_of(config).joined,
+        parted=architecture_of(config).parted,
     )
     for name, own in (("equal", EQUAL), ("padded", PADDED)):
         # The second time with the prefix kept, and other tokens behind it.
@@ -71,6 +71,9 @@ def try_type(model_type: str) -> Trial:
             report = ours.relay.last
             setattr(trial, name, "" if report.relayed else report.reason)
             reused = report.prefix_tokens_reused
+            operator = not trial.parted and bool(set(trial.layers) - {"recurrent", "no cache"})
+            if report.relayed and report.backend != ("torch" if operator else "model"):
+                trial.errors.append(f"{name}, {what}: {report.backend} computed attention")
             if report.relayed and (reused > 0) != (what == "kept"):
                 trial.errors.append(f"{name}, {what}: {reused} tokens were reused")
         ours.relay.clear()

@@ -1,0 +1,83 @@
+"""Where the columns of a batch's rows lie, and taking whole tensors apart along them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_KEPT_SPLITS = 4  # masks of one forward: one a kind of layer
+
+
+@dataclass(eq=False)
+class Columns:
+    """`[padding | shared | own]`, the columns of every row; the last of the shared ones is before a row's own tokens.
+
+    Attributes:
+        rows: number of rows.
+        offset: columns before the own part.
+        shared: columns of the shared part.
+        own_start: `[B]`, leading columns of the own part that are none of a row's own tokens (there its prefix still
+            goes on, or its padding), or None for 0.
+    """
+
+    rows: int
+    offset: int
+    shared: int
+    own_start: Tensor | None = None
+    _splits: dict[tuple[int, int, int], tuple[Tensor, int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    @property
+    def first(self) -> int:
+        """The first shared column of a row whose own_start is 0."""
+        return self.offset - self.shared
+
+    def split(self, tensor: Tensor, axis: int, dims: int, entries: int) -> tuple[Tensor, Tensor]:
+        """The shared and the own columns of a whole tensor.
+
+        Args:
+            tensor: broadcastable to `dims` dimensions with `entries` along the first, a multiple of the rows.
+            axis: of its columns, negative.
+        """
+        key, version = (id(tensor), dims, entries), -1 if tensor.is_inference() else tensor._version
+        known = self._splits.get(key)
+        if known is not None and known[0] is tensor and known[1] == version >= 0:
+            return known[2]  # the mask that the layer before had
+        own = tensor.narrow(axis, self.offset, tensor.shape[axis] - self.offset)
+        parts = (self._shared_part(tensor, axis, dims, entries), own)
+        if len(self._splits) >= _KEPT_SPLITS:
+            self._splits.pop(next(iter(self._splits)))
+        self._splits[key] = (tensor, version, parts)
+        return parts
+
+    def _shared_part(self, tensor: Tensor, axis: int, dims: int, entries: int) -> Tensor:
+        if self.own_start is None:
+            return tensor.narrow(axis, self.first, self.shared)
+        full = tensor[(None,) * (dims - tensor.dim())]
+        by_row = full.expand(entries, *full.shape[1:]).unflatten(0, (self.rows, entries // self.rows)).movedim(axis, 1)
+        columns = (self.first + self.own_start)[:, None] + torch.arange(self.shared, device=tensor.device)
+        rows = torch.arange(self.rows, device=tensor.device)[:, None]
+        picked = by_row[rows, columns]
+        return picked.movedim(1, axis).flatten(0, 1)
+
+    def join(self, shared: Tensor, own: Tensor, axis: int) -> Tensor:
+        """The whole tensor of two parts, zero in columns of padding."""
+        shape = list(own.shape)
+        shape[axis] += self.offset
+        whole = own.new_zeros(shape)
+        whole.narrow(axis, self.offset, own.shape[axis]).copy_(own)
+        by_row = whole.unflatten(0, (self.rows, -1))
+        parts = shared.unflatten(0, (-1, by_row.shape[1])).expand(self.rows, *[-1] * own.dim())
+        starts = [0] * self.rows if self.own_start is None else self.own_start.tolist()
+        for row, start in enumerate(starts):
+            by_row[row].narrow(axis, self.first + start, self.shared).copy_(parts[row])
+        return whole
+
+    def hide_foreign(self, own: Tensor) -> Tensor:
+        """Scores of own columns, `[entries, ..., T, S]`, with those that are none of a row's own tokens at -inf."""
+        if self.own_start is None:
+            return own
+        foreign = torch.arange(own.shape[-1], device=own.device) < self.own_start[:, None]
+        shape = (self.rows, *[1] * (own.dim() - 1), own.shape[-1])
+        return own.unflatten(0, (self.rows, -1)).masked_fill(foreign.view(shape), -torch.inf).flatten(0, 1)
