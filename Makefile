@@ -6,7 +6,7 @@ PYTEST ?= --numprocesses auto --dist worksteal
 PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 
-.PHONY: help demo test test-floor lint format compile bench clean
+.PHONY: help demo test test-floor models models-floor lint format compile bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,12 @@ test: .venv/.ready ## the tests, with the latest supported Transformers
 
 test-floor: .venv-floor/.ready ## those that involve Transformers, with the oldest supported one
 	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*'
+
+models: .venv/.ready ## try every model type, and write docs/models.md
+	.venv/bin/python -m tests.models
+
+models-floor: .venv-floor/.ready ## try every model type of the oldest supported Transformers
+	.venv-floor/bin/python -m pytest $(PYTEST) tests/models --all-types
 
 lint: .venv/.ready ## lint, format and types
 	.venv/bin/ruff check .

@@ -14,6 +14,10 @@ from transformers.utils import logging as transformers_logging
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-types", action="store_true", help="try every model type with an older Transformers too")
+
+
 class _RaiseOnDeprecation(logging.Handler):
     """Transformers says most of its deprecations through its logger; a test in which it says one fails."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import transformers
 from models.document import row
 from models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
@@ -16,6 +15,11 @@ from relay_hf.testing import UNBUILDABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 TYPES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(UNBUILDABLE))
+# One of each kind: of attention, of recurrence, of what they keep, and of what is not served.
+KINDS = """
+    llama mistral gemma2 deepseek_v3 gpt_oss gemma3n_text bloom gptj falcon llama4_text bart mamba mamba2 bamba
+    falcon_h1 nemotron_h zamba inkling_text deepseek_v32 recurrent_gemma
+""".split()  # noqa: SIM905
 COLUMNS = "the model counts columns, and rows are padded"
 _documented = f"Transformers {transformers.__version__}" in DOCUMENT.read_text()
 
@@ -27,7 +31,13 @@ def expected(model_type: str) -> str:
     return "did not" if old else EXPECTED[model_type]
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+def pytest_generate_tests(metafunc):
+    """Every type with the latest Transformers; with an older one a few, or every one if --all-types asks for it."""
+    if "model_type" in metafunc.fixturenames:
+        whole = _documented or metafunc.config.getoption("all_types")
+        metafunc.parametrize("model_type", TYPES if whole else KINDS)
+
+
 def test_type(model_type):
     trial = try_type(model_type)
     assert not trial.errors
