@@ -129,12 +129,22 @@ def call_refusal(
     return None if unfit is None else f"{unfit}, which is not shared"
 
 
-def recurrent_refusal(architecture: Architecture, model: PreTrainedModel, chunked: bool, holes: bool) -> str | None:
-    """Why a model with recurrent layers is not served. `holes`: some row's mask has any behind its first token."""
+def recurrent_refusal(
+    architecture: Architecture,
+    model: PreTrainedModel,
+    chunked: bool = False,
+    holes: bool = False,
+) -> str | None:
+    """Why a model with recurrent layers is not served, or None.
+
+    Args:
+        chunked: the call asks for a chunked prefill.
+        holes: some row's mask has any behind its first token.
+    """
     if architecture.recurrent is None:
         return f"recurrent layers of type {_text_config(model).model_type!r} are not known to go on from a shared state"
-    if architecture.recurrent == "steps" and chunked:
-        return "the model's recurrent layers can't go on with several tokens, as chunked prefill has it"
+    if chunked:
+        return "chunked prefill: where chunks of recurrent layers begin changes stock's own output"
     if holes:
         return "a mask with holes, which recurrent layers see as tokens"
     if model.device.type != "cpu":

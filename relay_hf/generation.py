@@ -185,6 +185,10 @@ def _continue(
     first: bool,
 ) -> RelayReport:
     """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
+    if not cache.kv_layers:  # nothing in it says how many columns it has seen
+        inputs[relay.cache_name] = cache.to_dynamic()
+        reason = "a returned cache of recurrent layers alone; continued on a DynamicCache"
+        return RelayReport(False, reason, rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
     if refused is None and cache.context not in (None, context_of(relay.model)):

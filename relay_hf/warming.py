@@ -63,7 +63,7 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
         or keeping_refusal(model, call.modules)
         or eligibility.hook_refusal(call.modules, relay)
         or eligibility.rope_refusal(call.configs, len(ids))
-        or (eligibility.recurrent_refusal(architecture, model, False, False) if recurrent else None)
+        or (eligibility.recurrent_refusal(architecture, model) if recurrent else None)
     )
     if refused:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
