@@ -29,6 +29,7 @@ class Architecture:
         positions: where a token's position comes from: "given" as `position_ids` (a type that takes none counts
             columns, as BART's kin do), "columns" though it takes them, or "relative": distances, or a count of the
             attention mask, which padding does not shift.
+        decoder: only with `is_decoder=True` in its configuration is attention causal (BERT's kin).
         since: the first minor version of Transformers 5 whose own code gives the same with a cache as without.
         untouched: why a type is never served.
     """
@@ -36,6 +37,7 @@ class Architecture:
     parted: bool = False
     recurrent: Literal["split", "steps"] | None = None
     positions: Literal["given", "columns", "relative"] = "given"
+    decoder: bool = False
     since: int = 0
     untouched: str | None = None
 
@@ -57,11 +59,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gptj": _PARTED,
     "hrm_text": _PARTED,  # layers that run several times a forward
     "llama4_text": Architecture(parted=True, positions="columns"),  # attention in chunks, a temperature by column
-    "megatron-bert": Architecture(parted=True, since=23),
+    "megatron-bert": Architecture(parted=True, decoder=True, since=23),
     "mpt": Architecture(parted=True, positions="relative"),
     "mvp": _PARTED,
-    "rembert": Architecture(parted=True, since=23),
-    "roformer": Architecture(parted=True, since=23),
+    "rembert": Architecture(parted=True, decoder=True, since=23),
+    "roformer": Architecture(parted=True, decoder=True, since=23),
     "trocr": _PARTED,
     "xglm": _PARTED,
     # Recurrent layers.

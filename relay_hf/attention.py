@@ -38,6 +38,7 @@ _HARMLESS = frozenset(
         "position_embeddings",
         "position_ids",
         "return_dict",
+        "tokenizer",
         "use_cache",
     }
 )
@@ -216,7 +217,10 @@ def _check_call(
     frame.hits.add(layer_idx)
     if dropout:
         raise RelayError(f"attention dropout is active ({dropout})")
-    if kwargs.get("is_causal") is False:
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if causal is False and users_implementation(module.config) != "eager":
+        # Others than eager leave a causal mask out and go by this: a prompt without padding is seen from both sides.
         raise UnfitModelError("a layer's attention is not causal")
     for name, given in kwargs.items():
         if given is not None and name not in _HARMLESS:

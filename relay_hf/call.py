@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from .cache_utils import RelayCache
 from .report import RelayReport
@@ -28,6 +29,7 @@ class Call:
         cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
             not read them (on a GPU that read would wait for the device).
         backends: what computed relayed attention so far.
+        stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
     """
 
@@ -37,8 +39,16 @@ class Call:
     names_cache: bool = False
     report: RelayReport | None = None
     cache: RelayCache | None = None
+    stand_in: tuple[RelayCache, DynamicCache] | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
+
+    def stand_in_for(self, given: RelayCache) -> DynamicCache:
+        """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""
+        dynamic = given.to_dynamic()
+        dynamic._is_user_defined = True  # so generate() leaves no token in it that it does not return
+        self.stand_in = (given, dynamic)
+        return dynamic
 
 
 current_call: ContextVar[Call | None] = ContextVar("relay_hf_call", default=None)

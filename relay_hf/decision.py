@@ -97,7 +97,7 @@ def decide(
     found = _find(relay, prompts, keep, architecture.recurrent if recurrent else None)
     if not found.length:
         return found
-    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), architecture)
+    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), prompts.holes, architecture)
     if refused is None and relay.config.policy == "auto":
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         refused = _gate_refusal(relay, found, new, architecture, cache)

@@ -26,6 +26,7 @@ _KNOWN_INPUTS = frozenset(
         "past_key_values",
         "position_ids",
         "return_dict",
+        "tokenizer",  # for stop strings; generate() leaves it among the inputs
         "use_cache",
     }
 )
@@ -51,9 +52,16 @@ def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
-    known = architecture_of(_text_config(model)).untouched
-    if known is not None:
-        return known
+    config = _text_config(model)
+    known = architecture_of(config)
+    if known.untouched is not None:
+        return known.untouched
+    if known.parted:
+        # Attention code of the model's own is not seen to be causal, so what says otherwise is read.
+        if known.decoder and not config.is_decoder:
+            return "attention is not causal: the model's configuration has is_decoder=False"
+        if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
+            return "attention is not causal: the model's configuration has use_bidirectional_attention"
     for config in configs:
         name = users_implementation(config)
         if name is not None and name not in _KNOWN_ATTENTION:
@@ -116,6 +124,8 @@ def call_refusal(
         empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
         if not empty and name not in _KNOWN_INPUTS:
             return f"the call has an input that is not relayed, {name!r}"
+    if inputs.get("logits_to_keep") not in (None, 1):
+        return "logits of prompt tokens are asked for"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
     if isinstance(stock_cache, RelayCache):
@@ -155,17 +165,24 @@ def recurrent_refusal(
 
 
 def position_refusal(
-    inputs: dict, attention_mask: Tensor | None, padded: bool, architecture: Architecture
+    inputs: dict, attention_mask: Tensor | None, padded: bool, holes: bool, architecture: Architecture
 ) -> str | None:
-    """Why the positions forbid it: they must be those that generate() counts from the mask."""
+    """Why the positions forbid it: they must be those that generate() counts from the mask.
+
+    `padded`: any row has padding before its first token; `holes`: behind it.
+    """
     position_ids = inputs.get("position_ids")
     given = position_ids is not None and architecture.positions != "columns"
     if padded and not given and architecture.positions != "relative":
         return "the model counts columns, and rows are padded"
     if position_ids is None:
         return None
+    if holes and not given:  # GIT takes those of a prompt's first forward alone
+        return "the model counts columns, and a mask with holes leaves some out"
     if position_ids.dim() != 2:
         return f"position_ids have {position_ids.dim()} dimensions"
+    if attention_mask is not None and position_ids.shape != attention_mask.shape:
+        return "position_ids were given by the caller"
     if attention_mask is None:
         expected = torch.arange(position_ids.shape[1], device=position_ids.device)[None]
     else:

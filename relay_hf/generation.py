@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from .architectures import architecture_of
 from .cache_utils import RelayCache, RowLayout, SharedLayer
 from .call import current_call, open_call
 from .decision import Decision, context_of, decide, refusal
@@ -72,7 +70,7 @@ def prefill(
     call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         given.reset()
-        model_kwargs[relay.cache_name] = DynamicCache(config=relay.text_config)
+        model_kwargs[relay.cache_name] = call.stand_in_for(given)
     outputs = stock(*arguments, is_first_iteration=is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
     if isinstance(failure, UnfitModelError):
@@ -110,7 +108,6 @@ def _relayed(
         shared_length=shared,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
-        parted=architecture_of(relay.text_config).parted,
     )
     # Recurrent layers are filled group by group, below.
     cache.share(layers, rows, context_of(relay.model))
@@ -186,7 +183,7 @@ def _continue(
 ) -> RelayReport:
     """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
     if not cache.kv_layers:  # nothing in it says how many columns it has seen
-        inputs[relay.cache_name] = cache.to_dynamic()
+        inputs[relay.cache_name] = open_call().stand_in_for(cache)
         reason = "a returned cache of recurrent layers alone; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
@@ -200,7 +197,7 @@ def _continue(
     columns = max(input_ids.shape[1] - past, 0) if mask is None else mask.shape[1] - past
     computed = len(input_ids) * columns if mask is None else int(mask[:, past:].sum())
     if refused is not None:
-        inputs[relay.cache_name] = cache.to_dynamic()
+        inputs[relay.cache_name] = open_call().stand_in_for(cache)
         reason = f"{refused}; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
     return RelayReport(

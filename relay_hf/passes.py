@@ -12,6 +12,7 @@ from .architectures import architecture_of
 from .cache_utils import RelayCache, RowLayout, SharedLayer
 from .call import open_call
 from .decision import context_of
+from .frame import RelayError
 from .keeping import embedded
 from .prefix import KeptPrefix
 
@@ -40,7 +41,7 @@ def prefill_prefix(
     """
     model = relay.model
     cache = RelayCache(relay.text_config)
-    rows = RowLayout(start, start, reserve=len(ids) - start, parted=architecture_of(relay.text_config).parted)
+    rows = RowLayout(start, start, reserve=len(ids) - start)
     cache.share(kept, rows)
     prefix_ids = ids.to(model.device)[None]
     own_inputs: dict[str, Any] = {"use_cache": True, "attention_mask": None}
@@ -94,6 +95,8 @@ def run(
         model_inputs = model.prepare_inputs_for_generation(
             input_ids[:, :end], next_sequence_length=end - begin, is_first_iteration=True, **step
         )
+        if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
+            raise RelayError("the model counts columns, and rows are padded")
         outputs = model(**model_inputs, return_dict=True)
     return outputs
 

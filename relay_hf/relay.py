@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig
+from transformers.utils import ModelOutput
 
 from . import attention
 from .call import Call, current_call
 from .config import RelayConfig
+from .decision import context_of
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
@@ -128,7 +130,7 @@ class Relay:
         with self.open_call() as call:
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
             try:
-                return self.stock["generate"](*args, **kwargs)
+                return self._with_given_cache(call, self.stock["generate"](*args, **kwargs))
             except BaseException as error:
                 call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
                 raise
@@ -226,7 +228,18 @@ class Relay:
             return torch.cuda.get_device_properties(self.model.device).total_memory // 10
         return 2**30
 
+    def _with_given_cache(self, call: Call, outputs: Any) -> Any:
+        """What generate() returns, with the caller's own cache in the place of what stood in for it."""
+        if call.stand_in is not None and isinstance(outputs, ModelOutput):
+            given, dynamic = call.stand_in
+            if outputs.get(self.cache_name) is dynamic:
+                outputs[self.cache_name] = given
+        return outputs
+
     def _finish(self, call: Call) -> None:
+        if call.stand_in is not None:
+            given, dynamic = call.stand_in
+            given.adopt(dynamic, context_of(self.model))
         report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
         if report.relayed:
             report.backend = "+".join(sorted(call.backends)) or "model"

@@ -94,9 +94,13 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
         relay.cache_name: DynamicCache(config=relay.text_config),
     }
     if "position_ids" in relay.forward_inputs:
+        # M-RoPE types note what images shift on the model meanwhile; a look must not change that.
+        noted = [(module, module.rope_deltas) for module in open_call().modules if hasattr(module, "rope_deltas")]
         inputs["position_ids"] = model._prepare_position_ids_for_generation(
             input_ids, {"attention_mask": attention_mask}
         )
+        for module, deltas in noted:
+            module.rope_deltas = deltas
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)

@@ -156,6 +156,72 @@ def test_to_dynamic_is_what_stock_holds(family):
             torch.testing.assert_close(ours_part, stock_part, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3", "falcon_h1", "gptj"])
+def test_adopted_from_a_dynamic_cache_it_goes_on_alike(family):
+    model = relay_hf.patch_model(tiny_model(family), policy="off")
+    dynamic = generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True).past_key_values
+    cache = relay_hf.RelayCache(model.config)
+    cache.adopt(dynamic)
+    columns = dynamic.get_seq_length()
+    assert cache.get_seq_length() == columns
+    torch.testing.assert_close(next_logits(model, cache), next_logits(model, dynamic), atol=1e-4, rtol=1e-4)
+
+
+CHANGES = {
+    "crop": lambda cache: cache.crop(-3),
+    "reorder": lambda cache: cache.reorder_cache(torch.tensor([3, 2, 1, 0])),
+    "one token": lambda cache: None,
+    "half the rows": lambda cache: cache.batch_select_indices(torch.tensor([0, 2, 1, 3])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_adopted_is_copied_before_it_is_written(change):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="off")
+    dynamic = generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True).past_key_values
+    cache = relay_hf.RelayCache(model.config)
+    cache.adopt(dynamic)
+    assert cache.layers[0].keys.data_ptr() == dynamic.layers[0].keys.data_ptr()
+    before = [layer.keys.clone() for layer in dynamic.layers]
+    CHANGES[change](cache)
+    mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW), value=1)
+    mask = mask[:, : cache.get_seq_length() + 1]
+    with torch.no_grad():
+        model(torch.full((4, 1), 5), attention_mask=mask, past_key_values=cache)
+    for layer, keys in zip(dynamic.layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+
+
+def test_a_window_may_not_move_back_over_what_an_adopted_cache_has_dropped():
+    model = relay_hf.patch_model(tiny_model("mistral"), policy="off")
+    inputs = prompts(PREFIX, RAGGED)
+    cache = relay_hf.RelayCache(model.config)
+    cache.adopt(generate(model, inputs, return_dict_in_generate=True).past_key_values)
+    columns = cache.get_seq_length()
+    expected = next_logits(model, cache)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, columns + 2 - PREFIX - 7), value=1)
+    with torch.no_grad():
+        model(torch.full((4, 2), 5), attention_mask=mask, past_key_values=cache)
+    cache.crop(-2)
+    torch.testing.assert_close(next_logits(model, cache), expected)
+    with pytest.raises(ValueError, match="back over some that a call which was not relayed has dropped"):
+        cache.crop(-1)
+
+
+@pytest.mark.parametrize("inside", [torch.inference_mode, torch.no_grad])
+def test_a_cache_by_hand_is_given_back_filled_where_the_call_is_not_relayed(inside):
+    model = relay_hf.patch_model(tiny_model("falcon_h1"), policy="off")
+    cache = relay_hf.RelayCache(model.config)
+    with inside():
+        out = generate(model, prompts(PREFIX, RAGGED), past_key_values=cache, return_dict_in_generate=True)
+    assert out.past_key_values is cache
+    assert cache.get_seq_length() == PREFIX + 7 + NEW - 1
+    more = {"input_ids": torch.nn.functional.pad(out.sequences, (0, 1), value=5)}
+    more["attention_mask"] = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW + 1), value=1)
+    generate(model, more, past_key_values=cache)
+    assert model.relay.last.reason == "policy 'off'; continued on a DynamicCache"
+
+
 def test_deepcopy_shares_segments_and_owns_the_rest(model, cache):
     twin = copy.deepcopy(cache)
     for mine, theirs in zip(twin.layers, cache.layers, strict=True):

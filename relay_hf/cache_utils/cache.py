@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers import cache_utils as stock
 
+from ..architectures import architecture_of
 from ..frame import RelayError, active_frame
 from .hybrid import HybridLayer
 from .layer import RelayLayer, RowLayout
@@ -50,10 +51,12 @@ class RelayCache(Cache):
         unfit = unsupported_layer(template)
         if unfit is not None:
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
+        text = config.get_text_config(decoder=True)
         self.config = config
-        self.rows = RowLayout()
+        self._parted = architecture_of(text).parted
+        self.rows = RowLayout(parted=self._parted)
         self.context: Hashable = None
-        self.reusing = _reusing(config.get_text_config(decoder=True))
+        self.reusing = _reusing(text)
         super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
@@ -68,9 +71,8 @@ class RelayCache(Cache):
         self, layers: list[SharedLayer] | None, rows: RowLayout, context: Hashable = None, batch: int = 1
     ) -> None:
         """Start the (empty) cache with the layout of its `batch` rows and, if any, what all of them share."""
-        self.rows, self.context = rows, context
-        for layer in self.kv_layers.values():
-            layer.rows = rows
+        self._lay_out(rows)
+        self.context = context
         for layer, shared in zip(self.layers, layers or (), strict=False):
             if shared.kv is not None and isinstance(layer, RelayLayer):
                 layer.shared = [shared.kv]
@@ -132,9 +134,13 @@ class RelayCache(Cache):
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
         super().reset()
-        self.rows = RowLayout()
+        self._lay_out(RowLayout())
+
+    def _lay_out(self, rows: RowLayout) -> None:
+        rows.parted = self._parted
+        self.rows = rows
         for layer in self.kv_layers.values():
-            layer.rows = self.rows
+            layer.rows = rows
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows' own KV. Segments never move: beams stay within the rows of one prompt."""
@@ -188,6 +194,19 @@ class RelayCache(Cache):
             if isinstance(source, StateLayer):
                 source.copy_into(target)
         return dynamic
+
+    def adopt(self, dynamic: DynamicCache, context: Hashable = None) -> None:
+        """Hold what a DynamicCache of the same model holds, in place of all before: nothing of it is shared.
+
+        Keys and values are not copied until they are written to.
+        """
+        self.reset()
+        self.context = context
+        for target, source in zip(self.layers, dynamic.layers, strict=True):
+            if isinstance(target, RelayLayer) and isinstance(source.keys, Tensor):
+                target.adopt_kv(source.keys, source.values, source.get_seq_length())
+            if isinstance(target, StateLayer):
+                StateLayer.copy_into(source, target)
 
 
 def unsupported_layer(cache: Cache) -> str | None:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from ..kernels.segment import Segment
@@ -39,6 +39,11 @@ class RowLayout:
     reserve: int = 0
     parted: bool = False
 
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding before its first token."""
+        return self.own_start is not None or self.offset != self.shared_length
+
 
 class RelayLayer(CacheLayerMixin):
     """Shared segments and own KV of one attention layer.
@@ -57,6 +62,8 @@ class RelayLayer(CacheLayerMixin):
         self.shared: list[SharedKV] = []
         self.own_length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._adopted = False  # the buffers are another cache's too
+        self._dropped = 0  # leading own columns that are not held: they left the window in another cache
 
     @property
     def is_initialized(self) -> bool:
@@ -100,7 +107,7 @@ class RelayLayer(CacheLayerMixin):
         end = self.own_length + key_states.shape[2]
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-        elif end > self.capacity:
+        elif end > self.capacity or self._adopted:
             self._grow(max(end, int(self.capacity * _GROWTH)), key_states, value_states)
         begin, self.own_length = self.own_length, end
         keys, values = self.own()
@@ -130,7 +137,14 @@ class RelayLayer(CacheLayerMixin):
         if self._buffers is not None:
             for target, source in zip(new, self._buffers, strict=True):
                 target[:, :, : self.own_length] = source[:, :, : self.own_length]
-        self._buffers = (new[0], new[1])
+        self._buffers, self._adopted = (new[0], new[1]), False
+
+    def adopt_kv(self, keys: Tensor, values: Tensor, columns: int) -> None:
+        """Hold the KV of another cache's layer, which has seen `columns` and may hold the last of them alone."""
+        self._dropped = columns - keys.shape[2]
+        if self._dropped:
+            keys, values = (nn.functional.pad(part, (0, 0, self._dropped, 0)) for part in (keys, values))
+        self._buffers, self.own_length, self._adopted = (keys, values), columns, True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that the model gets after `query_length` more, and the caller's column of the first."""
@@ -157,15 +171,23 @@ class RelayLayer(CacheLayerMixin):
                 f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {self.own_length} tokens "
                 "are the rows' own. Use to_dynamic() for a cache that can be cropped further."
             )
+        first_seen = self.own_length + tokens_to_remove + 1 - (self.sliding_window or 0)
+        if tokens_to_remove and first_seen < self._dropped:
+            raise ValueError(
+                f"tokens_to_remove={tokens_to_remove} moves the window of {self.sliding_window} tokens back over some "
+                "that a call which was not relayed has dropped. Run the shorter text again."
+            )
         self.own_length += tokens_to_remove
 
     def reset(self) -> None:
         """Back to an empty layer."""
-        self.shared, self.own_length, self._buffers = [], 0, None
+        RelayLayer.__init__(self, self.rows, self.sliding_window)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
         if self._buffers is not None:
+            if self._adopted:
+                self._grow(self.capacity, *self._buffers)
             for buffer in self._buffers:
                 own = buffer[:, :, : self.own_length]
                 own.copy_(own.index_select(0, beam_idx.to(own.device)))
@@ -182,7 +204,7 @@ class RelayLayer(CacheLayerMixin):
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
         if self._buffers is not None:
-            self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
+            self._buffers, self._adopted = (change(self._buffers[0]), change(self._buffers[1])), False
 
     def freeze(self, attended: tuple[Tensor, Tensor] | None) -> SharedKV:
         """The own KV of the only row as a segment that others can share.
@@ -215,7 +237,7 @@ class RelayLayer(CacheLayerMixin):
 
     def _copy_into(self, new: RelayLayer) -> None:
         new.shared = list(self.shared)
-        new.own_length = self.own_length
+        new.own_length, new._dropped = self.own_length, self._dropped
         if self._buffers is not None:
             new._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
 

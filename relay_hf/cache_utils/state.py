@@ -71,8 +71,8 @@ class StateLayer(LinearAttentionLayer):
                     tensor[indices.to(tensor.device)] = source[i]
         _adopt(self, *whole)
 
-    def copy_into(self, new: LinearAttentionLayer) -> None:
-        """Give `new` copies of the states."""
+    def copy_into(self: LinearAttentionLayer, new: LinearAttentionLayer) -> None:
+        """Give `new` copies of the states, of Transformers' own layer too."""
         _adopt(new, _cloned(self.conv_states), _cloned(self.recurrent_states))
 
     def reset(self) -> None:
@@ -104,7 +104,7 @@ def _adopt(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> No
 
 
 def _cloned(states: dict[int, Tensor | None]) -> _States:
-    return {i: tensor.clone() for i, tensor in states.items() if tensor is not None}
+    return {i: _repeated(tensor, len(tensor)) for i, tensor in states.items() if tensor is not None}
 
 
 def _repeated(state: Tensor, rows: int) -> Tensor:

@@ -57,6 +57,8 @@ class Columns:
         full = tensor[(None,) * (dims - tensor.dim())]
         by_row = full.expand(entries, *full.shape[1:]).unflatten(0, (self.rows, entries // self.rows)).movedim(axis, 1)
         columns = (self.first + self.own_start)[:, None] + torch.arange(self.shared, device=tensor.device)
+        # A chunk of a prefill may end before some row's own tokens begin: nothing reads what such a row computes.
+        columns = columns.clamp(max=by_row.shape[1] - 1)
         rows = torch.arange(self.rows, device=tensor.device)[:, None]
         picked = by_row[rows, columns]
         return picked.movedim(1, axis).flatten(0, 1)

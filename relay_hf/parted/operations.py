@@ -79,8 +79,13 @@ def _softmax(func: Callable, scores: Any, dim: int = -1, _stacklevel: int = 3, d
     inside = torch.float32 if result in _HALF else result
     shared, own = scores.shared.to(inside), scores.columns.hide_foreign(scores.own.to(inside))
     most = torch.maximum(shared.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
+    if scores.columns.own_start is not None:
+        # Padding may see nothing at all, and must stay finite: what it becomes is multiplied by zero, and added.
+        most = most.clamp(min=torch.finfo(inside).min)
     shared, own = (shared - most).exp(), (own - most).exp()
     total = shared.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
+    if scores.columns.own_start is not None:
+        total = total.masked_fill(total == 0, 1)
     return scores.like((shared / total).to(result), (own / total).to(result), padded=True)
 
 
