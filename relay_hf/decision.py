@@ -89,7 +89,8 @@ def decide(
     recurrent = keeps_state(cache)
     if recurrent:
         chunked = generation_config.prefill_chunk_size is not None
-        refused = eligibility.recurrent_refusal(architecture, model, chunked, prompts.holes)
+        padded = bool(prompts.start.any())
+        refused = eligibility.recurrent_refusal(architecture, model, chunked, padded, prompts.holes)
     if refused:
         return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
@@ -97,7 +98,10 @@ def decide(
     found = _find(relay, prompts, keep, architecture.recurrent if recurrent else None)
     if not found.length:
         return found
-    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), prompts.holes, architecture)
+    positions = architecture.positions
+    if positions == "given" and "position_ids" not in relay.forward_inputs:
+        positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
+    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), prompts.holes, positions)
     if refused is None and relay.config.policy == "auto":
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         refused = _gate_refusal(relay, found, new, architecture, cache)

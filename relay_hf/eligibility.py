@@ -42,6 +42,8 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
 # Packages whose kernels take the place of the recurrent layers' PyTorch code on a GPU.
 _RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
+# Projections of a recurrent layer that come after its convolution, by their names.
+_BEHIND_CONVOLUTIONS = frozenset({"dt_proj", "o_proj", "out_proj", "x_proj"})
 
 
 class TokenIdError(ValueError):
@@ -143,12 +145,14 @@ def recurrent_refusal(
     architecture: Architecture,
     model: PreTrainedModel,
     chunked: bool = False,
+    padded: bool = False,
     holes: bool = False,
 ) -> str | None:
     """Why a model with recurrent layers is not served, or None.
 
     Args:
         chunked: the call asks for a chunked prefill.
+        padded: some row has padding before its first token.
         holes: some row's mask has any behind its first token.
     """
     if architecture.recurrent is None:
@@ -157,6 +161,8 @@ def recurrent_refusal(
         return "chunked prefill: where chunks of recurrent layers begin changes stock's own output"
     if holes:
         return "a mask with holes, which recurrent layers see as tokens"
+    if padded and any(_shows_padding(module) for module in model.modules()):
+        return "padding, which a projection with a bias shows to the convolutions of recurrent layers"
     if model.device.type != "cpu":
         for name in _RECURRENT_KERNELS:
             if importlib.util.find_spec(name) is not None:
@@ -164,16 +170,32 @@ def recurrent_refusal(
     return None
 
 
+def _shows_padding(module: nn.Module) -> bool:
+    """Whether a module has a convolution and, before it, a projection with a bias.
+
+    Stock zeroes padding before the projection alone: what then enters the convolution is the bias, and the first
+    tokens of a row see it.
+    """
+    children = dict(module.named_children())
+    if not any(isinstance(child, nn.Conv1d) for child in children.values()):
+        return False
+    return any(
+        isinstance(child, nn.Linear) and child.bias is not None
+        for name, child in children.items()
+        if name not in _BEHIND_CONVOLUTIONS
+    )
+
+
 def position_refusal(
-    inputs: dict, attention_mask: Tensor | None, padded: bool, holes: bool, architecture: Architecture
+    inputs: dict, attention_mask: Tensor | None, padded: bool, holes: bool, positions: str
 ) -> str | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
-    `padded`: any row has padding before its first token; `holes`: behind it.
+    `padded`: any row has padding before its first token; `holes`: behind it; `positions`: as in the table of types.
     """
     position_ids = inputs.get("position_ids")
-    given = position_ids is not None and architecture.positions != "columns"
-    if padded and not given and architecture.positions != "relative":
+    given = position_ids is not None and positions != "columns"
+    if padded and not given and positions != "relative":
         return "the model counts columns, and rows are padded"
     if position_ids is None:
         return None

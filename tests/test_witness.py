@@ -62,6 +62,16 @@ def test_any_change_of_any_parameter_is_noticed(change):
     assert noticed == 100
 
 
+@pytest.mark.parametrize("model_type", ["mamba", "jamba"])
+def test_a_factor_on_weights_with_a_column_of_zeros_is_noticed(model_type):
+    """A_log is the logarithm of 1, 2, 3, ... in every row, in rows as short as the samples may lie apart."""
+    model = tiny_model(model_type, num_hidden_layers=4)
+    for parameter in [p for name, p in model.named_parameters() if name.endswith("A_log")]:
+        witness = Witness([*model.modules()])
+        parameter.data.mul_(1.01)
+        assert not witness.holds([*model.modules()])
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_model_never_serves_the_old_prefix(pair, change):
     stock, ours = pair

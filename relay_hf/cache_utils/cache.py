@@ -118,7 +118,7 @@ class RelayCache(Cache):
         layer = self.layers[layer_idx]
         keys, values = layer.update(key_states, value_states)
         frame.saw_update(layer_idx, keys)
-        return frame.parts(layer) if self.rows.parted and layer.shared else (keys, values)
+        return frame.parts(layer) if self.rows.parted and self.rows.offset else (keys, values)
 
     @property
     def is_shared(self) -> bool:

@@ -10,6 +10,7 @@ answer to that. (The rows of the embedding that a kept prefix uses are looked at
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -116,8 +117,10 @@ def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
         count = tensor.numel()
         if count == 0:
             continue
-        # Not a divisor of a row's length as a rule, so that the samples do not all lie in one column.
         step = max(1, (count - 1) // (_SAMPLES - 1))
+        # Not all samples in a few columns: the first one of Mamba's A_log is zero in every row, however it is scaled.
+        while step > 1 and math.gcd(step, tensor.shape[-1]) > 1:
+            step -= 1
         if tensor.is_contiguous():
             # One call where view(-1)[::step] takes three: 0.9 us a parameter.
             view = tensor.as_strided((min(_SAMPLES, count),), (step,))

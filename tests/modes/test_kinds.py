@@ -89,6 +89,17 @@ def test_a_single_row_on_a_kept_prefix(kind):
     assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, PREFIX), ours.relay.last
 
 
+def test_a_single_row_that_returns_padded(kind):
+    """What is to be kept is cut from the row's own KV, before which there is padding and nothing shared."""
+    stock, ours = build_pair(kind)
+    ours.relay.clear()
+    padded = {name: torch.nn.functional.pad(value, (3, 0)) for name, value in ONE.items()}
+    for reason in ("nothing kept or recent", "a start that returned", "a kept prefix"):
+        expected = seeded(partial(generate, inputs=padded), stock)
+        assert_same(seeded(partial(generate, inputs=padded), ours), expected)
+        assert ours.relay.last.reason.startswith(reason), ours.relay.last
+
+
 @pytest.mark.parametrize("options", [{"use_cache": False}, {"output_hidden_states": True}], ids=str)
 def test_what_passes_through(kind, options):
     assert_untouched(build_pair(kind), partial(generate, **options), "{}={}".format(*next(iter(options.items()))))

@@ -147,6 +147,13 @@ def test_a_model_that_drops_its_positions_needs_the_guard(monkeypatch):
     assert_wrong(images.exaone4_5(), RAGGED)
 
 
+def test_positions_that_a_model_does_not_take_change_nothing():
+    """BART's kin accept them among what they leave aside, and count columns."""
+    models = pair("bart")
+    assert_untouched(models, RAGGED, COLUMNS, position_ids=COUNTED)
+    assert_relayed(models, EQUAL, position_ids=torch.arange(25).repeat(3, 1))
+
+
 def test_positions_of_one_row_for_all_are_untouched():
     models = pair("gpt2")
     assert_untouched(models, RAGGED, GIVEN, position_ids=torch.arange(27)[None])

@@ -3,15 +3,26 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from models.trial import TOLERANCE
 
 from relay_hf import eligibility, generation
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import state
 from relay_hf.prefix import Prompts
-from relay_hf.testing import prompts
+from relay_hf.testing import prompts, tiny_model
 
-from .compare import RECENT, assert_relayed, assert_untouched, assert_wrong, error, pair, run, then
+from .compare import (
+    RECENT,
+    assert_relayed,
+    assert_untouched,
+    assert_wrong,
+    beside_a_patched_copy,
+    error,
+    pair,
+    run,
+    then,
+)
 
 RAGGED = prompts(20, (3, 7, 2, 5))
 EQUAL = prompts(20, (5, 5, 5))
@@ -57,6 +68,37 @@ def test_so_does_a_chunk_of_a_prefill(monkeypatch):
     assert_untouched(models, EQUAL, "chunked prefill", prefill_chunk_size=4)
     monkeypatch.setattr(eligibility, "recurrent_refusal", lambda *args: None)
     assert_wrong(models, EQUAL, prefill_chunk_size=4)
+
+
+# Stock zeroes padding before the projection into a convolution: a bias there is what the first tokens then see.
+PROJECTIONS = {
+    "mamba": "use_bias",
+    "mamba2": "use_bias",
+    "bamba": "mamba_proj_bias",
+    "lfm2": "conv_bias",
+    "nemotron_h": "use_bias",
+}
+
+
+def with_biases(model_type):
+    stock = tiny_model(model_type, **{PROJECTIONS[model_type]: True})
+    for name, parameter in stock.named_parameters():
+        if name.endswith("in_proj.bias"):
+            torch.nn.init.normal_(parameter)
+    return beside_a_patched_copy(stock)
+
+
+@pytest.mark.parametrize("model_type", PROJECTIONS)
+def test_padding_before_a_biased_projection_is_untouched(model_type):
+    models = with_biases(model_type)
+    assert_untouched(models, RAGGED, "padding, which a projection with a bias shows to the convolutions")
+    assert_relayed(models, EQUAL)
+
+
+@pytest.mark.parametrize("model_type", PROJECTIONS)
+def test_padding_before_a_biased_projection_needs_the_guard(model_type, monkeypatch):
+    monkeypatch.setattr(eligibility, "_shows_padding", lambda module: False)
+    assert_wrong(with_biases(model_type), RAGGED)
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "qwen3_next"])
