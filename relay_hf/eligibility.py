@@ -130,10 +130,15 @@ def call_refusal(
         return "logits of prompt tokens are asked for"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
+    if getattr(stock_cache, "_is_user_defined", False) and not isinstance(stock_cache, RelayCache):
+        return "past_key_values was given by the caller"
+    return cache_refusal(stock_cache)
+
+
+def cache_refusal(stock_cache: Cache | None) -> str | None:
+    """Why a RelayCache can't take the place of the cache that stock would use, or None."""
     if isinstance(stock_cache, RelayCache):
         return None
-    if getattr(stock_cache, "_is_user_defined", False):
-        return "past_key_values was given by the caller"
     if stock_cache is None or type(stock_cache) is not DynamicCache or stock_cache.offloading:
         kind = "no cache" if stock_cache is None else f"a {type(stock_cache).__name__}"
         return f"generate() uses {kind} here, in place of a plain DynamicCache"

@@ -190,6 +190,9 @@ def _continue(
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
     if refused is None and cache.context not in (None, context_of(relay.model)):
         refused = "the cache was filled on another device, in another dtype or under another autocast"
+    if refused is None and not cache.is_shared:
+        # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
+        refused = "a returned cache that shares nothing"
     try:
         cache.rows.holes = own_columns(cache, mask)
     except RelayError as error:
@@ -201,10 +204,10 @@ def _continue(
         reason = f"{refused}; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
     return RelayReport(
-        relayed=cache.is_shared,
+        relayed=True,
         reason="a returned cache, continued",
         rows=len(input_ids),
         prefix_length=cache.rows.shared_length,
         prompt_tokens_computed=computed,
-        levels=int(cache.is_shared),
+        levels=1,
     )

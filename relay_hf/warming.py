@@ -56,10 +56,12 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
     model, call = relay.model, open_call()
     architecture = architecture_of(relay.text_config)
-    recurrent = keeps_state(DynamicCache(config=relay.text_config))
+    cache = _default_cache(relay)
+    recurrent = keeps_state(cache)
     refused = (
         relay.model_refusal
         or eligibility.model_refusal(model, call.configs)
+        or eligibility.cache_refusal(cache)
         or keeping_refusal(model, call.modules)
         or eligibility.hook_refusal(call.modules, relay)
         or eligibility.rope_refusal(call.configs, len(ids))
@@ -83,6 +85,11 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     return prefix
 
 
+def _default_cache(relay: Relay) -> DynamicCache | None:
+    """The cache that generate() makes for the model; None where the model makes its own."""
+    return DynamicCache(config=relay.text_config) if relay.model._supports_default_dynamic_cache() else None
+
+
 def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> RelayReport:
     """The report of a call that is not run."""
     model = relay.model
@@ -91,7 +98,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     eligibility.check_vocabulary(model, input_ids, "input_ids")
     inputs: dict[str, Any] = {
         "attention_mask": attention_mask,
-        relay.cache_name: DynamicCache(config=relay.text_config),
+        relay.cache_name: _default_cache(relay),
     }
     if "position_ids" in relay.forward_inputs:
         # M-RoPE types note what images shift on the model meanwhile; a look must not change that.

@@ -1,6 +1,7 @@
 """What is not known to be exact passes through untouched, gives stock's output, and the report says why."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -215,6 +216,18 @@ def test_an_encoder_and_a_decoder():
 )
 def test_models(model_type, reason):
     assert_type_untouched(tiny_model(model_type), reason)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"), [("xlstm", "generate() uses no cache"), ("deepseek_v32", "DynamicIndexedLayer")]
+)
+def test_a_cache_that_can_not_be_replaced_is_known_before_any_call(model_type, reason):
+    ours = relay_hf.patch_model(tiny_model(model_type), policy="always")
+    report = ours.relay.explain(INPUTS["input_ids"], INPUTS["attention_mask"])
+    assert not report.relayed
+    assert reason in report.reason
+    with pytest.raises(relay_hf.RelayError, match=re.escape(reason)):
+        ours.relay.warm([5] * 30)
 
 
 def test_no_report_before_the_first_call_and_one_after_a_failed_one():

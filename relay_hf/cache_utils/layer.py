@@ -172,7 +172,7 @@ class RelayLayer(CacheLayerMixin):
                 "are the rows' own. Use to_dynamic() for a cache that can be cropped further."
             )
         first_seen = self.own_length + tokens_to_remove + 1 - (self.sliding_window or 0)
-        if tokens_to_remove and first_seen < self._dropped:
+        if tokens_to_remove and max(first_seen, 0) < self._dropped:
             raise ValueError(
                 f"tokens_to_remove={tokens_to_remove} moves the window of {self.sliding_window} tokens back over some "
                 "that a call which was not relayed has dropped. Run the shorter text again."
