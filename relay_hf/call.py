@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.utils import ModelOutput
 
 from .cache_utils import RelayCache
 from .report import RelayReport
@@ -47,8 +48,17 @@ class Call:
         """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""
         dynamic = given.to_dynamic()
         dynamic._is_user_defined = True  # so generate() leaves no token in it that it does not return
+        given.reset()  # or its tokens would be held twice
         self.stand_in = (given, dynamic)
         return dynamic
+
+    def with_given_cache(self, outputs: Any) -> Any:
+        """What generate() returns, with the caller's own cache in the place of what stood in for it."""
+        if self.stand_in is not None and isinstance(outputs, ModelOutput):
+            given, dynamic = self.stand_in
+            for name in [name for name, value in outputs.items() if value is dynamic]:
+                outputs[name] = given
+        return outputs
 
 
 current_call: ContextVar[Call | None] = ContextVar("relay_hf_call", default=None)

@@ -101,7 +101,9 @@ def decide(
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
-    refused = eligibility.position_refusal(inputs, mask, bool(prompts.start.any()), prompts.holes, positions)
+    refused = eligibility.position_refusal(
+        inputs, mask, input_ids.shape[1], bool(prompts.start.any()), prompts.holes, positions
+    )
     if refused is None and relay.config.policy == "auto":
         new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         refused = _gate_refusal(relay, found, new, architecture, cache)

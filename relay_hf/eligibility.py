@@ -181,22 +181,21 @@ def _shows_padding(module: nn.Module) -> bool:
     Stock zeroes padding before the projection alone: what then enters the convolution is the bias, and the first
     tokens of a row see it.
     """
-    children = dict(module.named_children())
-    if not any(isinstance(child, nn.Conv1d) for child in children.values()):
-        return False
-    return any(
-        isinstance(child, nn.Linear) and child.bias is not None
-        for name, child in children.items()
-        if name not in _BEHIND_CONVOLUTIONS
-    )
+    # What peft puts around a layer has it as its base_layer.
+    children = {name: getattr(child, "base_layer", child) for name, child in module.named_children()}
+    before = [child for name, child in children.items() if name not in _BEHIND_CONVOLUTIONS]
+    convolutions = [child for child in before if isinstance(child, nn.Conv1d)]
+    biased = [child for child in before if getattr(child, "bias", None) is not None]
+    return bool(convolutions) and any(child not in convolutions for child in biased)
 
 
 def position_refusal(
-    inputs: dict, attention_mask: Tensor | None, padded: bool, holes: bool, positions: str
+    inputs: dict, attention_mask: Tensor | None, columns: int, padded: bool, holes: bool, positions: str
 ) -> str | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
-    `padded`: any row has padding before its first token; `holes`: behind it; `positions`: as in the table of types.
+    `columns`: of the prompts; `padded`: any row has padding before its first token; `holes`: behind it; `positions`: as
+    in the table of types.
     """
     position_ids = inputs.get("position_ids")
     given = position_ids is not None and positions != "columns"
@@ -208,7 +207,8 @@ def position_refusal(
         return "the model counts columns, and a mask with holes leaves some out"
     if position_ids.dim() != 2:
         return f"position_ids have {position_ids.dim()} dimensions"
-    if attention_mask is not None and position_ids.shape != attention_mask.shape:
+    fits = position_ids.shape[1] == columns
+    if not fits or (attention_mask is not None and position_ids.shape != attention_mask.shape):
         return "position_ids were given by the caller"
     if attention_mask is None:
         expected = torch.arange(position_ids.shape[1], device=position_ids.device)[None]

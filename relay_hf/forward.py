@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def forward_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[RelayCache | None, Tensor | None]:
-    """The RelayCache and the attention mask of a forward's arguments."""
+def forward_arguments(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[RelayCache | None, Tensor | None]:
+    """The RelayCache and the attention mask of a forward's arguments, whether given by name or by position."""
     cache = next((given for given in (*kwargs.values(), *args) if isinstance(given, RelayCache)), None)
+    if cache is not None and args:
+        kwargs = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
     return cache, kwargs.get("attention_mask")
 
 
@@ -100,7 +105,7 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
     """
     rows = cache.rows
     if attention_mask is None:
-        if rows.own_start is not None or rows.offset != rows.shared_length:
+        if rows.padded:
             raise RelayError("the rows of this RelayCache are padded: attention_mask is needed")
         return None
     if attention_mask.dim() != 2:

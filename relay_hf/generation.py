@@ -69,7 +69,6 @@ def prefill(
     call.cache = None
     call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
-        given.reset()
         model_kwargs[relay.cache_name] = call.stand_in_for(given)
     outputs = stock(*arguments, is_first_iteration=is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.

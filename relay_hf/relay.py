@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import GenerationConfig
-from transformers.utils import ModelOutput
 
 from . import attention
 from .call import Call, current_call
@@ -130,7 +129,7 @@ class Relay:
         with self.open_call() as call:
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
             try:
-                return self._with_given_cache(call, self.stock["generate"](*args, **kwargs))
+                return call.with_given_cache(self.stock["generate"](*args, **kwargs))
             except BaseException as error:
                 call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
                 raise
@@ -152,7 +151,7 @@ class Relay:
         stale = active_frame.get()
         if stale is not None and stale.owner is self:
             close_frame(stale)
-        cache, mask = forward_arguments(args, kwargs)
+        cache, mask = forward_arguments(self.model.forward, args, kwargs)
         if cache is not None:
             call, backend = current_call.get(), self.config.backend
             if call is not None and call.cache is cache:
@@ -227,14 +226,6 @@ class Relay:
         if self.model.device.type == "cuda":
             return torch.cuda.get_device_properties(self.model.device).total_memory // 10
         return 2**30
-
-    def _with_given_cache(self, call: Call, outputs: Any) -> Any:
-        """What generate() returns, with the caller's own cache in the place of what stood in for it."""
-        if call.stand_in is not None and isinstance(outputs, ModelOutput):
-            given, dynamic = call.stand_in
-            if outputs.get(self.cache_name) is dynamic:
-                outputs[self.cache_name] = given
-        return outputs
 
     def _finish(self, call: Call) -> None:
         if call.stand_in is not None:

@@ -47,7 +47,7 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     ids = ids.detach().to("cpu", torch.int64)
     eligibility.check_vocabulary(model, ids, "text_or_ids")
     context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if context is not None and len(ids) > context:
+    if context is not None and 0 < context < len(ids):
         raise ValueError(f"text_or_ids must fit the model's context of {context} tokens; got {len(ids)}. Shorten it.")
     return ids
 
@@ -76,7 +76,13 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
         reused = 0
     start = kept.first(reused) if kept is not None and reused else None
     inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
-    prefix = prefill_and_keep(relay, ids, inputs, kept=start, start=reused)
+    try:
+        prefix = prefill_and_keep(relay, ids, inputs, kept=start, start=reused)
+    except (RelayError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        what = f"its prefill raised {type(error).__name__}: {error}"
+        raise RelayError(f"no prefix of this model can be kept: {what}") from error
     if prefix.nbytes > relay.keeper.store.budget:
         raise RelayError(
             f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.keeper.store.budget}; "
@@ -87,7 +93,8 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
 
 def _default_cache(relay: Relay) -> DynamicCache | None:
     """The cache that generate() makes for the model; None where the model makes its own."""
-    return DynamicCache(config=relay.text_config) if relay.model._supports_default_dynamic_cache() else None
+    takes_one = relay.cache_name in relay.forward_inputs and relay.model._supports_default_dynamic_cache()
+    return DynamicCache(config=relay.text_config) if takes_one else None
 
 
 def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> RelayReport:
@@ -103,11 +110,13 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     if "position_ids" in relay.forward_inputs:
         # M-RoPE types note what images shift on the model meanwhile; a look must not change that.
         noted = [(module, module.rope_deltas) for module in open_call().modules if hasattr(module, "rope_deltas")]
-        inputs["position_ids"] = model._prepare_position_ids_for_generation(
-            input_ids, {"attention_mask": attention_mask}
-        )
-        for module, deltas in noted:
-            module.rope_deltas = deltas
+        try:
+            inputs["position_ids"] = model._prepare_position_ids_for_generation(
+                input_ids, {"attention_mask": attention_mask}
+            )
+        finally:
+            for module, deltas in noted:
+                module.rope_deltas = deltas
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)

@@ -208,13 +208,68 @@ def test_a_window_may_not_move_back_over_what_an_adopted_cache_has_dropped():
         cache.crop(-1)
 
 
+@pytest.mark.parametrize("family", ["llama", "gptj", "falcon_h1"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_turn_of_other_rows_changes_nothing(family, rows):
+    """Fewer than the cache has, which a write into its buffers would spread over all of them."""
+    model = relay_hf.patch_model(tiny_model(family), policy="always")
+    inputs = prompts(PREFIX, (5, 5, 5, 5))
+    out = generate(model, inputs, return_dict_in_generate=True)
+    cache, mask = out.past_key_values, torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
+    if family != "falcon_h1":
+        cache.crop(-5)  # room, so that nothing grows
+    some = {"input_ids": out.sequences[:rows], "attention_mask": mask[:rows]}
+    columns = cache.get_seq_length()
+    with pytest.raises(RuntimeError):
+        generate(model, some, past_key_values=cache)
+    assert cache.get_seq_length() == columns
+
+
+def test_a_mask_by_position_counts_like_one_by_name():
+    stock = tiny_model("llama")
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    inputs = prompts(PREFIX, RAGGED)
+    inputs["attention_mask"][1, -3] = 0
+    with torch.no_grad():
+        expected = stock(**inputs).logits
+        got = ours(*inputs.values(), past_key_values=relay_hf.RelayCache(ours.config)).logits
+    shown = inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[shown], expected[shown], atol=1e-4, rtol=1e-4)
+
+
+INFERENCE_CHANGES = {
+    "deepcopy": copy.deepcopy,
+    "repeat": lambda cache: cache.batch_repeat_interleave(1) or cache,
+    "select": lambda cache: cache.batch_select_indices(torch.arange(4)) or cache,
+}
+
+
+@pytest.mark.parametrize("change", INFERENCE_CHANGES)
+@pytest.mark.parametrize("family", ["llama", "falcon_h1"])
+def test_what_is_made_in_inference_mode_serves_outside_of_it(family, change):
+    model = relay_hf.patch_model(tiny_model(family), policy="always")
+    cache = filled(model)
+    columns, expected = cache.get_seq_length(), next_logits(model, cache)
+    with torch.inference_mode():
+        changed = INFERENCE_CHANGES[change](cache)
+    mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, columns + 1 - PREFIX - 7), value=1)
+    ids, positions = torch.arange(5, 9)[:, None], mask.cumsum(1)[:, -1:] - 1
+    with torch.no_grad():
+        got = model(ids, attention_mask=mask, position_ids=positions, past_key_values=changed).logits
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "mamba"])
 @pytest.mark.parametrize("inside", [torch.inference_mode, torch.no_grad])
-def test_a_cache_by_hand_is_given_back_filled_where_the_call_is_not_relayed(inside):
-    model = relay_hf.patch_model(tiny_model("falcon_h1"), policy="off")
+def test_a_cache_by_hand_is_given_back_filled_where_the_call_is_not_relayed(family, inside):
+    model = relay_hf.patch_model(tiny_model(family), policy="off")
     cache = relay_hf.RelayCache(model.config)
     with inside():
-        out = generate(model, prompts(PREFIX, RAGGED), past_key_values=cache, return_dict_in_generate=True)
+        given = {model.relay.cache_name: cache}
+        out = generate(model, prompts(PREFIX, RAGGED), **given, return_dict_in_generate=True)
     assert out.past_key_values is cache
+    if family == "mamba":
+        return
     assert cache.get_seq_length() == PREFIX + 7 + NEW - 1
     more = {"input_ids": torch.nn.functional.pad(out.sequences, (0, 1), value=5)}
     more["attention_mask"] = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW + 1), value=1)

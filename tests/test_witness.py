@@ -1,6 +1,7 @@
 """A kept prefix does not outlive any change of what the model would compute."""
 
 import copy
+import itertools
 
 import peft
 import pytest
@@ -60,6 +61,22 @@ def test_any_change_of_any_parameter_is_noticed(change):
         noticed += not witness.holds(modules)
         witness = Witness(modules)
     assert noticed == 100
+
+
+@pytest.mark.parametrize("shape", [(n,) for n in (33, 64, 96, 128, 192, 256, 4096)] + [(64, 16), (96, 96), (9, 7)])
+def test_samples_are_spread_over_the_whole(shape):
+    """No gap is much longer than a thirtieth of the elements, in front of the first sample, between two, or behind."""
+    module = torch.nn.ParameterList([torch.zeros(shape)])
+    flat, seen = module[0].data.view(-1), []
+    witness = Witness([module])
+    for index in range(len(flat)):
+        flat[index] = 1
+        seen += [] if witness.holds([module]) else [index]
+        flat[index] = 0
+    edges = [-1, *seen, len(flat)]
+    assert len(seen) == 32
+    assert max(b - a for a, b in itertools.pairwise(edges[:-1])) <= max(len(flat) / 30, 1)
+    assert len(flat) - edges[-2] <= max(len(flat) / 10, 32)
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "jamba"])

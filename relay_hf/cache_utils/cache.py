@@ -15,7 +15,7 @@ from ..frame import RelayError, active_frame
 from .hybrid import HybridLayer
 from .layer import RelayLayer, RowLayout
 from .shared import SharedLayer
-from .state import StateLayer
+from .state import StateLayer, copy_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -53,8 +53,7 @@ class RelayCache(Cache):
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
         text = config.get_text_config(decoder=True)
         self.config = config
-        self._parted = architecture_of(text).parted
-        self.rows = RowLayout(parted=self._parted)
+        self.rows = RowLayout(parted=architecture_of(text).parted)
         self.context: Hashable = None
         self.reusing = _reusing(text)
         super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
@@ -137,7 +136,7 @@ class RelayCache(Cache):
         self._lay_out(RowLayout())
 
     def _lay_out(self, rows: RowLayout) -> None:
-        rows.parted = self._parted
+        rows.parted = architecture_of(self.config.get_text_config(decoder=True)).parted
         self.rows = rows
         for layer in self.kv_layers.values():
             layer.rows = rows
@@ -192,7 +191,7 @@ class RelayCache(Cache):
             if isinstance(source, RelayLayer) and source.is_initialized:
                 target.update(source.joined(0), source.joined(1))
             if isinstance(source, StateLayer):
-                source.copy_into(target)
+                copy_state(source, target)
         return dynamic
 
     def adopt(self, dynamic: DynamicCache, context: Hashable = None) -> None:
@@ -206,7 +205,7 @@ class RelayCache(Cache):
             if isinstance(target, RelayLayer) and isinstance(source.keys, Tensor):
                 target.adopt_kv(source.keys, source.values, source.get_seq_length())
             if isinstance(target, StateLayer):
-                StateLayer.copy_into(source, target)
+                copy_state(source, target)
 
 
 def unsupported_layer(cache: Cache) -> str | None:

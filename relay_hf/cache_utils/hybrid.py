@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .layer import RelayLayer, RowLayout
-from .state import StateLayer
+from .state import StateLayer, copy_state
 
 
 class HybridLayer(StateLayer, RelayLayer):
@@ -64,5 +64,5 @@ class HybridLayer(StateLayer, RelayLayer):
     def __deepcopy__(self, memo: dict) -> HybridLayer:
         new = HybridLayer(copy.deepcopy(self.rows, memo), self.sliding_window, self.number_of_states)
         self._copy_into(new)
-        StateLayer.copy_into(self, new)
+        copy_state(self, new)
         return new

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
+from ..frame import RelayError
 from ..kernels.segment import Segment
 from .shared import SharedKV
 
@@ -62,7 +63,7 @@ class RelayLayer(CacheLayerMixin):
         self.shared: list[SharedKV] = []
         self.own_length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
-        self._adopted = False  # the buffers are another cache's too
+        self._read_only = False  # the buffers are another cache's too, or born in inference mode
         self._dropped = 0  # leading own columns that are not held: they left the window in another cache
 
     @property
@@ -105,15 +106,16 @@ class RelayLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
         end = self.own_length + key_states.shape[2]
+        if self._buffers is not None and len(key_states) != len(self._buffers[0]):
+            raise RelayError(f"the cache holds {len(self._buffers[0])} rows, and is given {len(key_states)}")
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-        elif end > self.capacity or self._adopted:
+        elif end > self.capacity or self._read_only:
             self._grow(max(end, int(self.capacity * _GROWTH)), key_states, value_states)
-        begin, self.own_length = self.own_length, end
-        keys, values = self.own()
-        keys[:, :, begin:] = key_states
-        values[:, :, begin:] = value_states
-        return keys, values
+        for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
+            buffer[:, :, self.own_length : end] = states
+        self.own_length = end
+        return self.own()
 
     def joined(self, part: int) -> Tensor:
         """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
@@ -137,14 +139,14 @@ class RelayLayer(CacheLayerMixin):
         if self._buffers is not None:
             for target, source in zip(new, self._buffers, strict=True):
                 target[:, :, : self.own_length] = source[:, :, : self.own_length]
-        self._buffers, self._adopted = (new[0], new[1]), False
+        self._buffers, self._read_only = (new[0], new[1]), False
 
     def adopt_kv(self, keys: Tensor, values: Tensor, columns: int) -> None:
         """Hold the KV of another cache's layer, which has seen `columns` and may hold the last of them alone."""
         self._dropped = columns - keys.shape[2]
         if self._dropped:
             keys, values = (nn.functional.pad(part, (0, 0, self._dropped, 0)) for part in (keys, values))
-        self._buffers, self.own_length, self._adopted = (keys, values), columns, True
+        self._buffers, self.own_length, self._read_only = (keys, values), columns, True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that the model gets after `query_length` more, and the caller's column of the first."""
@@ -186,7 +188,7 @@ class RelayLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
         if self._buffers is not None:
-            if self._adopted:
+            if self._read_only:
                 self._grow(self.capacity, *self._buffers)
             for buffer in self._buffers:
                 own = buffer[:, :, : self.own_length]
@@ -204,7 +206,10 @@ class RelayLayer(CacheLayerMixin):
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
         if self._buffers is not None:
-            self._buffers, self._adopted = (change(self._buffers[0]), change(self._buffers[1])), False
+            self._hold(change(self._buffers[0]), change(self._buffers[1]))
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self._buffers, self._read_only = (keys, values), keys.is_inference()
 
     def freeze(self, attended: tuple[Tensor, Tensor] | None) -> SharedKV:
         """The own KV of the only row as a segment that others can share.
@@ -239,7 +244,7 @@ class RelayLayer(CacheLayerMixin):
         new.shared = list(self.shared)
         new.own_length, new._dropped = self.own_length, self._dropped
         if self._buffers is not None:
-            new._buffers = (self._buffers[0].clone(), self._buffers[1].clone())
+            new._hold(self._buffers[0].clone(), self._buffers[1].clone())
 
 
 def _used_by(part: SharedKV, row: int) -> bool:

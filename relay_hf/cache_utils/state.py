@@ -59,7 +59,7 @@ class StateLayer(LinearAttentionLayer):
     def start_from(self, state: RecurrentState, rows: int) -> None:
         """Give every one of `rows` rows the state."""
         conv = {i: _repeated(t, rows) for i, t in state.conv.items()}
-        _adopt(self, conv, {i: _repeated(t, rows) for i, t in state.recurrent.items()})
+        _install(self, conv, {i: _repeated(t, rows) for i, t in state.recurrent.items()})
 
     def gather_states(self, parts: list[tuple[StateLayer, Tensor]], rows: int) -> None:
         """Take over the states of layers that ran some of the rows each: `(layer, its rows)`."""
@@ -69,11 +69,7 @@ class StateLayer(LinearAttentionLayer):
             for target, source in zip(whole, (layer.conv_states, layer.recurrent_states), strict=True):
                 for i, tensor in target.items():
                     tensor[indices.to(tensor.device)] = source[i]
-        _adopt(self, *whole)
-
-    def copy_into(self: LinearAttentionLayer, new: LinearAttentionLayer) -> None:
-        """Give `new` copies of the states, of Transformers' own layer too."""
-        _adopt(new, _cloned(self.conv_states), _cloned(self.recurrent_states))
+        _install(self, *whole)
 
     def reset(self) -> None:
         """Back to a layer that has seen nothing."""
@@ -89,10 +85,15 @@ class StateLayer(LinearAttentionLayer):
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
-            states.update({i: change(t) for i, t in states.items() if t is not None})
+            states.update({i: _writable(change(t)) for i, t in states.items() if t is not None})
 
 
-def _adopt(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> None:
+def copy_state(source: LinearAttentionLayer, target: LinearAttentionLayer) -> None:
+    """Give `target` copies of the states of `source`; each is ours or Transformers' own."""
+    _install(target, _cloned(source.conv_states), _cloned(source.recurrent_states))
+
+
+def _install(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> None:
     for i, tensor in conv.items():
         layer.conv_states[i], layer.conv_kernel_size[i] = tensor, tensor.shape[-1]
         layer.is_conv_states_initialized[i] = True
@@ -105,6 +106,10 @@ def _adopt(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> No
 
 def _cloned(states: dict[int, Tensor | None]) -> _States:
     return {i: _repeated(tensor, len(tensor)) for i, tensor in states.items() if tensor is not None}
+
+
+def _writable(state: Tensor) -> Tensor:
+    return _repeated(state, len(state)) if state.is_inference() else state
 
 
 def _repeated(state: Tensor, rows: int) -> Tensor:

@@ -117,10 +117,7 @@ def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
         count = tensor.numel()
         if count == 0:
             continue
-        step = max(1, (count - 1) // (_SAMPLES - 1))
-        # Not all samples in a few columns: the first one of Mamba's A_log is zero in every row, however it is scaled.
-        while step > 1 and math.gcd(step, tensor.shape[-1]) > 1:
-            step -= 1
+        step = _step(count, tensor.shape[-1] if tensor.dim() > 1 else 1)
         if tensor.is_contiguous():
             # One call where view(-1)[::step] takes three: 0.9 us a parameter.
             view = tensor.as_strided((min(_SAMPLES, count),), (step,))
@@ -129,6 +126,16 @@ def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
         groups.setdefault(tensor.dtype, []).append(view)
     # Compared by Python: a comparison by torch would start its threads, which takes milliseconds on a busy machine.
     return {kind: torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for kind, views in groups.items()}
+
+
+def _step(count: int, columns: int) -> int:
+    """Elements from one sample to the next, of `count` in rows of `columns`.
+
+    If that can be had by a sixteenth less, not all samples lie in a few columns: the first column of Mamba's A_log is
+    zero in every row, however it is scaled.
+    """
+    step = max(1, (count - 1) // (_SAMPLES - 1))
+    return next((s for s in range(step, step - step // 16 - 1, -1) if math.gcd(s, columns) == 1), step)
 
 
 def _module_state(modules: Sequence[nn.Module]) -> list[Any]:

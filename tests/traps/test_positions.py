@@ -154,6 +154,13 @@ def test_positions_that_a_model_does_not_take_change_nothing():
     assert_relayed(models, EQUAL, position_ids=torch.arange(25).repeat(3, 1))
 
 
+@pytest.mark.parametrize("columns", [1, 40])
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_positions_of_another_width_are_untouched(model_type, columns):
+    """Stock takes the last ones, or one for all."""
+    assert_untouched(pair(model_type), EQUAL, GIVEN, position_ids=torch.arange(columns)[None])
+
+
 def test_positions_of_one_row_for_all_are_untouched():
     models = pair("gpt2")
     assert_untouched(models, RAGGED, GIVEN, position_ids=torch.arange(27)[None])

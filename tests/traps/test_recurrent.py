@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from models.trial import TOLERANCE
@@ -93,6 +94,13 @@ def test_padding_before_a_biased_projection_is_untouched(model_type):
     models = with_biases(model_type)
     assert_untouched(models, RAGGED, "padding, which a projection with a bias shows to the convolutions")
     assert_relayed(models, EQUAL)
+
+
+def test_a_projection_inside_an_adapter_is_seen():
+    stock, _ = with_biases("mamba2")
+    config = peft.LoraConfig(target_modules=["in_proj"], init_lora_weights=False)
+    adapted = peft.inject_adapter_in_model(config, stock).eval()
+    assert_untouched(beside_a_patched_copy(adapted), RAGGED, "padding, which a projection with a bias shows")
 
 
 @pytest.mark.parametrize("model_type", PROJECTIONS)
