@@ -1,12 +1,13 @@
 # Each target makes the virtual environment that it needs; a second call starts at once.
 PYTHON ?= python3
 BENCH ?= --workload C1
+FUZZ ?= --cases 1000
 PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 
-.PHONY: help demo test test-floor models models-floor lint format compile bench clean
+.PHONY: help demo test test-floor models models-floor fuzz numerics lint format compile bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,12 @@ models: .venv/.ready ## try every model type, and write docs/models.md
 
 models-floor: .venv-floor/.ready ## try every model type of the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) tests/models --all-types
+
+fuzz: .venv/.ready ## random models, batches and calls, stock against patched: make fuzz FUZZ="--cases 10000"
+	.venv/bin/python -m tests.fuzz --jobs 2 $(FUZZ)
+
+numerics: .venv/.ready ## half precision against float32, and write docs/numerics.md
+	.venv/bin/python -m benchmarks.numerics --write
 
 lint: .venv/.ready ## lint, format and types
 	.venv/bin/ruff check .
