@@ -92,10 +92,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "zaya": _SPLIT,
 }
 _DEFAULT = Architecture()
-_MINOR = int(transformers_version.split(".")[1])
+MINOR = int(transformers_version.split(".")[1])  # of Transformers 5
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
     """The row of a decoder's configuration; one that says nothing where there is none for this Transformers."""
     found = ARCHITECTURES.get(config.model_type, _DEFAULT)
-    return found if found.since <= _MINOR else _DEFAULT
+    return found if found.since <= MINOR else _DEFAULT

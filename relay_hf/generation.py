@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .architectures import MINOR
 from .cache_utils import RelayCache, RowLayout, SharedLayer
 from .call import current_call, open_call
 from .decision import Decision, context_of, decide, refusal
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from .relay import Relay
 
 logger = logging.getLogger("relay_hf")
+
+# The minor version of Transformers 5, at the latest, whose chunked prefill begins behind what a cache holds.
+_CHUNKS_GO_ON_SINCE = 23
 
 # Own columns reserved for tokens to come; beyond that the buffers grow by half. 512 tokens of a 7B model in bf16 are
 # 256 MiB a row: calls that say max_new_tokens=4096 and stop early should not pay for all of it.
@@ -189,6 +193,8 @@ def _continue(
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
     if refused is None and cache.context not in (None, context_of(relay.model)):
         refused = "the cache was filled on another device, in another dtype or under another autocast"
+    if generation_config.prefill_chunk_size is not None and MINOR < _CHUNKS_GO_ON_SINCE:
+        refused = "in chunks, this Transformers puts all of a text through on top of what a returned cache holds"
     if refused is None and not cache.is_shared:
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
         refused = "a returned cache that shares nothing"

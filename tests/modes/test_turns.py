@@ -16,19 +16,19 @@ from .turns import CONTINUED, assert_turns, filled, ones, two_turns
 
 # Before it kept the mask's length, Transformers fed a chunked or an assisted second turn its whole text again, on top
 # of what the cache held.
-RESTARTS_IN_PARTS = "_mask_length" in inspect.getsource(GenerationMixin._prefill)
+GOES_ON_IN_PARTS = "_mask_length" in inspect.getsource(GenerationMixin._prefill)
 
 TURNS = {
     "greedy": ({}, CONTINUED),
     "sampling, a penalty": ({"do_sample": True, "repetition_penalty": 1.3}, CONTINUED),
     "no cache": ({"use_cache": False}, "use_cache=False; continued on a DynamicCache"),
     "hidden states": ({"output_hidden_states": True}, "; continued on a DynamicCache"),
-    **({"chunks": ({"prefill_chunk_size": 3}, CONTINUED)} if RESTARTS_IN_PARTS else {}),
+    "chunks": ({"prefill_chunk_size": 3}, CONTINUED if GOES_ON_IN_PARTS else "holds; continued on a DynamicCache"),
 }
 NOTHING = prompts(0, (0,))  # stock's assisted decoding expects a cache that lacks the last token alone
 TURNS_OF_ONE = {
     "greedy": ({}, CONTINUED),
-    **({"prompt lookup": ({"prompt_lookup_num_tokens": 3, "said": NOTHING}, NO_PREFILL)} if RESTARTS_IN_PARTS else {}),
+    **({"prompt lookup": ({"prompt_lookup_num_tokens": 3, "said": NOTHING}, NO_PREFILL)} if GOES_ON_IN_PARTS else {}),
 }
 
 
