@@ -3,6 +3,19 @@
 from .find import Prompts, common_length
 from .history import RecentPrompts
 from .store import KeptPrefix, PrefixStore
+from .tree import Run, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
-__all__ = ["KeptPrefix", "PrefixStore", "Prompts", "RecentPrompts", "Witness", "common_length", "keeping_refusal"]
+__all__ = [
+    "KeptPrefix",
+    "PrefixStore",
+    "Prompts",
+    "RecentPrompts",
+    "Run",
+    "Witness",
+    "common_length",
+    "keeping_refusal",
+    "pruned",
+    "shared_runs",
+    "walk",
+]

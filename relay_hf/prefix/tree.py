@@ -1,0 +1,119 @@
+"""The batch as a tree: runs of tokens, each with the rows that go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .find import Prompts
+
+# Columns that are compared at once: few at first, since most runs that end soon end at once, and twice as many each
+# time. So at most as much is compared in vain as a run is long.
+_FIRST_WINDOW, _LAST_WINDOW = 64, 1024
+
+
+@dataclass(eq=False)
+class Run:
+    """Tokens that several rows have in common, at the same positions and after the same tokens.
+
+    Attributes:
+        start: position of the first token.
+        ids: `[n]` int64, on the host.
+        rows: the rows that go through it, ascending.
+        children: the runs that follow it in some of the rows; no row is in two of them.
+    """
+
+    start: int
+    ids: Tensor
+    rows: tuple[int, ...]
+    children: list[Run] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Position behind the last token."""
+        return self.start + len(self.ids)
+
+    @property
+    def ways(self) -> int:
+        """Ways on behind the run: its children, and each row that is in none of them."""
+        return len(self.children) + len(self.rows) - sum(len(child.rows) for child in self.children)
+
+    def __repr__(self) -> str:
+        return f"Run({self.start}:{self.end}, {len(self.rows)} rows, {len(self.children)} children)"
+
+
+def walk(runs: list[Run]) -> Iterator[tuple[int, Run]]:
+    """Every run of a forest after the run before it, with its depth from 0."""
+    stack = [(0, run) for run in reversed(runs)]
+    while stack:
+        depth, run = stack.pop()
+        yield depth, run
+        stack += [(depth + 1, child) for child in reversed(run.children)]
+
+
+def shared_runs(prompts: Prompts, own: int) -> list[Run]:
+    """All that at least two rows share, each row keeping at least `own` tokens of its own: a forest.
+
+    Every token of every row is compared at most twice for each run that it is in.
+    """
+    lengths = (prompts.end - prompts.start).numpy() - own
+    width = max(int(lengths.max(initial=0)), 0)
+    columns = prompts.start[:, None] + torch.arange(width)
+    ids = prompts.ids.gather(1, columns.clamp(max=prompts.ids.shape[1] - 1)).numpy()
+    roots: list[Run] = []
+    todo = [(np.arange(len(ids)), 0, roots)]
+    while todo:
+        rows, start, found = todo.pop()
+        for group in _parted(rows[lengths[rows] > start], ids, start):
+            end = _end(ids, group, start, int(lengths[group].min()))
+            run = Run(start, torch.from_numpy(ids[group[0], start:end].copy()), tuple(group.tolist()))
+            found.append(run)
+            todo.append((group, end, run.children))
+    return roots
+
+
+def _parted(rows: np.ndarray, ids: np.ndarray, column: int) -> list[np.ndarray]:
+    """The rows by their token in a column, those that are alone left out."""
+    if len(rows) < 2:
+        return []
+    tokens = ids[rows, column]
+    if (tokens == tokens[0]).all():
+        return [rows]
+    order = np.argsort(tokens, kind="stable")
+    cuts = np.flatnonzero(np.diff(tokens[order])) + 1
+    groups = [np.sort(group) for group in np.split(rows[order], cuts)]
+    return sorted((group for group in groups if len(group) > 1), key=lambda group: int(group[0]))
+
+
+def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
+    """The column, `limit` at most, in which the rows no longer have the same token."""
+    window = _FIRST_WINDOW
+    while start < limit:
+        stop = min(start + window, limit)
+        part = ids[rows, start:stop]
+        same = (part == part[0]).all(axis=0)
+        if not same.all():
+            return start + int(same.argmin())
+        start, window = stop, min(2 * window, _LAST_WINDOW)
+    return limit
+
+
+def pruned(runs: list[Run], pays: Callable[[int, int], bool]) -> list[Run]:
+    """The forest without the runs that don't pay; what follows one of those begins with its tokens.
+
+    Args:
+        runs: a forest; it is left as it is.
+        pays: whether it does to share a run of so many tokens between so many ways on.
+    """
+    kept = []
+    for run in runs:
+        if pays(len(run.ids), run.ways):
+            kept.append(Run(run.start, run.ids, run.rows, pruned(run.children, pays)))
+            continue
+        longer = [Run(run.start, torch.cat([run.ids, child.ids]), child.rows, child.children) for child in run.children]
+        kept += pruned(longer, pays)
+    return kept
