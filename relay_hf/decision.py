@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,7 @@ from . import eligibility, gate
 from .architectures import Architecture, architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
-from .prefix import KeptPrefix, Prompts, keeping_refusal
+from .prefix import KeptPrefix, Prompts, Run, keeping_refusal, pruned, shared_runs, walk
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ class Decision:
 
     Attributes:
         reason: why.
-        length: tokens of the prefix to share; 0: leave the call to stock.
+        length: tokens that all rows are to share; 0: none.
         prompts: the rows, on the host.
         kept: a kept prefix to start from.
         reused: how many of its tokens serve.
         keep: whether the prefix may be kept for later calls.
+        runs: what some of the rows share behind it.
     """
 
     reason: str
@@ -45,22 +46,30 @@ class Decision:
     kept: KeptPrefix | None = None
     reused: int = 0
     keep: bool = False
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def relays(self) -> bool:
+        """Whether anything is shared."""
+        return bool(self.length or self.runs)
 
     def report(self) -> RelayReport:
         """The decision as a report, before any byte is measured and any backend has run."""
         rows, tokens = len(self.prompts.ids), self.prompts.tokens
-        if not self.length:
+        if not self.relays:
             return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
+        later = [(depth, run) for depth, run in walk(self.runs)]
         computed = tokens - rows * self.length + self.length - self.reused
+        computed -= sum((len(run.rows) - 1) * len(run.ids) for _, run in later)
         return RelayReport(
             relayed=True,
             reason=self.reason,
             rows=rows,
-            prefix_length=self.length,
+            prefix_length=max((run.end for _, run in later), default=self.length),
             prefix_tokens_reused=self.reused,
             prompt_tokens_computed=computed,
             prompt_tokens_saved=tokens - computed,
-            levels=1,
+            levels=bool(self.length) + max((depth + 1 for depth, _ in later), default=0),
         )
 
 
@@ -96,16 +105,19 @@ def decide(
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
     keep = keeping_refusal(model, call.modules) is None and relay.keeper.store.budget > 0
     found = _find(relay, prompts, keep, architecture.recurrent if recurrent else None)
-    if not found.length:
-        return found
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
+    new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
+    # Several runs are prefilled as one padded batch, and stand-in tensors know of one run alone.
+    if len(prompts.ids) > 1 and positions == "given" and not (recurrent or architecture.parted):
+        _find_runs(relay, found, new)
+    if not found.relays:
+        return found
     refused = eligibility.position_refusal(
         inputs, mask, input_ids.shape[1], bool(prompts.start.any()), prompts.holes, positions
     )
     if refused is None and relay.config.policy == "auto":
-        new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
         refused = _gate_refusal(relay, found, new, architecture, cache)
     return Decision(refused, prompts=prompts) if refused else found
 
@@ -126,6 +138,8 @@ def _gate_refusal(
         found.reused,
         new,
         returning=rows == 1 and found.reused < found.length,
+        runs=tuple((len(run.ids), len(run.rows)) for _, run in walk(found.runs)),
+        levels=max((depth + 1 for depth, _ in walk(found.runs)), default=0),
         passes=passes,
         own_code=architecture.parted,
     )
@@ -216,3 +230,24 @@ def _find(relay: Relay, prompts: Prompts, keep: bool, recurrent: str | None) -> 
     else:
         reason = "the rows start alike" if not reused else "a kept prefix, extended by what the rows share"
     return Decision(reason, length, prompts, kept if reused else None, reused, keep)
+
+
+def _find_runs(relay: Relay, found: Decision, new: int) -> None:
+    """Add what some of the rows share behind what all of them do. `new`: tokens to generate for a row, at most."""
+    prompts, least, model = found.prompts, relay.config.min_prefix_length, relay.model
+    runs = shared_runs(prompts, own=1)
+    if found.length:
+        (first,) = runs
+        rest = Run(found.length, first.ids[found.length :], first.rows, first.children)
+        runs = [rest] if len(rest.ids) else first.children
+    runs = pruned(runs, lambda tokens, ways: tokens >= least)
+    if runs and relay.config.policy == "auto":
+        known = gate.costs(open_call().modules, relay.text_config, model.device, model.dtype)
+        if isinstance(known, str):
+            return
+        runs = pruned(runs, lambda tokens, ways: gate.run_gain(tokens, ways, new, *known) > 0)
+        if not runs and not found.length:
+            found.reason = "policy 'auto': sharing what some of the rows start with is not expected to pay"
+    found.runs = runs
+    if runs:
+        found.reason = "some of the rows start alike" if not found.length else f"{found.reason}, and some go on alike"

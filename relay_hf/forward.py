@@ -57,7 +57,8 @@ def _parts_of(cache: RelayCache) -> Callable[[RelayLayer], tuple[Tensor, Tensor]
         keys, values = layer.own()
         if len(layer.shared) != 1 or layer.shared[0].segment.rows is not None:
             return layer.joined(0), layer.joined(1)
-        columns = columns or Columns(len(keys), rows.offset, rows.shared_length, rows.own_start)
+        (shared_length,) = rows.shared_lengths  # models that need this share one run among all rows, or none
+        columns = columns or Columns(len(keys), rows.offset, shared_length, rows.own_start)
         shared = [part[None] for part in layer.shared[0].stored]
         return PartedTensor(shared[0], keys, 2, columns), PartedTensor(shared[1], values, 2, columns)
 
@@ -115,7 +116,8 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
     own_start = 0 if rows.own_start is None else rows.own_start.to(attended.device)[:, None]
     prefix_end = rows.offset + own_start
     before_own = columns < prefix_end
-    in_prefix = before_own & (columns >= prefix_end - rows.shared_length)
+    shared = torch.tensor(rows.shared_lengths, device=attended.device)[:, None]
+    in_prefix = before_own & (columns >= prefix_end - shared)
     if not torch.equal(attended & before_own, in_prefix.expand_as(attended)):
         raise RelayError("attention_mask differs from the padding that this RelayCache was filled with")
     if bool((attended | before_own).all()):

@@ -116,6 +116,8 @@ class Shape:
         reused: how many of them are kept from before.
         new: tokens to be generated for a row, at most.
         returning: a single row whose start has been seen before and is not kept: later calls are to save it.
+        runs: what some of the rows share behind the prefix: tokens and rows of each run.
+        levels: how many of them follow each other, at most.
         passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
         own_code: attention is the model's own code, over tensors in two parts.
     """
@@ -125,8 +127,29 @@ class Shape:
     reused: int
     new: int
     returning: bool = False
+    runs: tuple[tuple[int, int], ...] = ()
+    levels: int = 0
     passes: int = 1
     own_code: bool = False
+
+
+def costs(
+    modules: Iterable[nn.Module],
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attending: float = 1.0,
+) -> tuple[ModelCost, Machine] | str:
+    """What the model of `modules` and `config` costs, and on what; in words why that is not known."""
+    machine = Machine.of(device, dtype)
+    if machine is None:
+        return f"policy 'auto': what calls cost on {device.type} is not known; policy='always' relays"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
+        return "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays"
+    try:
+        return ModelCost.of(modules, config, attending), machine
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
 
 
 def refusal(
@@ -138,32 +161,42 @@ def refusal(
     attending: float = 1.0,
 ) -> str | None:
     """Why relaying a call of the model of `modules` and `config` is not expected to pay, or None."""
-    machine = Machine.of(device, dtype)
-    if machine is None:
-        return f"policy 'auto': what calls cost on {device.type} is not known; policy='always' relays"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
-        return "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays"
-    try:
-        cost = ModelCost.of(modules, config, attending)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
-    gain = expected_gain(shape, cost, machine)
+    known = costs(modules, config, device, dtype, attending)
+    if isinstance(known, str):
+        return known
+    gain = expected_gain(shape, *known)
     return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
+
+
+def run_gain(tokens: int, ways: int, new: int, model: ModelCost, machine: Machine) -> float:
+    """Seconds that sharing one more run is expected to save, over leaving its tokens to each of the `ways` on from it.
+
+    Saved are the prefill of all but one way and, in each of `new` steps, the reading of their KV; it costs a forward
+    of its own, and in every layer of every step a part of attention more.
+    """
+    saved = (ways - 1) * tokens
+    forward = max(model.parameters * model.itemsize / machine.bandwidth, model.layers * _FORWARD_HOST)
+    step = model.layers * (saved * model.kv_bytes / machine.bandwidth - machine.layer_overhead)
+    return saved * 2 * model.parameters / machine.flops - forward + new * step
 
 
 def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     """Seconds that relaying is expected to save."""
     computed = shape.prefix - shape.reused
     saved = shape.prefix if shape.returning else shape.rows * shape.prefix - computed
+    later = sum(tokens for tokens, _ in shape.runs)
+    saved += sum(rows * tokens for tokens, rows in shape.runs) - later
     prefill = saved * 2 * model.parameters / machine.flops
     weights = model.parameters * model.itemsize / machine.bandwidth
     host = model.layers * machine.layer_host
     second_pass = max(weights, host) if computed and not shape.returning else 0.0
+    second_pass += shape.levels * max(weights, model.layers * _FORWARD_HOST)
 
     # A step takes what the device takes, or the host where that is longer.
-    prefix = model.layers * shape.prefix * model.kv_bytes / machine.bandwidth
-    stock_step = max(host, weights + _STOCK_COPIES * shape.rows * prefix)
-    overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code else 1)
-    step = max(host, weights + prefix) + model.layers * overhead
+    token = model.layers * model.kv_bytes / machine.bandwidth
+    stocks = shape.rows * shape.prefix + sum(rows * tokens for tokens, rows in shape.runs)
+    stock_step = max(host, weights + _STOCK_COPIES * stocks * token)
+    overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code else bool(shape.prefix) + len(shape.runs))
+    step = max(host, weights + (shape.prefix + later) * token) + model.layers * overhead
     more_passes = (shape.passes - 1) * max(weights, model.layers * _FORWARD_HOST)
     return prefill - second_pass - more_passes + shape.new * (stock_step - step)

@@ -17,8 +17,9 @@ from .eligibility import TokenIdError
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
 from .keeping import embedded
+from .levels import prefill_levels
 from .passes import prefill_and_keep, prefill_prefix, run, run_gapless
-from .prefix import KeptPrefix
+from .prefix import KeptPrefix, Run
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def prefill(
     try:
         decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
         relay.keeper.remember(decision.prompts.first_row, decision.kept)
-        if decision.length:
+        if decision.relays:
             return _relayed(relay, decision, *arguments)
     except TokenIdError:
         raise
@@ -101,19 +102,26 @@ def _relayed(
     single = len(prompts.ids) == 1 and decision.reused < decision.length
     cut = single and decision.keep and not recurrent
     shared = decision.reused if cut else decision.length
-    layers = _kept_layers(decision) if cut else _prefix_layers(relay, decision, inputs, chunk)
-    first = int(prompts.start.min())
-    offset = first + shared
-    own_start = prompts.start - first
+    layers = _kept_layers(decision) if cut else _prefix_layers(relay, decision, inputs, chunk) if shared else None
+    runs = _later_runs(relay, decision, layers, inputs, chunk)
+    lengths = [shared] * len(prompts.ids)
+    for each, _ in runs:
+        for row in each.rows:
+            lengths[row] = each.end
+    ends = prompts.start + torch.tensor(lengths)
+    offset = int(ends.min())
+    own_start = ends - offset
     new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     rows = RowLayout(
         offset=offset,
-        shared_length=shared,
+        shared_length=tuple(lengths) if runs else shared,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
     )
     # Recurrent layers are filled group by group, below.
     cache.share(layers, rows, context_of(relay.model))
+    for each, own in runs:
+        cache.share_among(each.rows, own, each.start)
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
     call.report = decision.report()
@@ -146,6 +154,18 @@ def _keeping(relay: Relay, decision: Decision, cache: RelayCache) -> Iterator[No
         layers = [old.then(new) for old, new in zip(kept, layers, strict=True)]
     prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
     relay.keeper.keep(before, call.modules, prefix, extends=kept is not None)
+
+
+def _later_runs(
+    relay: Relay, decision: Decision, first: list[SharedLayer] | None, inputs: dict[str, Any], chunk: int | None
+) -> list[tuple[Run, list[SharedLayer]]]:
+    """The runs that some of the rows share behind what all of them do, prefilled."""
+    if not decision.runs:
+        return []
+    ids, rows = decision.prompts.first_row[: decision.length], tuple(range(len(decision.prompts.ids)))
+    before = () if first is None else ((Run(0, ids, rows), first),)
+    given = {name for name, value in inputs.items() if value is not None}
+    return prefill_levels(relay, decision.runs, given, chunk, before)
 
 
 def _kept_layers(decision: Decision) -> list[SharedLayer] | None:
@@ -212,7 +232,7 @@ def _continue(
         relayed=True,
         reason="a returned cache, continued",
         rows=len(input_ids),
-        prefix_length=cache.rows.shared_length,
+        prefix_length=max(cache.rows.shared_lengths),
         prompt_tokens_computed=computed,
-        levels=1,
+        levels=cache.levels,
     )

@@ -10,16 +10,16 @@ class RelayReport:
     """What a generate() call did, or would do.
 
     Attributes:
-        relayed: whether a shared prefix was stored and read once for the batch.
+        relayed: whether what rows share was stored and read once for all of them.
         reason: why, in words.
         rows: rows that the model ran, after `num_return_sequences` and `num_beams` (rows).
-        prefix_length: length of the shared prefix (tokens).
-        prefix_tokens_reused: how much of it had been kept from an earlier call (tokens).
+        prefix_length: the longest start of a row that it shares with others (tokens).
+        prefix_tokens_reused: how much had been kept from an earlier call of what all rows share (tokens).
         prompt_tokens_computed: prompt tokens that went through the model, padding excluded (tokens).
         prompt_tokens_saved: prompt tokens that stock generate() would have computed on top of these (tokens).
         kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
         kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
-        levels: levels of sharing.
+        levels: levels of sharing: the most shared runs that follow each other in a row.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
     """
 
@@ -40,13 +40,19 @@ class RelayReport:
             return f"RelayReport(untouched: {self.reason})"
         parts = [
             f"relayed: {self.reason}",
-            f"{self.rows} rows share {self.prefix_length} tokens ({self.prefix_tokens_reused} kept from before)",
+            f"{self.rows} rows share {self._length} ({self.prefix_tokens_reused} kept from before)",
             f"prompt tokens computed {self.prompt_tokens_computed}, saved {self.prompt_tokens_saved}",
         ]
         if self.kv_bytes:
             ratio = self.kv_bytes_stock / self.kv_bytes
             parts.append(f"KV {_bytes(self.kv_bytes)} for stock's {_bytes(self.kv_bytes_stock)} ({ratio:.1f}x less)")
         return f"RelayReport({'; '.join(parts)}; backend {self.backend})"
+
+    @property
+    def _length(self) -> str:
+        if self.levels < 2:
+            return f"{self.prefix_length} tokens"
+        return f"up to {self.prefix_length} tokens in {self.levels} levels"
 
 
 @dataclass

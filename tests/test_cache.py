@@ -92,8 +92,10 @@ def test_crop_takes_own_tokens_only(model, cache):
     assert longer.get_seq_length() == cache.get_seq_length() + 2
     longer.crop(-2)
     torch.testing.assert_close(next_logits(model, longer), before)
-    with pytest.raises(ValueError, match="reaches into the shared prefix"):
-        longer.crop(-19)
+    # Of 18 own columns the first six are prefix in the row with one token of its own.
+    with pytest.raises(ValueError, match="reaches into the shared prefix: only 12 tokens are every row's own"):
+        longer.crop(-13)
+    longer.crop(-12)
     with pytest.raises(ValueError, match="0 or negative"):
         longer.crop(3)
 

@@ -8,7 +8,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, refusal
+from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, refusal, run_gain
 from relay_hf.testing import VOCABULARY, prompts, tiny_model
 
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
@@ -123,3 +123,25 @@ def test_auto_relays_a_large_batch_and_leaves_a_small_one():
     assert model.relay.last.relayed, model.relay.last
     generate(model, prompts(17, (3, 2)))
     assert "policy 'auto': relaying is expected to cost" in model.relay.last.reason
+
+
+C1_COST = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
+TWO_CORES = Machine(flops=4.0e11, bandwidth=2.0e10, layer_overhead=1.2e-4)
+
+
+def test_a_run_pays_by_tokens_ways_and_steps():
+    """256 tokens that four rows share, as in workload C5, against a few that two do."""
+    assert run_gain(256, 4, 32, C1_COST, TWO_CORES) > 0.2
+    assert run_gain(16, 2, 1, C1_COST, TWO_CORES) < 0
+    gains = [run_gain(64, ways, 32, C1_COST, TWO_CORES) for ways in (2, 4, 8)]
+    assert gains == sorted(gains)
+
+
+def test_runs_of_some_rows_count_in_a_call():
+    alone = expected_gain(Shape(16, 512, 0, 32), C1_COST, TWO_CORES)
+    groups = Shape(16, 512, 0, 32, runs=((256, 4),) * 4, levels=1)
+    assert expected_gain(groups, C1_COST, TWO_CORES) > alone + 0.5
+    pairs = Shape(16, 0, 0, 32, runs=((1055, 8),) * 2, levels=1)
+    assert expected_gain(pairs, C1_COST, TWO_CORES) > 10
+    tiny = Shape(4, 0, 0, 32, runs=((16, 2),) * 2, levels=1)
+    assert expected_gain(tiny, ModelCost(10_000, 4, 2, 256), TWO_CORES) < 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,15 +80,25 @@ class RelayCache(Cache):
             if shared.state is not None and isinstance(layer, StateLayer):
                 layer.start_from(shared.state, batch)
 
-    def freeze(self, attended: dict[int, tuple[Tensor, Tensor]]) -> list[SharedLayer]:
-        """What the only row has put into each layer, to be shared by others.
+    def share_among(self, rows: tuple[int, ...], layers: list[SharedLayer], start: int) -> None:
+        """Let some rows share a run of tokens that begins at position `start`, behind what they share already."""
+        used_by = None if len(rows) == len(self.rows.shared_lengths) else rows
+        for layer, shared in zip(self.layers, layers, strict=True):
+            if shared.kv is not None and isinstance(layer, RelayLayer):
+                segment = replace(shared.kv.segment, rows=used_by, start=start)
+                layer.shared.append(replace(shared.kv, segment=segment))
+
+    def freeze(
+        self, attended: dict[int, tuple[Tensor, Tensor]], row: int = 0, tokens: int | None = None
+    ) -> list[SharedLayer]:
+        """What a row has put into each layer, its last `tokens` (None: all), to be shared by others.
 
         `attended`: K and V as attention saw them, by layer; those that are not in it are taken as stored.
         """
         frozen = []
         for index, layer in enumerate(self.layers):
             holds_kv = isinstance(layer, RelayLayer) and layer.is_initialized
-            kv = layer.freeze(attended.get(index)) if holds_kv else None
+            kv = layer.freeze(attended.get(index), row, tokens) if holds_kv else None
             frozen.append(SharedLayer(kv, layer.state() if isinstance(layer, StateLayer) else None))
         return frozen
 
@@ -122,7 +134,15 @@ class RelayCache(Cache):
     @property
     def is_shared(self) -> bool:
         """Whether the rows share anything."""
-        return self.rows.shared_length > 0
+        return any(self.rows.shared_lengths)
+
+    @property
+    def levels(self) -> int:
+        """The most segments that a row has."""
+        shared = next((layer.shared for layer in self.kv_layers.values()), [])
+        everyone = sum(part.segment.rows is None for part in shared)
+        used = Counter(row for part in shared for row in part.segment.rows or ())
+        return everyone + max(used.values(), default=0)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` own tokens of every row (0 or negative)."""
@@ -142,26 +162,30 @@ class RelayCache(Cache):
             layer.rows = rows
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the rows' own KV. Segments never move: beams stay within the rows of one prompt."""
+        """Reorder the rows' own KV. Segments never move."""
         super().reorder_cache(beam_idx)
-        self._map_row_state(lambda state: state.index_select(0, beam_idx.to(state.device)))
+        self._select_users(beam_idx)
+        self.rows.change_rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
         super().batch_repeat_interleave(repeats)
-        self._map_row_state(lambda state: state.repeat_interleave(repeats, dim=0))
+        self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows `indices` (positions, or a `[B]` bool mask)."""
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
         super().batch_select_indices(indices)
-        self._map_row_state(lambda state: state[indices.to(state.device)])
+        self._select_users(indices)
+        self.rows.change_rows(lambda state: state[indices.to(state.device)])
 
-    def _map_row_state(self, change) -> None:  # type: ignore[no-untyped-def]
-        rows = self.rows
-        rows.own_start = None if rows.own_start is None else change(rows.own_start)
-        rows.holes = None if rows.holes is None else change(rows.holes)
+    def _select_users(self, indices: Tensor) -> None:
+        # Read on the host where it matters only: with one level all rows use the same segments.
+        if any(part.segment.rows is not None for layer in self.kv_layers.values() for part in layer.shared):
+            rows = indices.tolist()
+            for layer in self.kv_layers.values():
+                layer.select_users(rows)
 
     def nbytes(self) -> int:
         """Bytes of the segments, each once, of the own buffers with their slack, and of recurrent states."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,7 +27,7 @@ class RowLayout:
 
     Attributes:
         offset: columns of the caller that come before own KV.
-        shared_length: tokens that the segments hold for a row.
+        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each.
         own_start: `[B]` int64, or None when it is 0 for all rows.
         holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
@@ -34,7 +35,7 @@ class RowLayout:
     """
 
     offset: int = 0
-    shared_length: int = 0
+    shared_length: int | tuple[int, ...] = 0
     own_start: Tensor | None = None
     holes: Tensor | None = None
     reserve: int = 0
@@ -43,7 +44,22 @@ class RowLayout:
     @property
     def padded(self) -> bool:
         """Whether any row has padding before its first token."""
-        return self.own_start is not None or self.offset != self.shared_length
+        if isinstance(self.shared_length, int):
+            return self.own_start is not None or self.offset != self.shared_length
+        starts = [0] * len(self.shared_length) if self.own_start is None else self.own_start.tolist()
+        return any(self.offset + start != shared for start, shared in zip(starts, self.shared_length, strict=True))
+
+    @property
+    def shared_lengths(self) -> tuple[int, ...]:
+        """`shared_length` of each row, as far as rows differ."""
+        return (self.shared_length,) if isinstance(self.shared_length, int) else self.shared_length
+
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
+        self.own_start = None if self.own_start is None else change(self.own_start)
+        self.holes = None if self.holes is None else change(self.holes)
+        if not isinstance(self.shared_length, int):
+            self.shared_length = tuple(change(torch.tensor(self.shared_length)).tolist())
 
 
 class RelayLayer(CacheLayerMixin):
@@ -168,10 +184,12 @@ class RelayLayer(CacheLayerMixin):
             raise ValueError(
                 f"tokens_to_remove must be 0 or negative, the tokens to take off the end; got {tokens_to_remove}."
             )
-        if -tokens_to_remove > self.own_length:
+        # The first own columns of a row are its prefix's last tokens where it has fewer of its own than others.
+        own = self.own_length if self.rows.own_start is None else self.own_length - int(self.rows.own_start.max())
+        if -tokens_to_remove > own:
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {self.own_length} tokens "
-                "are the rows' own. Use to_dynamic() for a cache that can be cropped further."
+                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {own} tokens are every "
+                "row's own. Use to_dynamic() for a cache that can be cropped further."
             )
         first_seen = self.own_length + tokens_to_remove + 1 - (self.sliding_window or 0)
         if tokens_to_remove and max(first_seen, 0) < self._dropped:
@@ -184,6 +202,10 @@ class RelayLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Back to an empty layer."""
         RelayLayer.__init__(self, self.rows, self.sliding_window)
+
+    def select_users(self, indices: list[int]) -> None:
+        """Row i uses the segments that row `indices[i]` did; they stay where they are."""
+        self.shared = [_map_rows(part, lambda rows: _select(rows, indices)) for part in self.shared]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
@@ -202,7 +224,6 @@ class RelayLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows `indices`."""
         self._replace_rows(lambda part: part[indices.to(part.device)])
-        self.shared = [_map_rows(part, lambda rows: _select(rows, indices)) for part in self.shared]
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
         if self._buffers is not None:
@@ -211,14 +232,17 @@ class RelayLayer(CacheLayerMixin):
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self._buffers, self._read_only = (keys, values), keys.is_inference()
 
-    def freeze(self, attended: tuple[Tensor, Tensor] | None) -> SharedKV:
-        """The own KV of the only row as a segment that others can share.
+    def freeze(self, attended: tuple[Tensor, Tensor] | None, row: int = 0, tokens: int | None = None) -> SharedKV:
+        """The own KV of a row, its last `tokens` (None: all), as a segment that others can share.
 
-        `attended`: K and V as attention saw them, `[1, Hkv, S, D]` each, or None where those are the stored ones.
+        `attended`: K and V as attention saw them, `[B, Hkv, S, D]` each, or None where those are the stored ones.
         """
-        keys, values = self.own()
-        seen = (keys, values) if attended is None else attended
-        return SharedKV(Segment(seen[0][0], seen[1][0]), (keys[0], values[0]))
+        own = self.own()
+        first = 0 if tokens is None else self.own_length - tokens
+        seen = own if attended is None else attended
+        parts = [part[row, :, first:] for part in (*seen, *own)]
+        frozen = SharedKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
+        return frozen if tokens is None else frozen.clone()  # a view would hold the padding before it too
 
     def gather_kv(self, parts: list[tuple[RelayLayer, Tensor]], rows: int, columns: int) -> None:
         """Take over the own KV of layers that ran some of the rows each, right-aligned: `(layer, its rows)`.
@@ -260,5 +284,5 @@ def _repeat(rows: tuple[int, ...], repeats: int) -> tuple[int, ...]:
     return tuple(row * repeats + i for row in rows for i in range(repeats))
 
 
-def _select(rows: tuple[int, ...], indices: Tensor) -> tuple[int, ...]:
-    return tuple(new for new, old in enumerate(indices.tolist()) if old in rows)
+def _select(rows: tuple[int, ...], indices: list[int]) -> tuple[int, ...]:
+    return tuple(new for new, old in enumerate(indices) if old in rows)
