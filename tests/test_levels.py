@@ -192,6 +192,40 @@ def test_a_second_turn(family, rows, how):
         assert report.levels == (2 if rows is NESTED else 1)
 
 
+def test_rows_counted_from_the_end_keep_their_segments():
+    results = []
+    for model in pair("llama"):
+        cache = generate(model, batch(FOREST)).past_key_values
+        cache.batch_select_indices(torch.tensor([-1, -2, 0]))
+        mask = torch.nn.functional.pad(batch(FOREST)["attention_mask"], (0, 5), value=1)[[-1, -2, 0]]
+        with torch.no_grad():
+            step = torch.arange(5, 8)[:, None]
+            results.append(
+                model(step, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, past_key_values=cache).logits
+            )
+    torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_segment_that_no_row_uses_is_let_go():
+    cache = generate(pair("llama")[1], batch(FOREST)).past_key_values
+    before = cache.nbytes()
+    cache.batch_select_indices(torch.tensor([0, 2]))
+    assert [part.segment.rows for part in cache.layers[0].shared] == [(0, 1)]
+    assert cache.nbytes() < before / 2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("what", ["all of a row", "the end of a row"])
+def test_a_row_that_ends_in_padding_is_untouched(family, what):
+    """With eager attention such a query sees nothing, and its row is an average of all that it may not see."""
+    stock = tiny_model(family, attn_implementation="eager")
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always", min_prefix_length=LEAST)
+    inputs = batch(FOREST)
+    inputs["attention_mask"][4, 0 if what.startswith("all") else -2 :] = 0
+    assert torch.equal(generate(ours, inputs).sequences, generate(stock, inputs).sequences)
+    assert ours.relay.last.reason == "a row ends in padding"
+
+
 def test_rows_of_a_cache_change_with_their_segments():
     stock, ours = pair("llama")
     inputs, order = batch(NESTED), torch.tensor([4, 0, 0, 2, 5, 1, 3])

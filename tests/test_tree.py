@@ -100,6 +100,15 @@ def test_pruning_moves_tokens_down_and_leaves_the_others(rows, least):
         assert everything[row][: len(tokens)] == tokens
 
 
+def test_a_chain_of_a_thousand_runs():
+    """Rows that go one token further each along one text."""
+    text = torch.arange(1100).tolist()
+    runs = shared_runs(padded([[*text[: 1 + row], 2000] for row in range(1100)]), own=1)
+    assert max(depth for depth, _ in walk(runs)) > 1000
+    assert pruned(runs, lambda tokens, ways: False) == []
+    assert len([*walk(pruned(runs, lambda tokens, ways: tokens >= 500))]) == 2
+
+
 def test_pruning_counts_ways_on():
     rows = [[1, 2, 3, 3, 3, 9], [1, 2, 3, 3, 3, 8], [1, 2, 4, 4, 4, 9], [1, 2, 4, 4, 4, 8]]
     runs = shared_runs(padded(rows), own=1)

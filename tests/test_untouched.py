@@ -62,7 +62,7 @@ def test_rows_that_share_nothing():
 def test_a_row_that_is_all_padding():
     inputs = prompts(20, (3, 4))
     inputs["attention_mask"][1] = 0
-    assert_untouched(*pair(), "the rows share 0 tokens", inputs)
+    assert_untouched(*pair(), "a row ends in padding", inputs)
 
 
 def test_policy_off():

@@ -163,8 +163,8 @@ class RelayCache(Cache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows' own KV. Segments never move."""
-        super().reorder_cache(beam_idx)
         self._select_users(beam_idx)
+        super().reorder_cache(beam_idx)
         self.rows.change_rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -176,16 +176,26 @@ class RelayCache(Cache):
         """Keep only the rows `indices` (positions, or a `[B]` bool mask)."""
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
-        super().batch_select_indices(indices)
         self._select_users(indices)
+        super().batch_select_indices(indices)
         self.rows.change_rows(lambda state: state[indices.to(state.device)])
 
     def _select_users(self, indices: Tensor) -> None:
-        # Read on the host where it matters only: with one level all rows use the same segments.
-        if any(part.segment.rows is not None for layer in self.kv_layers.values() for part in layer.shared):
-            rows = indices.tolist()
-            for layer in self.kv_layers.values():
-                layer.select_users(rows)
+        """Row i is to use the segments that row `indices[i]` does; they stay where they are."""
+        layers = [layer for layer in self.kv_layers.values() if layer.shared]
+        every = {part.segment.rows for layer in layers for part in layer.shared}
+        parts = [rows for rows in every if rows is not None]
+        if not parts:  # with one level all rows use the same segments, and nothing is read from the device
+            return
+        count = len(layers[0].own_tensors()[0])
+        order = [index % count for index in indices.tolist()]  # negative ones count from the end
+        moved = {}
+        for rows in parts:
+            users = frozenset(rows)
+            moved[rows] = tuple(new for new, old in enumerate(order) if old in users)
+        if any(before != after for before, after in moved.items()):  # beams stay within the rows of a prompt
+            for layer in layers:
+                layer.change_users(moved)
 
     def nbytes(self) -> int:
         """Bytes of the segments, each once, of the own buffers with their slack, and of recurrent states."""

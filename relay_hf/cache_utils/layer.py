@@ -203,9 +203,10 @@ class RelayLayer(CacheLayerMixin):
         """Back to an empty layer."""
         RelayLayer.__init__(self, self.rows, self.sliding_window)
 
-    def select_users(self, indices: list[int]) -> None:
-        """Row i uses the segments that row `indices[i]` did; they stay where they are."""
-        self.shared = [_map_rows(part, lambda rows: _select(rows, indices)) for part in self.shared]
+    def change_users(self, moved: dict[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Let segments be used by other rows than before; one that no row uses any more is let go."""
+        parts = [_map_rows(part, moved.__getitem__) for part in self.shared]
+        self.shared = [part for part in parts if part.segment.rows != ()]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
@@ -282,7 +283,3 @@ def _map_rows(part: SharedKV, change) -> SharedKV:  # type: ignore[no-untyped-de
 
 def _repeat(rows: tuple[int, ...], repeats: int) -> tuple[int, ...]:
     return tuple(row * repeats + i for row in rows for i in range(repeats))
-
-
-def _select(rows: tuple[int, ...], indices: list[int]) -> tuple[int, ...]:
-    return tuple(new for new, old in enumerate(indices) if old in rows)

@@ -109,11 +109,14 @@ def pruned(runs: list[Run], pays: Callable[[int, int], bool]) -> list[Run]:
         runs: a forest; it is left as it is.
         pays: whether it does to share a run of so many tokens between so many ways on.
     """
-    kept = []
-    for run in runs:
-        if pays(len(run.ids), run.ways):
-            kept.append(Run(run.start, run.ids, run.rows, pruned(run.children, pays)))
-            continue
-        longer = [Run(run.start, torch.cat([run.ids, child.ids]), child.rows, child.children) for child in run.children]
-        kept += pruned(longer, pays)
+    kept: list[Run] = []
+    # A run, what comes before its tokens of runs that don't pay, from which position on, and where it goes if it does.
+    todo: list[tuple[Run, list[Tensor], int, list[Run]]] = [(run, [], run.start, kept) for run in reversed(runs)]
+    while todo:
+        run, before, start, target = todo.pop()
+        if pays(run.end - start, run.ways):
+            target.append(Run(start, torch.cat([*before, run.ids]), run.rows))
+            todo += [(child, [], child.start, target[-1].children) for child in reversed(run.children)]
+        else:
+            todo += [(child, [*before, run.ids], start, target) for child in reversed(run.children)]
     return kept

@@ -91,7 +91,7 @@ def test_latents(model_type):
 @pytest.mark.parametrize("model_type", LATENT)
 def test_latents_are_not_what_attention_sees(model_type, monkeypatch):
     freeze = RelayLayer.freeze
-    monkeypatch.setattr(RelayLayer, "freeze", lambda self, attended: freeze(self, None))
+    monkeypatch.setattr(RelayLayer, "freeze", lambda self, attended, *how: freeze(self, None, *how))
     assert_untouched(pair(model_type), INPUTS, "a relayed prefill raised RuntimeError: Expected size")
 
 

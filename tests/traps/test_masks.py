@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models.trial import TOLERANCE
 
 from relay_hf import attention, eligibility, generation
 from relay_hf.architectures import ARCHITECTURES
@@ -68,9 +69,17 @@ def test_a_hole_inside_the_prefix_ends_it(where):
     assert_relayed(pair("llama"), INSIDE[where], prefix=18)
 
 
-@pytest.mark.parametrize("where", IN_FRONT)
-def test_a_hole_in_front_of_the_prefix_leaves_none(where):
-    assert_untouched(pair("llama"), IN_FRONT[where], "the rows share 0 tokens")
+def test_holes_in_front_of_the_prefix_of_all_rows_leave_none():
+    assert_untouched(pair("llama"), IN_FRONT["of each row"], "the rows share 0 tokens")
+
+
+@pytest.mark.parametrize("where", ["of one row", "of a row that is padded"])
+def test_a_row_with_a_hole_in_front_of_the_prefix_shares_nothing(where):
+    """The others still do."""
+    stock, ours = pair("llama")
+    assert error(run(stock, IN_FRONT[where]), run(ours, IN_FRONT[where])) <= TOLERANCE
+    assert ours.relay.last.reason == "some of the rows start alike"
+    assert ours.relay.last.prompt_tokens_saved == 20
 
 
 def blind_for_holes(monkeypatch):
