@@ -115,7 +115,7 @@ def _attend(
         if frame.plans and not (reused and length < min(frame.plans)):
             raise UnfitModelError(f"layer {layer_idx} attends with other queries than the layers before it")
         frame.plans[length] = _plan(frame, query, key)
-    if frame.capture is not None and not reused:
+    if frame.capture is not None and not reused and key.data_ptr() != layer.own_tensors()[0].data_ptr():
         frame.capture[layer_idx] = (key, value)
     try:
         backend = resolve_backend(frame.backend, query.device, query.dtype, max(query.shape[3], value.shape[3]))

@@ -16,6 +16,8 @@ from .report import RelayReport
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from .transcript import Transcript
+
 
 @dataclass(eq=False)
 class Call:
@@ -26,21 +28,25 @@ class Call:
         modules: all modules of the model, listed once.
         configs: those of them whose attention implementation a relayed forward switches.
         names_cache: the caller named a cache implementation.
+        own_loop: the decoding loop is the caller's (`custom_generate`).
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
             not read them (on a GPU that read would wait for the device).
         backends: what computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
-        capture: where the attention of the forward that runs now leaves each layer's K and V, or None.
+        transcript: what is to be kept of a single row when the call ends, or None.
+        capture: what the layers of the forward that runs now leave in the frame's `capture`, or None.
     """
 
     owner: object
     modules: list[nn.Module]
     configs: list[PreTrainedConfig]
     names_cache: bool = False
+    own_loop: bool = False
     report: RelayReport | None = None
     cache: RelayCache | None = None
     stand_in: tuple[RelayCache, DynamicCache] | None = None
+    transcript: Transcript | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
 

@@ -25,8 +25,6 @@ class RelayConfig:
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"`, `True` or `False`. No effect on a CPU.
         max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
             is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
-        max_recent_prompts: how many recent prompts are remembered, as token ids, to notice in a later call that a
-            start returns (prompts); 0 remembers none.
     """
 
     policy: Literal["auto", "always", "off"] = "auto"
@@ -34,7 +32,6 @@ class RelayConfig:
     backend: Literal["auto", "triton", "torch"] = "auto"
     cuda_graphs: Literal["auto", True, False] = "auto"
     max_store_bytes: int | None = None
-    max_recent_prompts: int = 64
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -42,7 +39,6 @@ class RelayConfig:
             if not any(type(value) is type(choice) and value == choice for choice in choices):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
         _check_count("min_prefix_length", self.min_prefix_length, least=1)
-        _check_count("max_recent_prompts", self.max_recent_prompts, least=0)
         if self.max_store_bytes is not None:
             _check_count("max_store_bytes", self.max_store_bytes, least=0)
         if self.cuda_graphs is True:

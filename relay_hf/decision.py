@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,17 @@ from transformers.cache_utils import CacheLayerMixin
 
 from . import eligibility, gate
 from .architectures import Architecture, architecture_of
-from .cache_utils import keeps_state
+from .cache_utils import SharedRun, keeps_state
 from .call import open_call
-from .prefix import KeptPrefix, Prompts, Run, keeping_refusal, pruned, shared_runs, walk
+from .prefix import Match, Prompts, Run, divided, keeping_refusal, pruned, shared_runs, walk
 from .report import RelayReport
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
     from .relay import Relay
+
+_UNPROFITABLE = "policy 'auto': sharing what some of the rows start with is not expected to pay"
 
 NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
 
@@ -32,45 +34,69 @@ class Decision:
 
     Attributes:
         reason: why.
-        length: tokens that all rows are to share; 0: none.
         prompts: the rows, on the host.
-        kept: a kept prefix to start from.
-        reused: how many of its tokens serve.
-        keep: whether the prefix may be kept for later calls.
-        runs: what some of the rows share behind it.
+        runs: what rows share, and what is kept of them: a forest.
+        matches: how much of each row is kept.
+        keep: whether what is prefilled of the runs may be kept for later calls.
+        keep_row: whether the single row is to be kept whole, answer and all.
     """
 
     reason: str
-    length: int = 0
     prompts: Prompts = NO_PROMPTS
-    kept: KeptPrefix | None = None
-    reused: int = 0
-    keep: bool = False
     runs: list[Run] = field(default_factory=list)
+    matches: Sequence[Match] = ()
+    keep: bool = False
+    keep_row: bool = False
 
     @property
     def relays(self) -> bool:
-        """Whether anything is shared."""
-        return bool(self.length or self.runs)
+        """Whether anything is shared, or kept."""
+        return bool(self.runs or self.keep_row)
+
+    def held(self, run: Run) -> list[SharedRun]:
+        """What there is of a run that is kept."""
+        return self.matches[run.rows[0]].runs(run.start, run.end)
 
     def report(self) -> RelayReport:
         """The decision as a report, before any byte is measured and any backend has run."""
         rows, tokens = len(self.prompts.ids), self.prompts.tokens
         if not self.relays:
             return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
-        later = [(depth, run) for depth, run in walk(self.runs)]
-        computed = tokens - rows * self.length + self.length - self.reused
-        computed -= sum((len(run.rows) - 1) * len(run.ids) for _, run in later)
+        runs = [run for _, run in walk(self.runs)]
+        saved = sum((len(run.rows) - (not run.kept)) * len(run.ids) for run in runs)
         return RelayReport(
             relayed=True,
             reason=self.reason,
             rows=rows,
-            prefix_length=max((run.end for _, run in later), default=self.length),
-            prefix_tokens_reused=self.reused,
-            prompt_tokens_computed=computed,
-            prompt_tokens_saved=tokens - computed,
-            levels=bool(self.length) + max((depth + 1 for depth, _ in later), default=0),
+            prefix_length=max((run.end for run in runs), default=0),
+            prefix_tokens_reused=sum(len(run.ids) for run in runs if run.kept),
+            prompt_tokens_computed=tokens - saved,
+            prompt_tokens_saved=saved,
+            levels=levels(self.runs),
         )
+
+
+def levels(runs: list[Run]) -> int:
+    """Levels of sharing in a forest: groups of rows, one within the other."""
+    deepest, level = 0, [(run, len(run.rows), 1) for run in runs]
+    while level:
+        run, rows, depth = level.pop()
+        deepest = max(deepest, depth)
+        for child in run.children:
+            # A run that is kept in part stands as two of the same rows, and of one row there may be more kept.
+            level.append((child, len(child.rows), depth + (1 < len(child.rows) < rows)))
+    return deepest
+
+
+def _forwards(runs: list[Run]) -> int:
+    """Forwards that the runs take, at least: one for each level of what is not kept."""
+    most, level = 0, [(run, 0) for run in runs]
+    while level:
+        run, before = level.pop()
+        forwards = before + (not run.kept)
+        most = max(most, forwards)
+        level += [(child, forwards) for child in run.children]
+    return most
 
 
 def decide(
@@ -104,14 +130,15 @@ def decide(
         return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
     keep = keeping_refusal(model, call.modules) is None and relay.keeper.store.budget > 0
-    found = _find(relay, prompts, keep, architecture.recurrent if recurrent else None)
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
-    new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     # Several runs are prefilled as one padded batch, and stand-in tensors know of one run alone.
-    if len(prompts.ids) > 1 and positions == "given" and not (recurrent or architecture.parted):
-        _find_runs(relay, found, new)
+    one_level = recurrent or architecture.parted or positions != "given"
+    found = _find(relay, prompts, keep, one_level, architecture.recurrent if recurrent else None)
+    new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
+    if found.relays and relay.config.policy == "auto":
+        _prune(relay, found, new)
     if not found.relays:
         return found
     refused = eligibility.position_refusal(
@@ -130,16 +157,14 @@ def _gate_refusal(
     rows = len(prompts.ids)
     passes, layers = 1, [] if cache is None else cache.layers
     if keeps_state(cache):
-        own = prompts.ids.shape[1] - found.length - prompts.start.unique()
-        passes = int(own.sum()) if architecture.recurrent == "steps" else len(own)
+        own = prompts.end - prompts.start - max((run.end for _, run in walk(found.runs)), default=0)
+        passes = int(own.unique().sum()) if found.runs and architecture.recurrent == "steps" else len(own.unique())
     shape = gate.Shape(
         rows,
-        found.length,
-        found.reused,
         new,
-        returning=rows == 1 and found.reused < found.length,
-        runs=tuple((len(run.ids), len(run.rows)) for _, run in walk(found.runs)),
-        levels=max((depth + 1 for depth, _ in walk(found.runs)), default=0),
+        tuple((len(run.ids), len(run.rows), run.kept) for _, run in walk(found.runs)),
+        forwards=_forwards(found.runs),
+        keeping=prompts.tokens - sum(len(run.ids) for _, run in walk(found.runs)) if found.keep_row else 0,
         passes=passes,
         own_code=architecture.parted,
     )
@@ -178,12 +203,6 @@ def _backend_refusal(relay: Relay) -> str | None:
     return None
 
 
-def lookup(relay: Relay, ids: Tensor) -> tuple[KeptPrefix | None, int]:
-    """The kept prefix that serves most of the start of `ids` (`[n]`), and how many tokens of it."""
-    embedding = relay.model.get_input_embeddings()
-    return relay.keeper.lookup(open_call().modules, embedding, ids, context_of(relay.model))
-
-
 def context_of(model: PreTrainedModel) -> Hashable:
     """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
     device = model.device
@@ -204,50 +223,74 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     return cache
 
 
-def _find(relay: Relay, prompts: Prompts, keep: bool, recurrent: str | None) -> Decision:
-    """The prefix to share: what the rows share; for a single row, what is kept or returns from an earlier call."""
-    least = relay.config.min_prefix_length
+def _find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None) -> Decision:
+    """What the rows share, and what of it is kept.
+
+    `one_level`: only what all rows share can be shared. `recurrent`: how recurrent layers go on from a state.
+    """
+    least, count = relay.config.min_prefix_length, len(prompts.ids)
     # A recurrent layer has other code for a single token than stock's prefill runs: NemotronH's differs by 1e-4.
-    shared = prompts.shared_length(own=2 if recurrent == "split" else 1)
-    ids = prompts.first_row[:shared]
-    kept, reused = lookup(relay, ids) if keep else (None, 0)
-    single = len(prompts.ids) == 1
-    length = shared
-    if single:
-        length = max(reused, relay.keeper.returning(ids) if keep else 0)
-    # A forward for a few more tokens costs more than it saves; the rows carry them as their own.
-    if reused and length - reused < least:
-        length = reused
-    if recurrent == "steps" and reused < length:
-        kept, reused = None, 0  # from a kept state on it would go token by token
-    if length < least:
-        what = "nothing kept or recent starts this row" if single else f"the rows share {length} tokens"
-        return Decision(f"{what}, fewer than min_prefix_length={least}" if length else what, prompts=prompts)
-    if reused == length:
-        reason = "a kept prefix"
-    elif single:
-        reason = "a start that returned, kept from now on"
+    own = 2 if recurrent == "split" else 1
+    runs = shared_runs(prompts, own)
+    if one_level:
+        runs = [Run(0, run.ids, run.rows) for run in runs if len(run.rows) == count]
+    longest = max((run.end for _, run in walk(runs)), default=0)
+    rows = [prompts.row(row, own) for row in range(count)]
+    if one_level and count > 1:
+        rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
+    matches = match(relay, rows) if keep else [Match()] * count
+    kept = [each.length for each in matches]
+    if recurrent and count == 1 and matches[0].seen - kept[0] >= least:
+        # Its start returned, but the states behind it are not known: they will be from now on.
+        runs = [Run(0, rows[0][: matches[0].seen], (0,))]
+    if recurrent == "steps" and runs and kept[0] < runs[0].end:
+        kept = [0] * count  # from a kept state on it would go token by token
+    runs = pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= least)
+    # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
+    keep_row = keep and count == 1 and prompts.tokens >= least and not open_call().own_loop
+    found = Decision("", prompts, runs, matches, keep, keep_row)
+    if count == 1 and open_call().own_loop and keep and not found.runs:
+        found.reason = "one row, in a decoding loop of the caller's"
+    elif not found.relays:
+        what = f"the rows share {longest} tokens" if count > 1 else f"one row of {prompts.tokens} tokens"
+        found.reason = f"{what}, fewer than min_prefix_length={least}" if keep or count > 1 else "one row, not kept"
     else:
-        reason = "the rows start alike" if not reused else "a kept prefix, extended by what the rows share"
-    return Decision(reason, length, prompts, kept if reused else None, reused, keep)
+        found.reason = _reason(found)
+    return found
 
 
-def _find_runs(relay: Relay, found: Decision, new: int) -> None:
-    """Add what some of the rows share behind what all of them do. `new`: tokens to generate for a row, at most."""
-    prompts, least, model = found.prompts, relay.config.min_prefix_length, relay.model
-    runs = shared_runs(prompts, own=1)
-    if found.length:
-        (first,) = runs
-        rest = Run(found.length, first.ids[found.length :], first.rows, first.children)
-        runs = [rest] if len(rest.ids) else first.children
-    runs = pruned(runs, lambda tokens, ways: tokens >= least)
-    if runs and relay.config.policy == "auto":
-        known = gate.costs(open_call().modules, relay.text_config, model.device, model.dtype)
-        if isinstance(known, str):
-            return
-        runs = pruned(runs, lambda tokens, ways: gate.run_gain(tokens, ways, new, *known) > 0)
-        if not runs and not found.length:
-            found.reason = "policy 'auto': sharing what some of the rows start with is not expected to pay"
-    found.runs = runs
-    if runs:
-        found.reason = "some of the rows start alike" if not found.length else f"{found.reason}, and some go on alike"
+def _reason(found: Decision) -> str:
+    count = len(found.prompts.ids)
+    everyone = [run for _, run in walk(found.runs) if len(run.rows) == count]
+    some = len(everyone) < sum(1 for _ in walk(found.runs))
+    kept = [run.kept for run in everyone]
+    if count == 1:
+        return "a kept prefix" if all(kept) and kept else "a start that returned" if kept else "kept for later calls"
+    if not everyone:
+        return "some of the rows start alike"
+    reason = "a kept prefix" if all(kept) else "the rows start alike"
+    if any(kept) and not all(kept):
+        reason = "a kept prefix, extended by what the rows share"
+    return f"{reason}, and some go on alike" if some else reason
+
+
+def _prune(relay: Relay, found: Decision, new: int) -> None:
+    """Leave out the runs that are not expected to pay. `new`: tokens to generate for a row, at most."""
+    model = relay.model
+    known = gate.costs(open_call().modules, relay.text_config, model.device, model.dtype)
+    if isinstance(known, str):
+        return
+
+    def pays(tokens: int, run: Run) -> bool:
+        # What all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
+        whole = len(run.rows) == len(found.prompts.ids)
+        return whole or gate.run_gain(tokens, run.ways, run.kept, new, *known) > 0
+
+    found.runs = pruned(found.runs, pays)
+    found.reason = _reason(found) if found.relays else _UNPROFITABLE
+
+
+def match(relay: Relay, rows: Sequence[Tensor]) -> list[Match]:
+    """How much of the start of each row (`[n]`) is kept."""
+    embedding = relay.model.get_input_embeddings()
+    return relay.keeper.match(open_call().modules, embedding, rows, context_of(relay.model))

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 def forward_arguments(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[RelayCache | None, Tensor | None]:
-    """The RelayCache and the attention mask of a forward's arguments, whether given by name or by position."""
+) -> tuple[RelayCache | None, Tensor | None, Tensor | None]:
+    """The RelayCache, attention mask and token ids of a forward's arguments, whether given by name or by position."""
     cache = next((given for given in (*kwargs.values(), *args) if isinstance(given, RelayCache)), None)
     if cache is not None and args:
         kwargs = inspect.signature(forward).bind_partial(*args, **kwargs).arguments
-    return cache, kwargs.get("attention_mask")
+    return cache, kwargs.get("attention_mask"), kwargs.get("input_ids")
 
 
 def open_frame(

@@ -43,7 +43,7 @@ class Frame:
         backend: what is to compute attention, as configured.
         own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
         parts: gives a layer's keys and values of whole rows, to attention code that is the model's own.
-        capture: while a prefix is prefilled, K and V of each layer as its attention saw them, else None.
+        capture: where layers leave K and V as their attention sees them, if the cache stores something else; or None.
         causal: the model made a plain causal mask in this forward.
         windows: the other masks handed out, by storage, with their sliding window (tokens), or None for a pattern
             that attention can't follow.

@@ -22,6 +22,8 @@ from transformers import PreTrainedConfig
 
 _FORWARD_HOST = 1.2e-3  # seconds of Python that a forward takes a decoder layer, on a 2.5 GHz core
 _OWN_CODE = 6  # times the operator's overhead: 0.7 ms a layer in place of 0.12, with tiny operands
+_KEEPING = 5e-4  # seconds a layer that it takes to keep a row: the model is looked at three times, its KV copied
+_RETURNS = 0.25  # chance that a single row's start returns, in a call to come
 _STOCK_COPIES = 3  # a DynamicCache reads and writes all KV to append to it, and reads it to attend
 
 
@@ -112,23 +114,19 @@ class Shape:
 
     Attributes:
         rows: rows of the call.
-        prefix: tokens that would be shared.
-        reused: how many of them are kept from before.
         new: tokens to be generated for a row, at most.
-        returning: a single row whose start has been seen before and is not kept: later calls are to save it.
-        runs: what some of the rows share behind the prefix: tokens and rows of each run.
-        levels: how many of them follow each other, at most.
+        runs: what rows would share: of each run its tokens, its rows, and whether it is kept from before.
+        forwards: forwards that those take that are not kept.
+        keeping: own prompt tokens of a single row that is to be kept for later calls.
         passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
         own_code: attention is the model's own code, over tensors in two parts.
     """
 
     rows: int
-    prefix: int
-    reused: int
     new: int
-    returning: bool = False
-    runs: tuple[tuple[int, int], ...] = ()
-    levels: int = 0
+    runs: tuple[tuple[int, int, bool], ...] = ()
+    forwards: int = 0
+    keeping: int = 0
     passes: int = 1
     own_code: bool = False
 
@@ -168,35 +166,40 @@ def refusal(
     return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
 
 
-def run_gain(tokens: int, ways: int, new: int, model: ModelCost, machine: Machine) -> float:
+def run_gain(tokens: int, ways: int, kept: bool, new: int, model: ModelCost, machine: Machine) -> float:
     """Seconds that sharing one more run is expected to save, over leaving its tokens to each of the `ways` on from it.
 
-    Saved are the prefill of all but one way and, in each of `new` steps, the reading of their KV; it costs a forward
-    of its own, and in every layer of every step a part of attention more.
+    Saved are the prefill of all but one way (of all, if it is kept) and, in each of `new` steps, the reading of the
+    others' KV; it costs a forward of its own, unless it is kept, and in every layer of every step a part of attention
+    more.
     """
-    saved = (ways - 1) * tokens
-    forward = max(model.parameters * model.itemsize / machine.bandwidth, model.layers * _FORWARD_HOST)
-    step = model.layers * (saved * model.kv_bytes / machine.bandwidth - machine.layer_overhead)
-    return saved * 2 * model.parameters / machine.flops - forward + new * step
+    copies = (ways - 1) * tokens
+    step = model.layers * (copies * model.kv_bytes / machine.bandwidth - machine.layer_overhead)
+    prefill = (copies + kept * tokens) * 2 * model.parameters / machine.flops
+    return prefill - (not kept) * _forward(model, machine) + new * step
 
 
 def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     """Seconds that relaying is expected to save."""
-    computed = shape.prefix - shape.reused
-    saved = shape.prefix if shape.returning else shape.rows * shape.prefix - computed
-    later = sum(tokens for tokens, _ in shape.runs)
-    saved += sum(rows * tokens for tokens, rows in shape.runs) - later
+    stocks = sum(tokens * rows for tokens, rows, _ in shape.runs)
+    shared = sum(tokens for tokens, _, _ in shape.runs)
+    computed = sum(tokens for tokens, _, kept in shape.runs if not kept)
+    saved = stocks - computed + _RETURNS * shape.keeping
     prefill = saved * 2 * model.parameters / machine.flops
-    weights = model.parameters * model.itemsize / machine.bandwidth
-    host = model.layers * machine.layer_host
-    second_pass = max(weights, host) if computed and not shape.returning else 0.0
-    second_pass += shape.levels * max(weights, model.layers * _FORWARD_HOST)
+    passes = (shape.forwards + shape.passes - 1) * _forward(model, machine)
 
     # A step takes what the device takes, or the host where that is longer.
+    weights = model.parameters * model.itemsize / machine.bandwidth
+    host = model.layers * machine.layer_host
     token = model.layers * model.kv_bytes / machine.bandwidth
-    stocks = shape.rows * shape.prefix + sum(rows * tokens for tokens, rows in shape.runs)
-    stock_step = max(host, weights + _STOCK_COPIES * stocks * token)
-    overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code else bool(shape.prefix) + len(shape.runs))
-    step = max(host, weights + (shape.prefix + later) * token) + model.layers * overhead
-    more_passes = (shape.passes - 1) * max(weights, model.layers * _FORWARD_HOST)
-    return prefill - second_pass - more_passes + shape.new * (stock_step - step)
+    stock_step = max(host, weights + _STOCK_COPIES * (stocks + shape.keeping) * token)
+    parts = len(shape.runs) or bool(shape.keeping)
+    overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code and shape.runs else parts)
+    step = max(host, weights + (shared + shape.keeping) * token) + model.layers * overhead
+    keeping = model.layers * _KEEPING if shape.keeping else 0.0
+    return prefill - passes - keeping + shape.new * (stock_step - step)
+
+
+def _forward(model: ModelCost, machine: Machine) -> float:
+    """Seconds that one more forward takes beside its arithmetic: a pass over the weights, or the host's Python."""
+    return max(model.parameters * model.itemsize / machine.bandwidth, model.layers * _FORWARD_HOST)

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .architectures import MINOR
-from .cache_utils import RelayCache, RowLayout, SharedLayer
+from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import Decision, context_of, decide, refusal
 from .eligibility import TokenIdError
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
-from .keeping import embedded
-from .levels import prefill_levels
-from .passes import prefill_and_keep, prefill_prefix, run, run_gapless
-from .prefix import KeptPrefix, Run
+from .levels import Filled, fill, fill_and_keep
+from .passes import run, run_gapless
 from .report import RelayReport
+from .transcript import Transcript
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from transformers import GenerationConfig
 
@@ -60,7 +58,7 @@ def prefill(
     failure = None
     try:
         decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
-        relay.keeper.remember(decision.prompts.first_row, decision.kept)
+        relay.keeper.touch(decision.matches)
         if decision.relays:
             return _relayed(relay, decision, *arguments)
     except TokenIdError:
@@ -97,94 +95,46 @@ def _relayed(
     chunk = generation_config.prefill_chunk_size
     given = inputs.get(relay.cache_name)
     cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
-    recurrent = bool(cache.state_layers)
-    # A single row gains nothing from a prefill of its own for the prefix: what is to be kept is cut from the row's KV.
-    single = len(prompts.ids) == 1 and decision.reused < decision.length
-    cut = single and decision.keep and not recurrent
-    shared = decision.reused if cut else decision.length
-    layers = _kept_layers(decision) if cut else _prefix_layers(relay, decision, inputs, chunk) if shared else None
-    runs = _later_runs(relay, decision, layers, inputs, chunk)
-    lengths = [shared] * len(prompts.ids)
-    for each, _ in runs:
+    filled = _fill(relay, decision, inputs, chunk)
+    lengths = [0] * len(prompts.ids)
+    for each, _ in filled:
         for row in each.rows:
-            lengths[row] = each.end
+            lengths[row] = max(lengths[row], each.end)
     ends = prompts.start + torch.tensor(lengths)
     offset = int(ends.min())
     own_start = ends - offset
     new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     rows = RowLayout(
         offset=offset,
-        shared_length=tuple(lengths) if runs else shared,
+        shared_length=tuple(lengths) if len(set(lengths)) > 1 else lengths[0],
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
     )
-    # Recurrent layers are filled group by group, below.
-    cache.share(layers, rows, context_of(relay.model))
-    for each, own in runs:
-        cache.share_among(each.rows, own, each.start)
+    shared = [(each.rows, piece) for each, own in filled for piece in own]
+    cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
     rows.holes = own_columns(cache, inputs.get("attention_mask"))
     call.cache = cache
     call.report = decision.report()
-    if recurrent:
-        outputs = run_gapless(relay, input_ids, inputs, cache, layers or [], chunk)
+    transcript = None
+    if decision.keep_row:
+        transcript = Transcript(relay, cache, prompts.row(0), lengths[0], goes_on=not prompts.holes)
+        call.capture = transcript.expanded
+    if cache.state_layers:  # filled group by group
+        outputs = run_gapless(relay, input_ids, inputs, cache, [piece for _, piece in shared], chunk)
         call.cache = cache
-    elif cut:
-        with _keeping(relay, decision, cache):
-            outputs = run(relay, input_ids, inputs, cache, offset, chunk)
     else:
         outputs = run(relay, input_ids, inputs, cache, offset, chunk)
+    call.transcript = transcript
     inputs[relay.cache_name] = cache
     return outputs
 
 
-@contextmanager
-def _keeping(relay: Relay, decision: Decision, cache: RelayCache) -> Iterator[None]:
-    """Keep the start of the single row that is prefilled inside, copied out of its own KV."""
-    call, ids = open_call(), decision.prompts.first_row[: decision.length].clone()
-    before = relay.keeper.witness(call.modules)
-    rows = embedded(relay.model.get_input_embeddings(), ids)
-    captured: dict[int, tuple[Tensor, Tensor]] = {}
-    call.capture = captured
-    yield
-    call.capture = None
-    length = decision.length - decision.reused
-    layers = [layer.first(length).clone() for layer in cache.freeze(captured)]
-    kept = _kept_layers(decision)
-    if kept is not None:
-        layers = [old.then(new) for old, new in zip(kept, layers, strict=True)]
-    prefix = KeptPrefix(ids, layers, context_of(relay.model), rows)
-    relay.keeper.keep(before, call.modules, prefix, extends=kept is not None)
-
-
-def _later_runs(
-    relay: Relay, decision: Decision, first: list[SharedLayer] | None, inputs: dict[str, Any], chunk: int | None
-) -> list[tuple[Run, list[SharedLayer]]]:
-    """The runs that some of the rows share behind what all of them do, prefilled."""
-    if not decision.runs:
-        return []
-    ids, rows = decision.prompts.first_row[: decision.length], tuple(range(len(decision.prompts.ids)))
-    before = () if first is None else ((Run(0, ids, rows), first),)
+def _fill(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> Filled:
+    """What the rows share: from the store, from the model, or both."""
     given = {name for name, value in inputs.items() if value is not None}
-    return prefill_levels(relay, decision.runs, given, chunk, before)
-
-
-def _kept_layers(decision: Decision) -> list[SharedLayer] | None:
-    """The part of a kept prefix that serves, as views; None if none does."""
-    if decision.kept is None:
-        return None
-    return decision.kept.first(decision.reused)
-
-
-def _prefix_layers(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> list[SharedLayer]:
-    """The prefix, from the store, from the model, or both."""
-    kept = _kept_layers(decision)
-    if kept is not None and decision.reused == decision.length:
-        return kept
-    ids = decision.prompts.first_row[: decision.length].clone()
-    given = {name for name, value in inputs.items() if value is not None}
-    if not decision.keep:
-        return prefill_prefix(relay, ids, given, chunk, kept, decision.reused)
-    return prefill_and_keep(relay, ids, given, chunk, kept, decision.reused).layers
+    if decision.keep:
+        return fill_and_keep(relay, decision.runs, decision.held, given, chunk)[0]
+    return fill(relay, decision.runs, decision.held, given, chunk)
 
 
 def _counted(report: RelayReport, input_ids: Tensor, inputs: dict[str, Any]) -> RelayReport:

@@ -1,17 +1,35 @@
-"""What a model keeps between calls: prefixes, the witness that they still hold, and recent prompts."""
+"""What a model keeps between calls: prefixes, and the witness that they still hold."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .prefix import KeptPrefix, PrefixStore, RecentPrompts, Witness
+from .cache_utils import SharedRun
+from .prefix import KeptPrefix, Match, PrefixStore, Witness
 
 logger = logging.getLogger("relay_hf")
+
+
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """A prefix that may be kept.
+
+    Attributes:
+        ids: `[P]` int64, on the host: all its tokens.
+        run: its last tokens, those that were prefilled.
+        embedded: of these tokens, from before their prefill.
+    """
+
+    ids: Tensor
+    run: SharedRun
+    embedded: Tensor
 
 
 class Keeper:
@@ -22,18 +40,13 @@ class Keeper:
 
     Args:
         budget: gives the most bytes to hold, at first use (the device that the model is on by then decides).
-        prompts: how many recent prompts are remembered.
-        least: fewest tokens that a start must have to count as returning.
     """
 
-    def __init__(self, budget: Callable[[], int], prompts: int, least: int) -> None:
+    def __init__(self, budget: Callable[[], int]) -> None:
         self._budget = budget
-        self._prompts = prompts
-        self._least = least
         self._lock = threading.RLock()
         self._witness: Witness | None = None
         self._store: PrefixStore | None = None
-        self._recent = RecentPrompts(prompts, least)
 
     @property
     def store(self) -> PrefixStore:
@@ -47,68 +60,68 @@ class Keeper:
         """Drop everything."""
         with self._lock:
             self.store.clear()
-            self._recent.clear()
             self._witness = None
 
-    def lookup(
-        self, modules: Sequence[nn.Module], embedding: nn.Module, ids: Tensor, context: Hashable
-    ) -> tuple[KeptPrefix | None, int]:
-        """The kept prefix that has most of the start of `ids` (`[n]`), and how much; nothing if the model changed."""
+    def match(
+        self, modules: Sequence[nn.Module], embedding: nn.Module, rows: Sequence[Tensor], context: Hashable
+    ) -> list[Match]:
+        """How much of the start of each row (`[n]` ids) is kept: nothing if the model changed."""
         with self._lock:
-            if not len(self.store):
-                return None, 0
-            kept, length = None, 0
-            if self._witness is not None and self._witness.holds(modules):
-                kept, length = self.store.lookup(ids, context)
-                if kept is None or torch.equal(kept.embedded[:length], embedded(embedding, kept.ids[:length])):
-                    return kept, length
-            logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
-            self.clear()
-            return None, 0
+            if len(self.store):
+                if self._witness is not None and self._witness.holds(modules):
+                    matches = [self.store.match(ids, context) for ids in rows]
+                    nodes = {node for match in matches for node in match.path}
+                    if all(torch.equal(node.embedded, embedded(embedding, node.tokens)) for node in nodes):
+                        return matches
+                logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
+                self.clear()
+            return [Match()] * len(rows)
+
+    def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
+        """The kept prefix of just these tokens (`[P]`), or None if not all of them are kept."""
+        with self._lock:
+            return self.store.ending(ids, context)
+
+    def touch(self, matches: Iterable[Match]) -> None:
+        """Note the use of kept prefixes."""
+        with self._lock:
+            for match in matches:
+                self.store.touch(match)
 
     def witness(self, modules: Sequence[nn.Module]) -> Witness:
         """The model now, to be given to `keep` after a prefill."""
         with self._lock:
             return Witness(modules, frozenset() if self._witness is None else self._witness.ignore)
 
-    def keep(self, before: Witness, modules: Sequence[nn.Module], prefix: KeptPrefix, extends: bool) -> None:
-        """Keep a prefix that was prefilled since `before`, unless the model changed meanwhile.
+    def keep(
+        self,
+        before: Witness,
+        modules: Sequence[nn.Module],
+        prefixes: Iterable[Prefilled],
+        context: Hashable,
+        most: int | None = None,
+    ) -> list[KeptPrefix | None]:
+        """Keep what was prefilled since `before`, unless the model changed meanwhile.
 
-        `extends`: it starts with one that was kept before, so the model must be the one that all kept ones saw.
+        `context`, `most` and what is returned: see `PrefixStore.add`.
         """
         with self._lock:
             # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
             after = Witness(modules, before.ignore)
             after = after.without(before.rewritten(after))
             if not before.without(after.ignore).same(after):
-                return
-            seen = self._witness
-            changed = seen is None or not seen.without(after.ignore).same(after)
-            if changed:
-                self.store.clear()
+                return [None for _ in prefixes]
+            if self._witness is None or not self._witness.without(after.ignore).same(after):
+                self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
             self._witness = after
-            if not (changed and extends):
-                self.store.add(prefix)
-
-    def returning(self, ids: Tensor) -> int:
-        """Length of the longest start of `ids` (`[n]`) that a recent prompt had too (tokens)."""
-        with self._lock:
-            return self._recent.returning(ids)
-
-    def remember(self, ids: Tensor, kept: KeptPrefix | None) -> None:
-        """Note a prompt, and the use of a kept prefix."""
-        with self._lock:
-            if len(ids):
-                self._recent.add(ids)
-            if kept is not None:
-                self.store.touch(kept)
+            return [self.store.add(each.ids, each.run, each.embedded, context, most) for each in prefixes]
 
     def __getstate__(self) -> dict[str, object]:
         """Copies start empty."""
-        return {"_budget": self._budget, "_prompts": self._prompts, "_least": self._least}
+        return {"_budget": self._budget}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**{name.lstrip("_"): value for name, value in state.items()})  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_budget"])  # type: ignore[misc]
 
 
 def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:

@@ -1,91 +1,161 @@
-"""Prefilling a forest of shared runs: level by level, all runs of a level as one batch."""
+"""Prefilling a forest of shared runs: level by level, the runs of a level as one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .cache_utils import RelayCache, RowLayout, SharedLayer
+from .cache_utils import RelayCache, RowLayout, SharedRun
 from .call import open_call
+from .decision import context_of
+from .keeping import Prefilled, embedded
 from .passes import run
 
 if TYPE_CHECKING:
-    from .prefix import Run
+    from .prefix import KeptPrefix, Run
     from .relay import Relay
 
-Path = tuple[tuple["Run", list[SharedLayer]], ...]  # the runs before a run, from the root on, and what they left
+# A kept run in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
+# step some 0.1 ms. The states of recurrent layers keep a conversation in as many pieces as it has turns.
+_MOST_PIECES = 4
+
+Filled = list[tuple["Run", list[SharedRun]]]  # runs, and what the model keeps of them, in pieces
+_Path = tuple[tuple["Run", list[SharedRun]], ...]  # a run with those before it, from the first one on
 
 
-def prefill_levels(
-    relay: Relay, level: list[Run], inputs: Collection[str], chunk: int | None = None, before: Path = ()
-) -> list[tuple[Run, list[SharedLayer]]]:
-    """Prefill runs and all that follows them. Each token goes through the model once.
+def fill(
+    relay: Relay,
+    runs: list[Run],
+    held: Callable[[Run], list[SharedRun]],
+    inputs: Collection[str],
+    chunk: int | None = None,
+) -> Filled:
+    """A forest of runs with their KV: from the store, or prefilled. Each token goes through the model once.
 
     Args:
         relay: the model's handle.
-        level: runs that follow each other nowhere.
+        runs: a forest. Of recurrent models: one run, and at most one behind it.
+        held: what there is of a run that is kept.
         inputs: names of the keyword inputs that the forwards of the call have.
         chunk: tokens of a run to put through the model at once, or None for all.
-        before: the runs before all of them.
 
     Returns:
-        Every run with what its layers keep of it, each after the run before it.
+        Every run with what there is of it now, each after the run before it.
     """
-    done = []
-    paths: list[Path] = [before] * len(level)
-    while level:
-        layers = _prefill_level(relay, level, paths, inputs, chunk)
-        done += list(zip(level, layers, strict=True))
-        paths = [
-            (*path, (each, own)) for each, path, own in zip(level, paths, layers, strict=True) for _ in each.children
-        ]
-        level = [child for each in level for child in each.children]
+    done: Filled = []
+    ready: list[tuple[Run, _Path]] = [(each, ()) for each in runs]
+    while ready:
+        level, missing = ready, []
+        while level:  # what is kept takes no forward, so what follows it is of the same level
+            each, path = level.pop()
+            if each.kept:
+                pieces = held(each)
+                done.append((each, [SharedRun.joined(pieces)] if len(pieces) > _MOST_PIECES else pieces))
+                level += [(child, (*path, done[-1])) for child in each.children]
+            else:
+                missing.append((each, path))
+        ready = []
+        for batch in _batches(missing):
+            for (each, path), own in zip(batch, _prefill(relay, batch, inputs, chunk), strict=True):
+                done.append((each, [own]))
+                ready += [(child, (*path, done[-1])) for child in each.children]
     return done
 
 
-def _prefill_level(
-    relay: Relay, level: list[Run], paths: list[Path], inputs: Collection[str], chunk: int | None
-) -> list[list[SharedLayer]]:
+def fill_and_keep(
+    relay: Relay,
+    runs: list[Run],
+    held: Callable[[Run], list[SharedRun]],
+    inputs: Collection[str],
+    chunk: int | None = None,
+) -> tuple[Filled, list[KeptPrefix | None]]:
+    """`fill`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
+
+    Returns:
+        What `fill` does, and the prefixes that are kept now, in the order of the runs that were not.
+    """
+    missing = [(each, ids) for each, ids in _with_ids(runs) if not each.kept]
+    if not missing:
+        return fill(relay, runs, held, inputs, chunk), []
+    modules, embedding = open_call().modules, relay.model.get_input_embeddings()
+    before = relay.keeper.witness(modules)
+    rows = [embedded(embedding, each.ids) for each, _ in missing]
+    filled = fill(relay, runs, held, inputs, chunk)
+    pieces = dict(filled)
+    new = [Prefilled(ids, pieces[each][0], seen) for (each, ids), seen in zip(missing, rows, strict=True)]
+    return filled, relay.keeper.keep(before, modules, new, context_of(relay.model))
+
+
+def _with_ids(runs: list[Run]) -> Iterator[tuple[Run, Tensor]]:
+    """Every run of a forest after the run before it, with all tokens from position 0 to its end."""
+    stack = [(run, run.ids) for run in reversed(runs)]
+    while stack:
+        run, ids = stack.pop()
+        yield run, ids
+        stack += [(child, torch.cat([ids, child.ids])) for child in reversed(run.children)]
+
+
+def _batches(level: list[tuple[Run, _Path]]) -> Iterator[list[tuple[Run, _Path]]]:
+    """The runs of a level, in batches in which none is more than twice as long as another.
+
+    A batch is padded to its longest run: a document of 4,000 tokens beside 15 of 50 would take 14 times what they need.
+    """
+    batch: list[tuple[Run, _Path]] = []
+    for each in sorted(level, key=lambda item: -len(item[0].ids)):
+        if batch and 2 * len(each[0].ids) < len(batch[0][0].ids):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def _prefill(
+    relay: Relay, batch: Sequence[tuple[Run, _Path]], inputs: Collection[str], chunk: int | None
+) -> list[SharedRun]:
     """Each run as a row of a batch, behind the runs on its path."""
-    width, widest = max(each.end for each in level), max(len(each.ids) for each in level)
+    runs = [each for each, _ in batch]
+    width, widest = max(each.end for each in runs), max(len(each.ids) for each in runs)
     device = relay.model.device
-    own_start = torch.tensor([widest - len(each.ids) for each in level], device=device)
-    ragged = bool(own_start.any())
+    own_start = torch.tensor([widest - len(each.ids) for each in runs], device=device)
     rows = RowLayout(
         offset=width - widest,
-        shared_length=tuple(each.start for each in level),
-        own_start=own_start if ragged else None,
+        shared_length=tuple(each.start for each in runs),
+        own_start=own_start if bool(own_start.any()) else None,
         reserve=widest,
     )
-    cache = RelayCache(relay.text_config)
-    cache.share(None, rows)
     users: dict[Run, list[int]] = {}
-    kept = {}
-    for index, path in enumerate(paths):
-        for each, layers in path:
+    pieces = {}
+    for index, (_, path) in enumerate(batch):
+        for each, own in path:
             users.setdefault(each, []).append(index)
-            kept[each] = layers
-    for each, indices in users.items():  # a run is met before those that follow it
-        cache.share_among(tuple(indices), kept[each], each.start)
+            pieces[each] = own
+    # A run is met before those that follow it.
+    shared = [(tuple(indices), piece) for each, indices in users.items() for piece in pieces[each]]
+    cache = RelayCache(relay.text_config)
+    cache.share(shared, rows, len(batch))
     call = open_call()
     captured: dict[int, tuple[Tensor, Tensor]] = {}
     call.cache, call.capture = cache, captured
-    ids, own_inputs = _inputs(level, width, inputs, device)
+    ids, own_inputs = _inputs(runs, width, inputs, device)
     run(relay, ids, own_inputs, cache, rows.offset, chunk)
     call.capture = None
-    return [cache.freeze(captured, index, len(each.ids) if ragged else None) for index, each in enumerate(level)]
+    alone = len(batch) == 1  # copied otherwise: views would hold the whole batch
+    return [
+        cache.freeze(captured, each.start, len(each.ids), None if alone else index) for index, each in enumerate(runs)
+    ]
 
 
 def _inputs(
-    level: list[Run], width: int, inputs: Collection[str], device: torch.device
+    runs: list[Run], width: int, inputs: Collection[str], device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Ids, mask and positions of a level. Before the runs' own tokens there are no ids: nothing reads them."""
-    ids = torch.zeros(len(level), width, dtype=torch.int64)
-    mask = torch.zeros(len(level), width, dtype=torch.int64)
-    for row, each in enumerate(level):
+    """Ids, mask and positions of a batch of runs. Before the runs' own tokens there are no ids: nothing reads them."""
+    ids = torch.zeros(len(runs), width, dtype=torch.int64)
+    mask = torch.zeros(len(runs), width, dtype=torch.int64)
+    for row, each in enumerate(runs):
         ids[row, width - len(each.ids) :] = each.ids
         mask[row, width - each.end :] = 1
     named: dict[str, Any] = {"use_cache": True, "attention_mask": None if bool(mask.all()) else mask.to(device)}

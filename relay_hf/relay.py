@@ -25,7 +25,7 @@ from .generation import prefill
 from .keeping import Keeper
 from .ops import resolve_backend
 from .prefix import KeptPrefix
-from .report import RelayReport, RelayStats
+from .report import Explanation, RelayReport, RelayStats
 from .selection import attention_configs
 from .warming import explain, keep_prefix, read_prefix
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("relay_hf")
-
-_KEEPERS_OPTIONS = ("max_store_bytes", "max_recent_prompts", "min_prefix_length")
 
 
 class Relay:
@@ -66,10 +64,10 @@ class Relay:
         self._lock = threading.Lock()
 
     def configure(self, config: RelayConfig) -> None:
-        """Take other options. Prefixes stay, unless the keeper's own options are others."""
+        """Take other options. Prefixes stay, unless their budget is another."""
         before, self.config = self.config, config
         self._forget_refusal()
-        if any(getattr(before, name) != getattr(config, name) for name in _KEEPERS_OPTIONS):
+        if before.max_store_bytes != config.max_store_bytes:
             self.keeper = self._new_keeper()
 
     # -- for the user ------------------------------------------------------------------------------------------------
@@ -85,16 +83,20 @@ class Relay:
         return tuple(self.keeper.store)
 
     def clear(self) -> None:
-        """Drop all kept prefixes, and forget the recent prompts and what was learnt about the model."""
+        """Drop all kept prefixes, pinned ones too, and forget what was learnt about the model."""
         self.keeper.clear()
         self._forget_refusal()
 
-    def warm(self, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any = None) -> KeptPrefix:
+    def warm(
+        self, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any = None, *, pin: bool = False
+    ) -> KeptPrefix:
         """Prefill and keep a prefix ahead of its first request.
 
         Args:
             text_or_ids: the prefix: token ids (`[P]` or `[1, P]`), or text, which needs `tokenizer`.
             tokenizer: turns text into ids as it does for the requests to come, special tokens included.
+            pin: keep it whatever else is to be kept, until `clear()`, a change of the model, or its `pinned` set to
+                False.
 
         Returns:
             The kept prefix. The requests' ids must start with its `ids` for it to be used.
@@ -105,15 +107,19 @@ class Relay:
         """
         ids = read_prefix(self.model, text_or_ids, tokenizer)
         with torch.no_grad(), self.open_call():
-            return keep_prefix(self, ids)
+            return keep_prefix(self, ids, pin)
 
-    def explain(self, input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> RelayReport:
+    def explain(self, input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Explanation:
         """What `generate(input_ids, attention_mask=...)` would do, and why, without running it.
 
         Args:
             input_ids: `[B, L]`, the rows as the model will run them: a prompt with `num_return_sequences=4` stands
                 four times.
             attention_mask: `[B, L]`, or None when no token is padding.
+
+        Returns:
+            The report that the call would have, with a `tree` of what its rows share: printed, an indented line for
+            each run of tokens.
         """
         with torch.no_grad(), self.open_call():
             return explain(self, torch.as_tensor(input_ids), attention_mask)
@@ -128,8 +134,11 @@ class Relay:
         config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
         with self.open_call() as call:
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
+            call.own_loop = kwargs.get("custom_generate") is not None
             try:
-                return call.with_given_cache(self.stock["generate"](*args, **kwargs))
+                outputs = call.with_given_cache(self.stock["generate"](*args, **kwargs))
+                self._keep_row(call)
+                return outputs
             except BaseException as error:
                 call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
                 raise
@@ -151,9 +160,11 @@ class Relay:
         stale = active_frame.get()
         if stale is not None and stale.owner is self:
             close_frame(stale)
-        cache, mask = forward_arguments(self.model.forward, args, kwargs)
+        cache, mask, ids = forward_arguments(self.model.forward, args, kwargs)
         if cache is not None:
             call, backend = current_call.get(), self.config.backend
+            if call is not None and call.transcript is not None:
+                call.transcript.feed(cache, ids)
             if call is not None and call.cache is cache:
                 open_frame(cache, self, call.configs, backend, cache.rows.holes, call.capture)
             else:
@@ -215,7 +226,7 @@ class Relay:
         return resolve_backend(self.config.backend, device, dtype)
 
     def _new_keeper(self) -> Keeper:
-        return Keeper(self._budget, self.config.max_recent_prompts, self.config.min_prefix_length)
+        return Keeper(self._budget)
 
     def _forget_refusal(self) -> None:
         self.model_refusal, self.unexplained = None, 0
@@ -226,6 +237,15 @@ class Relay:
         if self.model.device.type == "cuda":
             return torch.cuda.get_device_properties(self.model.device).total_memory // 10
         return 2**30
+
+    def _keep_row(self, call: Call) -> None:
+        if call.transcript is None:
+            return
+        try:
+            with torch.no_grad():
+                call.transcript.keep()
+        except Exception:  # the call itself has ended well
+            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=True)
 
     def _finish(self, call: Call) -> None:
         if call.stand_in is not None:

@@ -14,7 +14,7 @@ class RelayReport:
         reason: why, in words.
         rows: rows that the model ran, after `num_return_sequences` and `num_beams` (rows).
         prefix_length: the longest start of a row that it shares with others (tokens).
-        prefix_tokens_reused: how much had been kept from an earlier call of what all rows share (tokens).
+        prefix_tokens_reused: how much of what rows share, or start with, had been kept from earlier calls (tokens).
         prompt_tokens_computed: prompt tokens that went through the model, padding excluded (tokens).
         prompt_tokens_saved: prompt tokens that stock generate() would have computed on top of these (tokens).
         kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
@@ -40,19 +40,37 @@ class RelayReport:
             return f"RelayReport(untouched: {self.reason})"
         parts = [
             f"relayed: {self.reason}",
-            f"{self.rows} rows share {self._length} ({self.prefix_tokens_reused} kept from before)",
+            self._shared,
             f"prompt tokens computed {self.prompt_tokens_computed}, saved {self.prompt_tokens_saved}",
         ]
         if self.kv_bytes:
             ratio = self.kv_bytes_stock / self.kv_bytes
-            parts.append(f"KV {_bytes(self.kv_bytes)} for stock's {_bytes(self.kv_bytes_stock)} ({ratio:.1f}x less)")
+            less = f" ({ratio:.1f}x less)" if ratio >= 1.05 else ""
+            parts.append(f"KV {_bytes(self.kv_bytes)} for stock's {_bytes(self.kv_bytes_stock)}{less}")
         return f"RelayReport({'; '.join(parts)}; backend {self.backend})"
 
     @property
-    def _length(self) -> str:
+    def _shared(self) -> str:
+        kept = f"{self.prefix_tokens_reused} kept from before"
+        if self.rows == 1:
+            return f"one row, {kept}"
         if self.levels < 2:
-            return f"{self.prefix_length} tokens"
-        return f"up to {self.prefix_length} tokens in {self.levels} levels"
+            return f"{self.rows} rows share {self.prefix_length} tokens ({kept})"
+        return f"{self.rows} rows share up to {self.prefix_length} tokens in {self.levels} levels ({kept})"
+
+
+@dataclass(repr=False)
+class Explanation(RelayReport):
+    """What a call would do.
+
+    Attributes:
+        tree: what its rows share, a line for each run of tokens, indented under the run before it; empty if nothing.
+    """
+
+    tree: str = ""
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()}\n{self.tree}".rstrip()
 
 
 @dataclass

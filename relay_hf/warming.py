@@ -14,16 +14,16 @@ from . import eligibility
 from .architectures import architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
-from .decision import decide, lookup
+from .decision import context_of, decide, match
 from .frame import RelayError
-from .passes import prefill_and_keep
-from .prefix import KeptPrefix, keeping_refusal
+from .levels import fill_and_keep
+from .prefix import KeptPrefix, Run, divided, keeping_refusal, outline
+from .report import Explanation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .relay import Relay
-    from .report import RelayReport
 
 _DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
 
@@ -52,7 +52,7 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     return ids
 
 
-def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
+def keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
     model, call = relay.model, open_call()
     architecture = architecture_of(relay.text_config)
@@ -69,25 +69,29 @@ def keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
     )
     if refused:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
-    kept, reused = lookup(relay, ids)
-    if kept is not None and reused == len(ids):
-        return kept
-    if kept is None or (recurrent and architecture.recurrent == "steps"):
+    (found,) = match(relay, [ids])
+    reused = found.length
+    if recurrent and architecture.recurrent == "steps" and reused < len(ids):
         reused = 0
-    start = kept.first(reused) if kept is not None and reused else None
+    runs = divided([Run(0, ids, (0,))], [reused], [ids])
     inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
     try:
-        prefix = prefill_and_keep(relay, ids, inputs, kept=start, start=reused)
+        filled, kept = fill_and_keep(relay, runs, lambda run: found.runs(run.start, run.end), inputs)
     except (RelayError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         what = f"its prefill raised {type(error).__name__}: {error}"
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
-    if prefix.nbytes > relay.keeper.store.budget:
+    prefix = kept[-1] if kept else relay.keeper.ending(ids, context_of(relay.model))
+    if prefix is None:
+        size, budget = sum(piece.nbytes for _, own in filled for piece in own), relay.keeper.store.budget
+        pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
         raise RelayError(
-            f"the prefix takes {prefix.nbytes} bytes, more than the store's budget of {relay.keeper.store.budget}; "
-            "raise max_store_bytes"
+            f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
+            if size > budget or pinned
+            else "the model changed while the prefix was prefilled; warm it again"
         )
+    prefix.pinned = prefix.pinned or pin
     return prefix
 
 
@@ -97,7 +101,7 @@ def _default_cache(relay: Relay) -> DynamicCache | None:
     return DynamicCache(config=relay.text_config) if takes_one else None
 
 
-def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> RelayReport:
+def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> Explanation:
     """The report of a call that is not run."""
     model = relay.model
     if input_ids.dim() != 2:
@@ -120,7 +124,8 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> R
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
-    report = decide(relay, input_ids, config, inputs).report()
-    if report.relayed:
-        report.backend = "model" if architecture_of(relay.text_config).parted else relay.backend
-    return report
+    decision = decide(relay, input_ids, config, inputs)
+    found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
+    if found.relayed:
+        found.backend = "model" if architecture_of(relay.text_config).parted else relay.backend
+    return found

@@ -121,7 +121,7 @@ def test_segments_of_some_rows_follow_row_changes():
     cache = filled(relay_hf.patch_model(tiny_model("llama"), policy="always"))
     for layer in cache.layers:
         (part,) = layer.shared
-        doubled = part.then(part.first(0))
+        doubled = part.clone()
         doubled.segment.key.mul_(2), doubled.segment.value.mul_(2)
         users = ((part, (0, 3)), (doubled, (2, 1)))
         layer.shared = [replace(one, segment=replace(one.segment, rows=rows)) for one, rows in users]

@@ -20,14 +20,14 @@ H200 = Machine(flops=9.9e14, bandwidth=4.8e12, layer_overhead=2e-4, layer_host=1
 @pytest.mark.parametrize(
     ("shape", "pays"),
     [
-        (Shape(rows=1, prefix=64, reused=64, new=1), True),
-        (Shape(rows=1, prefix=64, reused=64, new=256), False),
-        (Shape(rows=1, prefix=64, reused=0, new=32, returning=True), False),
-        (Shape(rows=1, prefix=512, reused=512, new=256), True),
-        (Shape(rows=1, prefix=512, reused=0, new=32, returning=True), True),
-        (Shape(rows=2, prefix=16, reused=0, new=256), False),
-        (Shape(rows=4, prefix=64, reused=0, new=32), True),
-        (Shape(rows=16, prefix=1024, reused=0, new=128), True),
+        (Shape(rows=1, new=1, runs=((64, 1, True),)), True),
+        (Shape(rows=1, new=256, runs=((64, 1, True),)), False),
+        (Shape(rows=1, new=32, keeping=64), False),
+        (Shape(rows=1, new=256, runs=((512, 1, True),)), True),
+        (Shape(rows=1, new=32, keeping=512), True),
+        (Shape(rows=2, new=256, runs=((16, 2, False),), forwards=1), False),
+        (Shape(rows=4, new=32, runs=((64, 4, False),), forwards=1), True),
+        (Shape(rows=16, new=128, runs=((1024, 16, False),), forwards=1), True),
     ],
 )
 def test_where_it_pays(shape, pays):
@@ -37,10 +37,13 @@ def test_where_it_pays(shape, pays):
 @pytest.mark.parametrize(
     ("shape", "pays"),
     [
-        (Shape(rows=1, prefix=1024, reused=0, new=32), False),  # nothing is shared: another pass, host time
-        (Shape(rows=4, prefix=512, reused=0, new=128), False),  # the host is what decoding waits for
-        (Shape(rows=32, prefix=2048, reused=0, new=128), True),  # 63,000 tokens of prefill
-        (Shape(rows=128, prefix=8192, reused=8192, new=512), True),  # 400 GB a step of stock
+        (
+            Shape(rows=1, new=32, runs=((1024, 1, False),), forwards=1),
+            False,
+        ),  # nothing is shared: another pass, host time
+        (Shape(rows=4, new=128, runs=((512, 4, False),), forwards=1), False),  # the host is what decoding waits for
+        (Shape(rows=32, new=128, runs=((2048, 32, False),), forwards=1), True),  # 63,000 tokens of prefill
+        (Shape(rows=128, new=512, runs=((8192, 128, True),)), True),  # 400 GB a step of stock
     ],
 )
 def test_where_it_is_expected_to_pay_on_a_gpu(shape, pays):
@@ -50,16 +53,16 @@ def test_where_it_is_expected_to_pay_on_a_gpu(shape, pays):
 
 def test_forwards_for_groups_of_rows_count():
     """Rows of a recurrent model that all differ in length go through it one by one."""
-    shape = Shape(rows=4, prefix=64, reused=0, new=32)
+    shape = Shape(rows=4, new=32, runs=((64, 4, False),), forwards=1)
     assert expected_gain(shape, C1, TWO_CORES) > 0
     assert expected_gain(replace(shape, passes=40), C1, TWO_CORES) < 0
 
 
 def test_attention_code_of_the_models_own_costs_host_time():
-    shape = Shape(rows=16, prefix=1024, reused=0, new=32)
+    shape = Shape(rows=16, new=32, runs=((1024, 16, False),), forwards=1)
     through_the_operator, own = (expected_gain(replace(shape, own_code=each), C1, TWO_CORES) for each in (False, True))
     assert through_the_operator > own > 0
-    assert expected_gain(Shape(rows=4, prefix=64, reused=64, new=256, own_code=True), C1, TWO_CORES) < 0
+    assert expected_gain(Shape(rows=4, new=256, runs=((64, 4, True),), own_code=True), C1, TWO_CORES) < 0
 
 
 @pytest.mark.parametrize(("model_type", "passes"), [("mamba2", 3), ("mamba", 3 + 7 + 2), ("bamba", 3)])
@@ -78,13 +81,15 @@ def test_a_machine_is_read_off_the_device():
     assert cpu.flops == 2e11 * torch.get_num_threads()
     assert Machine.of(torch.device("meta"), torch.float32) is None
     model = tiny_model("llama")
-    reason = refusal(Shape(16, 1024, 0, 32), model.modules(), model.config, torch.device("meta"), torch.float32)
+    reason = refusal(
+        Shape(16, 32, ((1024, 16, False),), 1), model.modules(), model.config, torch.device("meta"), torch.float32
+    )
     assert "what calls cost on meta is not known" in reason
 
 
 def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    device, call = torch.device("cuda"), Shape(rows=128, prefix=8192, reused=8192, new=512)
+    device, call = torch.device("cuda"), Shape(rows=128, new=512, runs=((8192, 128, True),))
     machine = Machine.of(device, torch.bfloat16)
     assert machine == H200
     assert Machine.of(device, torch.float32).flops < machine.flops / 10
@@ -113,7 +118,13 @@ def test_of_stacked_experts_the_routed_share_counts():
 def test_a_model_whose_cost_is_not_known_is_left_alone():
     sizes = {"vocab_size": 97, "num_attention_heads": 4, "num_key_value_heads": [1, 2], "head_dim": 8}
     config = types.SimpleNamespace(**sizes, num_hidden_layers=2)  # a number for each layer, as some models have it
-    reason = refusal(Shape(16, 1024, 0, 32), tiny_model("llama").modules(), config, torch.device("cpu"), torch.float32)
+    reason = refusal(
+        Shape(16, 32, ((1024, 16, False),), 1),
+        tiny_model("llama").modules(),
+        config,
+        torch.device("cpu"),
+        torch.float32,
+    )
     assert "not known (TypeError)" in reason
 
 
@@ -131,17 +142,17 @@ TWO_CORES = Machine(flops=4.0e11, bandwidth=2.0e10, layer_overhead=1.2e-4)
 
 def test_a_run_pays_by_tokens_ways_and_steps():
     """256 tokens that four rows share, as in workload C5, against a few that two do."""
-    assert run_gain(256, 4, 32, C1_COST, TWO_CORES) > 0.2
-    assert run_gain(16, 2, 1, C1_COST, TWO_CORES) < 0
-    gains = [run_gain(64, ways, 32, C1_COST, TWO_CORES) for ways in (2, 4, 8)]
+    assert run_gain(256, 4, False, 32, C1_COST, TWO_CORES) > 0.2
+    assert run_gain(16, 2, False, 1, C1_COST, TWO_CORES) < 0
+    gains = [run_gain(64, ways, False, 32, C1_COST, TWO_CORES) for ways in (2, 4, 8)]
     assert gains == sorted(gains)
 
 
 def test_runs_of_some_rows_count_in_a_call():
-    alone = expected_gain(Shape(16, 512, 0, 32), C1_COST, TWO_CORES)
-    groups = Shape(16, 512, 0, 32, runs=((256, 4),) * 4, levels=1)
+    alone = expected_gain(Shape(16, 32, ((512, 16, False),), 1), C1_COST, TWO_CORES)
+    groups = Shape(16, 32, ((512, 16, False), *((256, 4, False),) * 4), 2)
     assert expected_gain(groups, C1_COST, TWO_CORES) > alone + 0.5
-    pairs = Shape(16, 0, 0, 32, runs=((1055, 8),) * 2, levels=1)
+    pairs = Shape(16, 32, ((1055, 8, False),) * 2, 1)
     assert expected_gain(pairs, C1_COST, TWO_CORES) > 10
-    tiny = Shape(4, 0, 0, 32, runs=((16, 2),) * 2, levels=1)
+    tiny = Shape(4, 32, ((16, 2, False),) * 2, 1)
     assert expected_gain(tiny, ModelCost(10_000, 4, 2, 256), TWO_CORES) < 0

@@ -79,7 +79,7 @@ def trees(draw, depth):
 def found_levels(inputs, copies):
     """Levels that a call should find: those of the whole tree, without the runs that are too short."""
     ran = {name: value.repeat_interleave(copies, dim=0) for name, value in inputs.items()}
-    kept = pruned(shared_runs(Prompts.of(**ran), own=1), lambda tokens, ways: tokens >= LEAST)
+    kept = pruned(shared_runs(Prompts.of(**ran), own=1), lambda tokens, run: tokens >= LEAST)
     return max((depth + 1 for depth, _ in walk(kept)), default=0)
 
 
@@ -109,7 +109,7 @@ FOREST = [[*ONE, 7], [*OTHER, 8], [*ONE, 9, 9], [*OTHER, 10], words(7, 9)]
 def test_two_levels(family):
     assert_stocks(family, batch(NESTED), 2)
     report = pair(family)[1].relay.last
-    assert (report.prefix_length, report.prefix_tokens_reused) == (20 + 11, 20)
+    assert (report.prefix_length, report.prefix_tokens_reused) == (20 + 11, 20 + 11 + 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -132,7 +132,6 @@ def test_a_pad_between_the_prefix_and_a_rows_own_tokens_would_be_seen(monkeypatc
     assert float((expected.logits[0] - got.logits[0]).abs().max()) > 0.01
 
 
-def _with_pads(relay, input_ids, inputs, cache, layers, chunk):
-    cache.share(layers, cache.rows, cache.context, len(input_ids))
+def _with_pads(relay, input_ids, inputs, cache, shared, chunk):
     relay_hf.call.open_call().cache = cache
     return relay_hf.passes.run(relay, input_ids, {**inputs, "attention_mask": None}, cache, cache.rows.offset, None)

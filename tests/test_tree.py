@@ -92,7 +92,7 @@ def test_pruning_moves_tokens_down_and_leaves_the_others(rows, least):
 
     whole = shared_runs(padded(rows), 1)
     before = outline(whole)
-    kept = pruned(whole, lambda tokens, ways: tokens >= least)
+    kept = pruned(whole, lambda tokens, run: tokens >= least)
     assert outline(whole) == before
     assert all(len(run.ids) >= least for _, run in walk(kept))
     everything = ways_to_rows(whole)
@@ -105,12 +105,12 @@ def test_a_chain_of_a_thousand_runs():
     text = torch.arange(1100).tolist()
     runs = shared_runs(padded([[*text[: 1 + row], 2000] for row in range(1100)]), own=1)
     assert max(depth for depth, _ in walk(runs)) > 1000
-    assert pruned(runs, lambda tokens, ways: False) == []
-    assert len([*walk(pruned(runs, lambda tokens, ways: tokens >= 500))]) == 2
+    assert pruned(runs, lambda tokens, run: False) == []
+    assert len([*walk(pruned(runs, lambda tokens, run: tokens >= 500))]) == 2
 
 
 def test_pruning_counts_ways_on():
     rows = [[1, 2, 3, 3, 3, 9], [1, 2, 3, 3, 3, 8], [1, 2, 4, 4, 4, 9], [1, 2, 4, 4, 4, 8]]
     runs = shared_runs(padded(rows), own=1)
-    kept = pruned(runs, lambda tokens, ways: tokens * (ways - 1) > 2)
+    kept = pruned(runs, lambda tokens, run: tokens * (run.ways - 1) > 2)
     assert outline(kept) == [(0, 0, [1, 2, 3, 3, 3], (0, 1)), (0, 0, [1, 2, 4, 4, 4], (2, 3))]

@@ -2,7 +2,7 @@
 
 from .cache import RelayCache, keeps_state
 from .layer import RelayLayer, RowLayout
-from .shared import SharedKV, SharedLayer
+from .shared import SharedKV, SharedLayer, SharedRun
 from .state import StateLayer
 
-__all__ = ["RelayCache", "RelayLayer", "RowLayout", "SharedKV", "SharedLayer", "StateLayer", "keeps_state"]
+__all__ = ["RelayCache", "RelayLayer", "RowLayout", "SharedKV", "SharedLayer", "SharedRun", "StateLayer", "keeps_state"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from ..architectures import architecture_of
 from ..frame import RelayError, active_frame
 from .hybrid import HybridLayer
 from .layer import RelayLayer, RowLayout
-from .shared import SharedLayer
+from .shared import SharedLayer, SharedRun
 from .state import StateLayer, copy_state
 
 if TYPE_CHECKING:
@@ -69,38 +68,44 @@ class RelayCache(Cache):
         return kv or any(layer.holds_state for layer in self.state_layers.values())
 
     def share(
-        self, layers: list[SharedLayer] | None, rows: RowLayout, context: Hashable = None, batch: int = 1
+        self,
+        runs: Sequence[tuple[tuple[int, ...], SharedRun]],
+        rows: RowLayout,
+        batch: int = 1,
+        context: Hashable = None,
     ) -> None:
-        """Start the (empty) cache with the layout of its `batch` rows and, if any, what all of them share."""
+        """Start the (empty) cache with the layout of its `batch` rows, and with the runs that they share.
+
+        `runs`: each with the rows that use it, behind those that these rows use before it.
+        """
         self._lay_out(rows)
         self.context = context
-        for layer, shared in zip(self.layers, layers or (), strict=False):
-            if shared.kv is not None and isinstance(layer, RelayLayer):
-                layer.shared = [shared.kv]
-            if shared.state is not None and isinstance(layer, StateLayer):
-                layer.start_from(shared.state, batch)
-
-    def share_among(self, rows: tuple[int, ...], layers: list[SharedLayer], start: int) -> None:
-        """Let some rows share a run of tokens that begins at position `start`, behind what they share already."""
-        used_by = None if len(rows) == len(self.rows.shared_lengths) else rows
-        for layer, shared in zip(self.layers, layers, strict=True):
-            if shared.kv is not None and isinstance(layer, RelayLayer):
-                segment = replace(shared.kv.segment, rows=used_by, start=start)
-                layer.shared.append(replace(shared.kv, segment=segment))
+        for users, run in runs:
+            used_by = None if len(users) == batch else users
+            for layer, shared in zip(self.layers, run.layers, strict=True):
+                if shared.kv is not None and isinstance(layer, RelayLayer):
+                    layer.share(shared.kv.used(used_by, run.start))
+                if shared.state is not None and isinstance(layer, StateLayer):
+                    layer.start_from(shared.state, batch)
 
     def freeze(
-        self, attended: dict[int, tuple[Tensor, Tensor]], row: int = 0, tokens: int | None = None
-    ) -> list[SharedLayer]:
-        """What a row has put into each layer, its last `tokens` (None: all), to be shared by others.
+        self, attended: dict[int, tuple[Tensor, Tensor]], start: int, length: int, row: int | None = None
+    ) -> SharedRun:
+        """What the layers hold of a row's own tokens, to be shared by others.
 
-        `attended`: K and V as attention saw them, by layer; those that are not in it are taken as stored.
+        Args:
+            attended: K and V as attention saw them, by layer; those that are not in it are taken as stored.
+            start: position of the first token.
+            length: how many there are.
+            row: of a cache of several rows: copies of the row's last `length` tokens. None: views of the only row.
         """
         frozen = []
         for index, layer in enumerate(self.layers):
             holds_kv = isinstance(layer, RelayLayer) and layer.is_initialized
-            kv = layer.freeze(attended.get(index), row, tokens) if holds_kv else None
+            tokens = None if row is None else length
+            kv = layer.freeze(attended.get(index), row or 0, tokens) if holds_kv else None
             frozen.append(SharedLayer(kv, layer.state() if isinstance(layer, StateLayer) else None))
-        return frozen
+        return SharedRun(start, length, tuple(frozen))
 
     def gather(self, parts: list[tuple[RelayCache, Tensor]], batch: int, columns: int) -> None:
         """Take over caches that ran some of the `batch` rows each, `columns` own columns wide: `(cache, its rows)`."""
@@ -138,11 +143,11 @@ class RelayCache(Cache):
 
     @property
     def levels(self) -> int:
-        """The most segments that a row has."""
+        """The most groups of rows, one within the other, that share something."""
         shared = next((layer.shared for layer in self.kv_layers.values()), [])
-        everyone = sum(part.segment.rows is None for part in shared)
-        used = Counter(row for part in shared for row in part.segment.rows or ())
-        return everyone + max(used.values(), default=0)
+        groups = {part.segment.rows for part in shared}
+        used = Counter(row for rows in groups for row in rows or ())
+        return (None in groups) + max(used.values(), default=0)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` own tokens of every row (0 or negative)."""

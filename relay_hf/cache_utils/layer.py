@@ -133,6 +133,12 @@ class RelayLayer(CacheLayerMixin):
         self.own_length = end
         return self.own()
 
+    def share(self, part: SharedKV) -> None:
+        """Let its rows use a segment behind those that they use."""
+        if self.rows.parted and self.shared:  # the model's own code is handed one piece of shared keys
+            part = SharedKV.joined([self.shared.pop(), part])
+        self.shared.append(part)
+
     def joined(self, part: int) -> Tensor:
         """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
         own, rows = self.own()[part], self.rows

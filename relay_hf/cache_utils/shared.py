@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,23 +47,32 @@ class SharedKV:
         stored = (self.stored[0][:, :length], self.stored[1][:, :length])
         return SharedKV(replace(self.segment, key=key, value=value), stored)
 
+    def after(self, length: int) -> SharedKV:
+        """All but the first `length` tokens, as views."""
+        key, value = self.segment.key[:, length:], self.segment.value[:, length:]
+        stored = (self.stored[0][:, length:], self.stored[1][:, length:])
+        return SharedKV(replace(self.segment, key=key, value=value), stored)
+
+    def used(self, rows: tuple[int, ...] | None, start: int) -> SharedKV:
+        """The same, used by `rows` (None: all) from position `start` on."""
+        return replace(self, segment=replace(self.segment, rows=rows, start=start))
+
     def clone(self) -> SharedKV:
         """The same in tensors of its own."""
         key, value = self.segment.key.clone(), self.segment.value.clone()
         stored = (key, value) if self.stored_as_attended else (self.stored[0].clone(), self.stored[1].clone())
         return SharedKV(replace(self.segment, key=key, value=value), stored)
 
-    def then(self, more: SharedKV) -> SharedKV:
-        """This run followed by `more`, in new tensors."""
-        key = torch.cat([self.segment.key, more.segment.key], dim=1)
-        value = torch.cat([self.segment.value, more.segment.value], dim=1)
-        if self.stored_as_attended:
-            stored = (key, value)
-        else:
-            pairs = zip(self.stored, more.stored, strict=True)
-            first, second = (torch.cat(pair, dim=1) for pair in pairs)
+    @classmethod
+    def joined(cls, parts: Sequence[SharedKV]) -> SharedKV:
+        """Runs that follow each other, as one, in new tensors."""
+        key = torch.cat([part.segment.key for part in parts], dim=1)
+        value = torch.cat([part.segment.value for part in parts], dim=1)
+        stored = (key, value)
+        if not all(part.stored_as_attended for part in parts):
+            first, second = (torch.cat([part.stored[which] for part in parts], dim=1) for which in (0, 1))
             stored = (first, second)
-        return SharedKV(replace(self.segment, key=key, value=value), stored)
+        return cls(replace(parts[0].segment, key=key, value=value), stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,20 +92,69 @@ class SharedLayer:
         return (() if self.kv is None else self.kv.tensors()) + (() if self.state is None else self.state.tensors())
 
     def first(self, length: int) -> SharedLayer:
-        """The first `length` tokens, as views.
-
-        Raises:
-            ValueError: the layer is recurrent: what its state was `length` tokens in is not known.
-        """
-        if self.state is not None:
-            raise ValueError(f"a recurrent state can't be cut back to {length} tokens")
+        """The first `length` tokens, as views; what a recurrent layer's state was by then is not known."""
         return SharedLayer(self.kv and self.kv.first(length))
+
+    def after(self, length: int) -> SharedLayer:
+        """All but the first `length` tokens, as views."""
+        return SharedLayer(self.kv and self.kv.after(length), self.state)
 
     def clone(self) -> SharedLayer:
         """The same in tensors of its own; a state's are its own as they are."""
         return SharedLayer(self.kv and self.kv.clone(), self.state)
 
-    def then(self, more: SharedLayer) -> SharedLayer:
-        """This run followed by `more`, in new tensors."""
-        kv = more.kv if self.kv is None or more.kv is None else self.kv.then(more.kv)
-        return SharedLayer(kv, more.state)
+
+@dataclass(frozen=True, eq=False)
+class SharedRun:
+    """What a model keeps of a run of shared tokens.
+
+    Attributes:
+        start: position of the first token.
+        length: number of tokens.
+        layers: what each layer keeps.
+    """
+
+    start: int
+    length: int
+    layers: tuple[SharedLayer, ...]
+
+    @property
+    def end(self) -> int:
+        """Position behind the last token."""
+        return self.start + self.length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer.tensors())
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether any layer has a state, which belongs to the last token alone."""
+        return any(layer.state is not None for layer in self.layers)
+
+    def first(self, length: int) -> SharedRun:
+        """The first `length` tokens, as views; without states, unless that is all."""
+        if length == self.length:
+            return self
+        return SharedRun(self.start, length, tuple(layer.first(length) for layer in self.layers))
+
+    def after(self, length: int) -> SharedRun:
+        """All but the first `length` tokens, as views."""
+        if length == 0:
+            return self
+        layers = tuple(layer.after(length) for layer in self.layers)
+        return SharedRun(self.start + length, self.length - length, layers)
+
+    def clone(self) -> SharedRun:
+        """The same in tensors of its own."""
+        return replace(self, layers=tuple(layer.clone() for layer in self.layers))
+
+    @classmethod
+    def joined(cls, runs: Sequence[SharedRun]) -> SharedRun:
+        """Runs that follow each other, as one, in new tensors."""
+        layers = []
+        for pieces in zip(*(run.layers for run in runs), strict=True):
+            kv = [piece.kv for piece in pieces if piece.kv is not None]
+            layers.append(SharedLayer(SharedKV.joined(kv) if kv else None, pieces[-1].state))
+        return cls(runs[0].start, sum(run.length for run in runs), tuple(layers))

@@ -1,20 +1,22 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
-from .find import Prompts, common_length
-from .history import RecentPrompts
-from .store import KeptPrefix, PrefixStore
-from .tree import Run, pruned, shared_runs, walk
+from .find import Prompts
+from .kept import KeptPrefix, Match
+from .outline import outline
+from .store import PrefixStore
+from .tree import Run, divided, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
 __all__ = [
     "KeptPrefix",
+    "Match",
     "PrefixStore",
     "Prompts",
-    "RecentPrompts",
     "Run",
     "Witness",
-    "common_length",
+    "divided",
     "keeping_refusal",
+    "outline",
     "pruned",
     "shared_runs",
     "walk",

@@ -1,4 +1,4 @@
-"""What the rows of a batch share."""
+"""The rows of a batch, as token ids."""
 
 from __future__ import annotations
 
@@ -38,34 +38,10 @@ class Prompts:
         return cls(ids, start, torch.where(attended.any(dim=1), end, start), int(attended.sum()))
 
     @property
-    def first_row(self) -> Tensor:
-        """The tokens of row 0's run: `[n]`; none where there is no row."""
-        if not len(self.ids):
-            return self.ids.new_zeros(0)
-        return self.ids[0, int(self.start[0]) : int(self.end[0])]
-
-    @property
     def holes(self) -> bool:
         """Whether any row has padding behind its first token."""
         return bool((self.end < self.ids.shape[1]).any())
 
-    def shared_length(self, own: int) -> int:
-        """How many tokens all rows start with, leaving each at least `own` tokens of its own."""
-        limit = int((self.end - self.start).min()) - own
-        if limit <= 0:
-            return 0
-        # Row 0 slides under each row's own padding; rows with the same padding are compared in one go.
-        reference = self.first_row[:limit]
-        shared = limit
-        for start in self.start.unique().tolist():
-            rows = self.ids[self.start == start, start : start + shared]
-            same = (rows == reference[:shared]).all(dim=0)
-            shared = shared if bool(same.all()) else int(same.int().argmin())
-        return shared
-
-
-def common_length(one: Tensor, other: Tensor) -> int:
-    """How many leading tokens two `[n]` and `[m]` id tensors have in common."""
-    length = min(len(one), len(other))
-    same = one[:length] == other[:length]
-    return length if bool(same.all()) else int(same.int().argmin())
+    def row(self, index: int, own: int = 0) -> Tensor:
+        """The tokens of a row's run, without the last `own`: `[n]`."""
+        return self.ids[index, int(self.start[index]) : max(int(self.end[index]) - own, int(self.start[index]))]

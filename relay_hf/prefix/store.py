@@ -1,55 +1,25 @@
-"""Prefixes kept between calls, under a byte budget."""
+"""Prefixes kept between calls: a radix tree of token ids, under a byte budget."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from ..cache_utils import SharedLayer
-from .find import common_length
+from ..cache_utils import SharedLayer, SharedRun
+from .kept import ITEM, KeptPrefix, Match, Root
 
-
-@dataclass(frozen=True, eq=False)
-class KeptPrefix:
-    """A prefix that has been prefilled.
-
-    Attributes:
-        ids: `[P]` int64 token ids, on the host.
-        layers: K and V of each layer.
-        context: what else its KV depends on (autocast); it serves only calls in the same.
-        embedded: `[P, n]`, some elements of each id's embedding when it was prefilled.
-    """
-
-    ids: Tensor
-    layers: list[SharedLayer]
-    context: Hashable
-    embedded: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def divisible(self) -> bool:
-        """Whether its start serves too: not where a recurrent layer has a state after the last token only."""
-        return all(layer.state is None for layer in self.layers)
-
-    def first(self, length: int) -> list[SharedLayer]:
-        """The layers' first `length` tokens, as views."""
-        return self.layers if length == len(self) else [layer.first(length) for layer in self.layers]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its tensors."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer.tensors())
-
-    def __repr__(self) -> str:
-        return f"KeptPrefix({len(self)} tokens, {self.nbytes / 2**20:.1f} MiB)"
+# A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
+# bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
+# so many are copied, a few times over.
+_JOINED_UP_TO = 4
 
 
 class PrefixStore:
-    """Kept prefixes, the least recently used first to leave.
+    """Kept prefixes. Leaves leave first, by least recent use; pinned prefixes, and what they extend, stay.
 
     Args:
         budget: most bytes to hold.
@@ -57,52 +27,175 @@ class PrefixStore:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._kept: list[KeptPrefix] = []  # in order of use, the latest last
+        self.nbytes = 0
+        self._roots: dict[Hashable, Root] = {}
+        self._nodes: set[KeptPrefix] = set()
+        self._clock = 0
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._nodes)
 
     def __iter__(self) -> Iterator[KeptPrefix]:
-        return iter(tuple(self._kept))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return sum(kept.nbytes for kept in self._kept)
-
-    def lookup(self, ids: Tensor, context: Hashable) -> tuple[KeptPrefix | None, int]:
-        """The kept prefix with the longest common start with `ids` (`[n]`), and that length; (None, 0) if none has."""
-        best, length = None, 0
-        for kept in self._kept:
-            common = common_length(kept.ids, ids) if kept.context == context else 0
-            if common > length and (kept.divisible or common == len(kept)):
-                best, length = kept, common
-        return best, length
-
-    def touch(self, kept: KeptPrefix) -> None:
-        """Note a use."""
-        if kept in self._kept:
-            self._kept.remove(kept)
-            self._kept.append(kept)
-
-    def add(self, prefix: KeptPrefix) -> None:
-        """Keep `prefix`, in place of those that are its start; evict what the budget does not hold.
-
-        A prefix larger than the whole budget is not kept.
-        """
-        if prefix.nbytes > self.budget:
-            return
-        self._kept = [kept for kept in self._kept if not _starts(kept, prefix)]
-        self._kept.append(prefix)
-        while self.nbytes > self.budget:
-            self._kept.pop(0)
+        """All prefixes, the least recently used first, and of those used together the longest."""
+        return iter(sorted(self._nodes, key=lambda node: (node.used, -len(node))))
 
     def clear(self) -> None:
         """Drop everything."""
-        self._kept.clear()
+        for node in self._nodes:  # so that memory is free at once, and not when the garbage collector next runs
+            node.children.clear()
+            node.siblings = set()
+        self.__init__(self.budget)  # type: ignore[misc]
+
+    def match(self, ids: Tensor, context: Hashable) -> Match:
+        """How much of the start of `ids` (`[n]` int64, on the host) is kept."""
+        path, seen = self._walk(ids, context)
+        length = seen
+        while path and not path[-1].resumable_at(length):
+            length = path.pop().run.start
+        return Match(seen, length, tuple(path), tuple(node.run for node in path))
+
+    def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
+        """The prefix of just these tokens (`[P]`), or None if not all of them are kept."""
+        path, seen = self._walk(ids, context)
+        if not path or seen < len(ids):
+            return None
+        self._end(path, seen, context)
+        return self._walk(ids, context)[0][-1]
+
+    def touch(self, match: Match) -> None:
+        """Note a use."""
+        self._clock += 1
+        for node in match.path:
+            node.used = self._clock
+
+    def add(
+        self, ids: Tensor, run: SharedRun, embedded: Tensor, context: Hashable, most: int | None = None
+    ) -> KeptPrefix | None:
+        """Keep a prefix, and evict what the budget then does not hold.
+
+        Args:
+            ids: `[P]` int64, on the host: the whole prefix.
+            run: its last tokens; those before them must be kept already.
+            embedded: `[run.length, n]`, some elements of the embedding of each of these.
+            context: what else its KV depends on.
+            most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
+                so many bytes, and only the start of a larger one is kept.
+
+        Returns:
+            The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
+        """
+        path, seen = self._walk(ids, context)
+        known = seen - run.start
+        if known < 0:
+            return None
+        end = self._end(path, seen, context)
+        if known < run.length:
+            new = run.after(known)
+            length = self._fitting(new, end, most)
+            if length < new.length and (most is None or not length or run.recurrent):
+                return None
+            new = new.first(length)
+            new = run if new is run and most is None else new.clone()
+            node = self._append(end, ids[seen : seen + length], new, embedded[known : known + length])
+        elif isinstance(end, KeptPrefix):
+            node = end
+            if run.recurrent and not node.resumable_at(len(node)):
+                layers = zip(node.run.layers, run.layers, strict=True)
+                self._put(node, replace(node.run, layers=tuple(SharedLayer(old.kv, new.state) for old, new in layers)))
+        else:
+            return None
+        self.touch(Match(path=node.path()))
+        self._join(node)
+        self._evict()
+        return node
+
+    def _walk(self, ids: Tensor, context: Hashable) -> tuple[list[KeptPrefix], int]:
+        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all."""
+        data, at, path = ids.numpy().tobytes(), 0, list[KeptPrefix]()
+        children = self._roots[context].children if context in self._roots else {}
+        while (node := children.get(data[at : at + ITEM])) is not None:
+            path.append(node)
+            children = node.children
+            if not data.startswith(node.data, at):
+                return path, at // ITEM + _common(data[at:], node.data)
+            at += len(node.data)
+        return path, at // ITEM
+
+    def _end(self, path: list[KeptPrefix], seen: int, context: Hashable) -> Root:
+        """The node that ends behind the `seen` tokens of a path: the last one is divided there, if need be."""
+        if not path:
+            return self._roots.setdefault(context, Root(context))
+        tail = path[-1]
+        length = seen - tail.run.start
+        if length == tail.run.length:
+            return tail
+        head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length])
+        head.recurrent, head.used = tail.recurrent, tail.used
+        head.children[tail.data[length * ITEM : (length + 1) * ITEM]] = tail
+        head.siblings = tail.siblings  # both are views of the same tensors now
+        head.siblings.add(head)
+        self._nodes.add(head)
+        self._put(head, tail.run.first(length))
+        self._put(tail, tail.run.after(length))
+        tail.parent.children[head.data[:ITEM]] = head
+        tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], tail.embedded[length:]
+        return head
+
+    def _append(self, parent: Root, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
+        node = KeptPrefix(parent, ids.numpy().tobytes(), embedded)
+        node.recurrent = run.recurrent
+        parent.children[node.data[:ITEM]] = node
+        self._nodes.add(node)
+        self._put(node, run)
+        return node
+
+    def _put(self, node: KeptPrefix, run: SharedRun) -> None:
+        self.nbytes -= node.nbytes
+        node.run, node.nbytes = run, run.nbytes
+        self.nbytes += node.nbytes
+
+    def _join(self, node: KeptPrefix) -> None:
+        """Take the tokens before a leaf into it, where nothing else follows them and they are not many more."""
+        while not node.recurrent and not node.children:
+            before = node.parent
+            if not isinstance(before, KeptPrefix) or before.pinned or len(before.children) > 1:
+                return
+            if before.run.length > _JOINED_UP_TO * node.run.length:
+                return
+            self._forget(before)
+            self._put(node, SharedRun.joined([before.run, node.run]))
+            node.data, node.embedded = before.data + node.data, torch.cat([before.embedded, node.embedded])
+            node.parent = before.parent
+            node.parent.children[node.data[:ITEM]] = node
+
+    def _fitting(self, run: SharedRun, behind: Root, most: int | None) -> int:
+        """How many tokens of a run there is room for, with what it follows and what is pinned."""
+        staying: set[KeptPrefix] = set()
+        for node in (behind, *(node for node in self._nodes if node.pinned)):
+            staying.update(node.path())
+        room = self.budget - sum(node.nbytes for node in staying)
+        room = room if most is None else min(room, most)
+        return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
+
+    def _evict(self) -> None:
+        while self.nbytes > self.budget:
+            leaves = (node for node in self._nodes if not node.children and not node.pinned)
+            leaf = min(leaves, key=lambda node: node.used)
+            del leaf.parent.children[leaf.data[:ITEM]]
+            self._forget(leaf)
+
+    def _forget(self, node: KeptPrefix) -> None:
+        """Let a node go that no other refers to any more, and the memory of its tensors with it."""
+        self._nodes.remove(node)
+        self.nbytes -= node.nbytes
+        others, node.siblings = node.siblings - {node}, set()
+        for other in others:  # a view of them would hold them whole
+            other.siblings = {other}
+            self._put(other, other.run.clone())
 
 
-def _starts(kept: KeptPrefix, prefix: KeptPrefix) -> bool:
-    if kept.context != prefix.context or not kept.divisible or len(kept) > len(prefix):
-        return False
-    return common_length(kept.ids, prefix.ids) == len(kept)
+def _common(one: bytes, other: bytes) -> int:
+    """How many token ids two pieces of data start with alike."""
+    length = min(len(one), len(other)) // ITEM
+    same = np.frombuffer(one, np.int64, length) == np.frombuffer(other, np.int64, length)
+    return length if same.all() else int(same.argmin())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,12 +25,14 @@ class Run:
         ids: `[n]` int64, on the host.
         rows: the rows that go through it, ascending.
         children: the runs that follow it in some of the rows; no row is in two of them.
+        kept: an earlier call has prefilled it.
     """
 
     start: int
     ids: Tensor
     rows: tuple[int, ...]
     children: list[Run] = field(default_factory=list)
+    kept: bool = False
 
     @property
     def end(self) -> int:
@@ -43,7 +45,8 @@ class Run:
         return len(self.children) + len(self.rows) - sum(len(child.rows) for child in self.children)
 
     def __repr__(self) -> str:
-        return f"Run({self.start}:{self.end}, {len(self.rows)} rows, {len(self.children)} children)"
+        kept = ", kept" * self.kept
+        return f"Run({self.start}:{self.end}, {len(self.rows)} rows, {len(self.children)} children{kept})"
 
 
 def walk(runs: list[Run]) -> Iterator[tuple[int, Run]]:
@@ -102,20 +105,51 @@ def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
     return limit
 
 
-def pruned(runs: list[Run], pays: Callable[[int, int], bool]) -> list[Run]:
+def divided(runs: list[Run], kept: Sequence[int], rows: Sequence[Tensor]) -> list[Run]:
+    """The forest, its runs divided where what is kept ends, and with runs of single rows of which more is kept.
+
+    Args:
+        runs: a forest; it is left as it is.
+        kept: tokens of the start of each row that are kept.
+        rows: the tokens of each row, at least these.
+    """
+    forest: list[Run] = []
+    todo: list[tuple[list[Run], int, Sequence[int], list[Run]]] = [(runs, 0, range(len(rows)), forest)]
+    while todo:
+        level, start, members, target = todo.pop()
+        alone = set(members)
+        for run in level:
+            alone.difference_update(run.rows)
+            length = kept[run.rows[0]] - run.start
+            if length <= 0:
+                target.append(run)
+                continue
+            head = Run(run.start, run.ids[:length], run.rows, kept=True)
+            target.append(head)
+            if head.end < run.end:
+                head.children.append(Run(head.end, run.ids[length:], run.rows, run.children))
+            else:
+                todo.append((run.children, run.end, run.rows, head.children))
+        for row in sorted(alone):
+            if kept[row] > start:
+                target.append(Run(start, rows[row][start : kept[row]], (row,), kept=True))
+    return forest
+
+
+def pruned(runs: list[Run], pays: Callable[[int, Run], bool]) -> list[Run]:
     """The forest without the runs that don't pay; what follows one of those begins with its tokens.
 
     Args:
         runs: a forest; it is left as it is.
-        pays: whether it does to share a run of so many tokens between so many ways on.
+        pays: whether it does to share a run, with so many tokens: its own, and those of runs before it that don't pay.
     """
     kept: list[Run] = []
     # A run, what comes before its tokens of runs that don't pay, from which position on, and where it goes if it does.
     todo: list[tuple[Run, list[Tensor], int, list[Run]]] = [(run, [], run.start, kept) for run in reversed(runs)]
     while todo:
         run, before, start, target = todo.pop()
-        if pays(run.end - start, run.ways):
-            target.append(Run(start, torch.cat([*before, run.ids]), run.rows))
+        if pays(run.end - start, run):
+            target.append(Run(start, torch.cat([*before, run.ids]), run.rows, kept=run.kept))
             todo += [(child, [], child.start, target[-1].children) for child in reversed(run.children)]
         else:
             todo += [(child, [*before, run.ids], start, target) for child in reversed(run.children)]

@@ -75,9 +75,12 @@ def prepare(case: Case, pair: Pair) -> relay_hf.RelayCache | None:
 
 
 def turns(case: Case, pair: Pair, options: dict[str, Any], first: Results) -> list[tuple[str, Results]]:
-    """The next turn of the case, if it has one and both models' caches can go on; with the pass's name."""
+    """The next turn of the case, if it has one, and can go on from both models' caches; with the pass's name."""
     if case.turn is None or any(result.error for result in first):
         return []
+    if case.how == "retold":
+        inputs = _turn_inputs(case, first[0].output.sequences)
+        return [(name, both(case, pair, inputs, options)) for name in ("retold", "retold again")]
     caches = [getattr(result.output, "past_key_values", None) for result in first]
     if type(caches[0]) is not DynamicCache or not isinstance(caches[1], (DynamicCache, relay_hf.RelayCache)):
         return []

@@ -23,8 +23,9 @@ class Case:
         start: what comes before the first pass: "warm" for its prefix, "by hand" for a RelayCache given to it, or "".
         processor: whether a logits processor of the caller's own looks at all ids.
         batch: inputs of the first pass, with nothing kept.
-        turn: tokens of a next turn on the cache that the first pass returned, or None.
-        how: what is done with that cache: "returned", "copied" or "dynamic".
+        turn: tokens of a next turn, behind what the first pass returned, or None.
+        how: what that turn goes on from: the cache that was "returned", or was "copied" or made "dynamic"; or nothing:
+            the whole text is given again, "retold".
         second: inputs of the second pass, with the first one's prefix kept.
         change: how a weight is changed between the passes, or None.
     """
@@ -68,7 +69,7 @@ def draw(number: int, types: Sequence[str]) -> Case:
     style = rows.draw_style(rng, single=options.is_for_one_row(mode))
     batch = rows.draw_batch(rng, style, style.rows)
     turn = None
-    if rng.random() < 0.12 and mode in ("greedy", "sampling") and batch.position_ids is None:
+    if rng.random() < 0.16 and mode in ("greedy", "sampling") and batch.position_ids is None:
         turn = rows.draw_turn(rng, style.rows)
         call["return_dict_in_generate"] = True
     return Case(
@@ -81,7 +82,7 @@ def draw(number: int, types: Sequence[str]) -> Case:
         processor=rng.random() < 0.08,
         batch=batch,
         turn=turn,
-        how=rng.choices(("returned", "copied", "dynamic"), (60, 25, 15))[0],
+        how=rng.choices(("returned", "copied", "dynamic", "retold"), (40, 20, 10, 30))[0],
         second=_second(rng, style, batch, mode),
         change=rng.choice(CHANGES) if rng.random() < 0.06 else None,
     )

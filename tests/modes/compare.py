@@ -67,12 +67,17 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-def assert_relayed(models: Models, call: Call, rows: int = 4, prefix: int = PREFIX, backend: str = "torch") -> Any:
-    """The call gives stock's output, relayed both times: with the prefix prefilled, then kept. Returns that output."""
+def assert_relayed(
+    models: Models, call: Call, rows: int = 4, prefix: int = PREFIX, backend: str = "torch", before: int = 0
+) -> Any:
+    """The call gives stock's output, relayed both times: with the prefix prefilled, then kept. Returns that output.
+
+    `before`: tokens that are kept by the time the call looks for them first.
+    """
     stock, ours = models
     expected = seeded(call, stock)
     ours.relay.clear()
-    for reused in (0, prefix):
+    for reused in (before, prefix):
         assert_same(seeded(call, ours), expected)
         report = ours.relay.last
         assert report.relayed, report
@@ -82,12 +87,17 @@ def assert_relayed(models: Models, call: Call, rows: int = 4, prefix: int = PREF
 
 
 def assert_relayed_alone(models: Models, call: Call) -> Any:
-    """A call of one row gives stock's output, untouched at first, then relayed on a kept prefix. Returns the output."""
+    """A call of one row gives stock's output: kept whole, then going on from what is kept, then on a kept prefix.
+
+    Returns that output.
+    """
     stock, ours = models
     expected = seeded(call, stock)
     ours.relay.clear()
-    assert_same(seeded(call, ours), expected)
-    assert "nothing kept or recent" in ours.relay.last.reason, ours.relay.last
+    for reason, reused in (("kept for later calls", 0), ("a kept prefix", ONE["input_ids"].shape[1] - 1)):
+        assert_same(seeded(call, ours), expected)
+        report = ours.relay.last
+        assert (report.relayed, report.reason, report.prefix_tokens_reused) == (True, reason, reused), report
     ours.relay.clear()
     keep_prefix(ours)
     assert_same(seeded(call, ours), expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
-from relay_hf import eligibility, passes
+from relay_hf import eligibility, levels
 from relay_hf.testing import prompts
 
 from . import images
@@ -135,13 +135,13 @@ def test_a_prefix_does_not_overwrite_rope_deltas():
 
 def test_a_prefix_may_not_ask_generate_for_its_positions(monkeypatch):
     """Which is where the model writes what images have shifted."""
-    prefill = passes.prefill_prefix
+    fill = levels.fill
 
-    def asking(relay, ids, *args):
-        relay.model._prepare_position_ids_for_generation(ids[None], {})
-        return prefill(relay, ids, *args)
+    def asking(relay, runs, *args):
+        relay.model._prepare_position_ids_for_generation(runs[0].ids[None], {})
+        return fill(relay, runs, *args)
 
-    monkeypatch.setattr(passes, "prefill_prefix", asking)
+    monkeypatch.setattr(levels, "fill", asking)
     (expected, deltas), (got, ours) = (two_turns(model, warm) for model in images.qwen2_vl())
     assert ours != deltas
     assert error(expected, got) > LEAST_WRONG

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from relay_hf import eligibility, passes
+from relay_hf import eligibility, levels
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import RowLayout
 from relay_hf.testing import prompts
@@ -36,12 +36,12 @@ def test_the_roberta_family_is_relayed(model_type):
 
 @pytest.mark.parametrize("model_type", ROBERTAS)
 def test_the_roberta_family_needs_positions_for_its_prefix(model_type, monkeypatch):
-    prefill = passes.prefill_prefix
+    fill = levels.fill
 
-    def without_positions(relay, ids, inputs, *args):
-        return prefill(relay, ids, set(inputs) - {"position_ids"}, *args)
+    def without_positions(relay, runs, held, inputs, *args):
+        return fill(relay, runs, held, set(inputs) - {"position_ids"}, *args)
 
-    monkeypatch.setattr(passes, "prefill_prefix", without_positions)
+    monkeypatch.setattr(levels, "fill", without_positions)
     assert_wrong(pair(model_type), RAGGED)
 
 

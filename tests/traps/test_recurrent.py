@@ -7,10 +7,10 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
-from relay_hf import eligibility, generation
+from relay_hf import decision, eligibility, generation
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import state
-from relay_hf.prefix import Prompts
+from relay_hf.prefix import shared_runs
 from relay_hf.testing import prompts, tiny_model
 
 from .compare import (
@@ -40,9 +40,8 @@ def test_rows_start_from_the_shared_state(model_type):
     assert_relayed(pair(model_type), RAGGED)
 
 
-def with_gaps(relay, input_ids, inputs, cache, layers, chunk):
+def with_gaps(relay, input_ids, inputs, cache, shared, chunk):
     """All rows in one go, as models without recurrent layers run: with their padding before their own tokens."""
-    cache.share(layers, cache.rows, cache.context, len(input_ids))
     return generation.run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
 
 
@@ -167,8 +166,7 @@ def test_rows_keep_two_tokens_of_their_own(model_type):
 @pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
 def test_a_single_own_token_runs_through_other_code(model_type, monkeypatch):
     """The code of decode steps is off by little, but by more than rounding."""
-    shared_length = Prompts.shared_length
-    monkeypatch.setattr(Prompts, "shared_length", lambda self, own: shared_length(self, own=1))
+    monkeypatch.setattr(decision, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
     stock, ours = pair(model_type)
     assert error(run(stock, ONE_TOKEN), run(ours, ONE_TOKEN)) > TOLERANCE
     assert ours.relay.last.prefix_length == 20

@@ -154,9 +154,9 @@ def in_the_layout_of_the_forward(relayed):
 
     def prefill(relay, decision, input_ids, config, inputs):
         outputs = relayed(relay, decision, input_ids, config, inputs)
-        mask = inputs["attention_mask"]
+        mask, length = inputs["attention_mask"], decision.report().prefix_length
         rows = [
-            torch.cat([row[start:][: decision.length], row[:start], row[start + decision.length :]])
+            torch.cat([row[start:][:length], row[:start], row[start + length :]])
             for row, start in zip(mask, decision.prompts.start.tolist(), strict=True)
         ]
         inputs["attention_mask"] = torch.stack(rows)
