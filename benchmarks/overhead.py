@@ -10,11 +10,14 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 import relay_hf
-from relay_hf.prefix import Witness
+from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
+from relay_hf.kernels.segment import Segment
+from relay_hf.prefix import PrefixStore, Prompts, Witness, divided, pruned, shared_runs
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -33,6 +36,58 @@ def model_with_parameters(count: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=(count - 3) // 9, pad_token_id=0)).eval()
 
 
+def batches(rows: int = 256, tokens: int = 8192) -> dict[str, Tensor]:
+    """Prompts of one length that share much, little, or bit by bit: `[rows, tokens]`."""
+    alone = torch.randint(3, 32000, (rows, tokens))
+    groups, chain = alone[:1].repeat(rows, 1), alone[:1].repeat(rows, 1)
+    for row in range(rows):
+        groups[row, 2000:] = alone[row // 64, 2000:]
+        groups[row, 4000:] = alone[row // 8, 4000:]
+        groups[row, 8000:] = alone[row, 8000:]
+        chain[row, 31 * (row + 1) :] = alone[row, 31 * (row + 1) :]
+    shuffled = groups[torch.randperm(rows)]
+    return {"nothing shared": alone, "three levels, shuffled": shuffled, f"a chain of {rows - 1} runs": chain}
+
+
+def build(ids: Tensor, store: PrefixStore) -> None:
+    """What a call does with its prompts before it runs anything: the tree, what of it is kept, and pruning."""
+    prompts = Prompts.of(ids, None)
+    runs = shared_runs(prompts, own=1)
+    rows = [prompts.row(row, own=1) for row in range(len(ids))]
+    kept = [store.match(row, None).length for row in rows] if len(store) else [0] * len(rows)
+    pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= 16)
+
+
+def keep(store: PrefixStore, ids: Tensor, layers: int = 32) -> None:
+    """Insert a prefix of a model of so many layers, as a call that has prefilled what is missing."""
+    length = store.match(ids, None).length
+    if length < len(ids):
+        key = torch.zeros(1, len(ids) - length, 1)
+        layer = SharedLayer(SharedKV(Segment(key, key), (key, key)))
+        run = SharedRun(length, len(ids) - length, (layer,) * layers)
+        store.add(ids, run, torch.zeros(run.length, 2), None)
+
+
+def token_side(table: Table) -> None:
+    """Trees of calls, and a store of 1,000 prefixes."""
+    text = torch.randint(3, 32000, (4000,))
+    prefixes = torch.randint(3, 32000, (1000, 4000))
+    for row in range(1000):
+        prefixes[row, : 500 * (row % 8)] = text[: 500 * (row % 8)]
+    store = PrefixStore(2**62)
+    for ids in prefixes:
+        keep(store, ids)
+    for name, ids in batches().items():
+        ms = median_ms(lambda ids=ids: build(ids, PrefixStore(0)), rounds=9)
+        table.add_row(f"tree of 256 rows of 8192 tokens, {name}", f"{ms:.1f}")
+        keep(store, ids[0])
+        ms = median_ms(lambda ids=ids: build(ids, store), rounds=9)
+        table.add_row("... looked up among 1,000 prefixes of 4000 tokens", f"{ms:.1f}")
+    wanted, new = iter(prefixes), iter(torch.cat([prefixes[:, :3000], prefixes.flip(0)[:, 3000:]], dim=1))
+    table.add_row("lookup among them", f"{median_ms(lambda: store.match(next(wanted), None).runs(0, 4000)):.3f}")
+    table.add_row("lookup and insertion of another, 32 layers", f"{median_ms(lambda: keep(store, next(new))):.3f}")
+
+
 def main() -> int:
     """Print the table."""
     logging.set_verbosity_error()
@@ -48,6 +103,7 @@ def main() -> int:
     model.relay.warm(rows[0, :2000])
     ms = median_ms(lambda: model.relay.explain(rows))
     table.add_row("detection, lookup and witness: 32 rows of 2048 tokens, 300 parameters", f"{ms:.2f}")
+    token_side(table)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 

@@ -11,13 +11,15 @@ from torch import Tensor
 from .architectures import MINOR
 from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
-from .decision import Decision, context_of, decide, refusal
+from .decision import decide, refusal
 from .eligibility import TokenIdError
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
+from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
 from .passes import run, run_gapless
 from .report import RelayReport
+from .sharing import Decision
 from .transcript import Transcript
 
 if TYPE_CHECKING:

@@ -6,13 +6,16 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .cache_utils import SharedRun
 from .prefix import KeptPrefix, Match, PrefixStore, Witness
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("relay_hf")
 
@@ -122,6 +125,13 @@ class Keeper:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_budget"])  # type: ignore[misc]
+
+
+def context_of(model: PreTrainedModel) -> Hashable:
+    """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
+    device = model.device
+    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    return (device, model.dtype, autocast)
 
 
 def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from .cache_utils import RelayCache, RowLayout, SharedRun
 from .call import open_call
-from .decision import context_of
-from .keeping import Prefilled, embedded
+from .keeping import Prefilled, context_of, embedded
 from .passes import run
 
 if TYPE_CHECKING:

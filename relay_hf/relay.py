@@ -18,11 +18,10 @@ from transformers import GenerationConfig
 from . import attention
 from .call import Call, current_call
 from .config import RelayConfig
-from .decision import context_of
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
-from .keeping import Keeper
+from .keeping import Keeper, context_of
 from .ops import resolve_backend
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from .cache_utils import RelayCache
 from .call import open_call
-from .decision import context_of
 from .eligibility import rope_refusal
-from .keeping import Prefilled, embedded
+from .keeping import Prefilled, context_of, embedded
 
 if TYPE_CHECKING:
     from .prefix import Witness

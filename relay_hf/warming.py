@@ -14,11 +14,13 @@ from . import eligibility
 from .architectures import architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
-from .decision import context_of, decide, match
+from .decision import decide
 from .frame import RelayError
+from .keeping import context_of
 from .levels import fill_and_keep
 from .prefix import KeptPrefix, Run, divided, keeping_refusal, outline
 from .report import Explanation
+from .sharing import match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

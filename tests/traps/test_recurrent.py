@@ -7,7 +7,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
-from relay_hf import decision, eligibility, generation
+from relay_hf import eligibility, generation, sharing
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import state
 from relay_hf.prefix import shared_runs
@@ -166,7 +166,7 @@ def test_rows_keep_two_tokens_of_their_own(model_type):
 @pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
 def test_a_single_own_token_runs_through_other_code(model_type, monkeypatch):
     """The code of decode steps is off by little, but by more than rounding."""
-    monkeypatch.setattr(decision, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
+    monkeypatch.setattr(sharing, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
     stock, ours = pair(model_type)
     assert error(run(stock, ONE_TOKEN), run(ours, ONE_TOKEN)) > TOLERANCE
     assert ours.relay.last.prefix_length == 20

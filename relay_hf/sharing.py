@@ -1,0 +1,156 @@
+"""What the rows of a call share, what of it is kept, and what is to be kept of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .cache_utils import SharedRun
+from .call import open_call
+from .keeping import context_of
+from .prefix import Match, Prompts, Run, divided, pruned, shared_runs, walk
+from .report import RelayReport
+
+if TYPE_CHECKING:
+    from .relay import Relay
+
+NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
+
+
+@dataclass(eq=False)
+class Decision:
+    """What to do with a call.
+
+    Attributes:
+        refused: why nothing is done; None: it is to be relayed, if there is anything to share or to keep.
+        prompts: the rows, on the host.
+        runs: what rows share, and what is kept of them: a forest.
+        matches: how much of each row is kept.
+        keep: whether what is prefilled of the runs may be kept for later calls.
+        keep_row: whether the single row is to be kept whole, answer and all.
+    """
+
+    refused: str | None = None
+    prompts: Prompts = NO_PROMPTS
+    runs: list[Run] = field(default_factory=list)
+    matches: Sequence[Match] = ()
+    keep: bool = False
+    keep_row: bool = False
+
+    @property
+    def relays(self) -> bool:
+        """Whether the call is relayed."""
+        return self.refused is None and bool(self.runs or self.keep_row)
+
+    @property
+    def reason(self) -> str:
+        """Why it is, or why it isn't."""
+        if self.refused is not None:
+            return self.refused
+        count, runs = len(self.prompts.ids), [run for _, run in walk(self.runs)]
+        kept = [run.kept for run in runs if len(run.rows) == count]  # of what all rows share
+        if count == 1:
+            return "kept for later calls" if not kept else "a kept prefix" if all(kept) else "a start that returned"
+        if not kept:
+            return "some of the rows start alike"
+        reason = "a kept prefix" if all(kept) else "the rows start alike"
+        if any(kept) and not all(kept):
+            reason = "a kept prefix, extended by what the rows share"
+        return reason if len(kept) == len(runs) else f"{reason}, and some go on alike"
+
+    def held(self, run: Run) -> list[SharedRun]:
+        """What there is of a run that is kept."""
+        return self.matches[run.rows[0]].runs(run.start, run.end)
+
+    @property
+    def levels(self) -> int:
+        """Levels of sharing: groups of rows, one within the other."""
+        deepest, todo = 0, [(run, 1) for run in self.runs]
+        while todo:
+            run, level = todo.pop()
+            deepest = max(deepest, level)
+            for child in run.children:
+                # A run that is kept in part stands as two of the same rows, and of one row there may be more kept.
+                todo.append((child, level + (1 < len(child.rows) < len(run.rows))))
+        return deepest
+
+    @property
+    def forwards(self) -> int:
+        """Forwards that the runs take, at least: one for each level of what is not kept."""
+        most, todo = 0, [(run, 0) for run in self.runs]
+        while todo:
+            run, before = todo.pop()
+            forwards = before + (not run.kept)
+            most = max(most, forwards)
+            todo += [(child, forwards) for child in run.children]
+        return most
+
+    def report(self) -> RelayReport:
+        """The decision as a report, before any byte is measured and any backend has run."""
+        rows, tokens = len(self.prompts.ids), self.prompts.tokens
+        if not self.relays:
+            return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
+        runs = [run for _, run in walk(self.runs)]
+        saved = sum((len(run.rows) - (not run.kept)) * len(run.ids) for run in runs)
+        return RelayReport(
+            relayed=True,
+            reason=self.reason,
+            rows=rows,
+            prefix_length=max((run.end for run in runs), default=0),
+            prefix_tokens_reused=sum(len(run.ids) for run in runs if run.kept),
+            prompt_tokens_computed=tokens - saved,
+            prompt_tokens_saved=saved,
+            levels=self.levels,
+        )
+
+
+def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None) -> Decision:
+    """What the rows share, and what of it is kept.
+
+    Args:
+        relay: the model's handle.
+        prompts: the rows.
+        keep: whether prefixes of the model may be kept between calls.
+        one_level: only what all rows share can be shared.
+        recurrent: how recurrent layers go on from a state (see `architectures.py`); None where there are none.
+    """
+    least, count = relay.config.min_prefix_length, len(prompts.ids)
+    # A recurrent layer has other code for a single token than stock's prefill runs: NemotronH's differs by 1e-4.
+    own = 2 if recurrent == "split" else 1
+    runs = shared_runs(prompts, own)
+    if one_level:
+        runs = [Run(0, run.ids, run.rows) for run in runs if len(run.rows) == count]
+    longest = max((run.end for _, run in walk(runs)), default=0)
+    rows = [prompts.row(row, own) for row in range(count)]
+    if one_level and count > 1:
+        rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
+    matches = match(relay, rows) if keep else [Match()] * count
+    kept = [each.length for each in matches]
+    if recurrent and count == 1 and matches[0].seen - kept[0] >= least:
+        # Its start returned, but the states behind it are not known: they will be from now on.
+        runs = [Run(0, rows[0][: matches[0].seen], (0,))]
+    if recurrent == "steps" and runs and kept[0] < runs[0].end:
+        kept = [0] * count  # from a kept state on it would go token by token
+    runs = pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= least)
+    # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
+    stocks_loop = not open_call().own_loop
+    keep_row = keep and count == 1 and prompts.tokens >= least and stocks_loop
+    found = Decision(None, prompts, runs, matches, keep, keep_row)
+    if not found.relays:
+        what = f"the rows share {longest} tokens" if count > 1 else f"one row of {prompts.tokens} tokens"
+        found.refused = f"{what}, fewer than min_prefix_length={least}"
+        if count == 1 and not keep:
+            found.refused = "one row, of which nothing can be kept"
+        elif count == 1 and not stocks_loop:
+            found.refused = "one row, in a decoding loop of the caller's"
+    return found
+
+
+def match(relay: Relay, rows: Sequence[Tensor]) -> list[Match]:
+    """How much of the start of each row (`[n]`) is kept."""
+    embedding = relay.model.get_input_embeddings()
+    return relay.keeper.match(open_call().modules, embedding, rows, context_of(relay.model))
