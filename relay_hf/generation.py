@@ -67,6 +67,8 @@ def prefill(
         raise
     except Exception as error:
         failure = error
+        if isinstance(given, RelayCache):
+            given.reset()  # it was empty, and may hold what layers stored before the failure
         decision = Decision(_failure_reason(error))
         logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
     finally:

@@ -54,6 +54,13 @@ def said(models, ids, mask=None, **options):
     assert torch.equal(got.sequences, expected.sequences)
     for one, other in zip(got.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    if isinstance(got.get("past_key_values"), relay_hf.RelayCache) and mask is None:
+        layers = zip(expected.past_key_values.layers, got.past_key_values.to_dynamic().layers, strict=True)
+        for one, other in layers:
+            if getattr(one, "keys", None) is not None:
+                length = one.keys.shape[2]
+                torch.testing.assert_close(other.keys[:, :, -length:], one.keys, rtol=0, atol=1e-4)
+                assert other.get_seq_length() == one.get_seq_length()
     return got.sequences, ours.relay.last
 
 

@@ -290,6 +290,25 @@ def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(cap
     assert ours.relay.last.relayed
 
 
+def test_a_prefill_that_fails_leaves_nothing_in_a_cache_by_hand(monkeypatch):
+    """The first layer has stored the row by then."""
+    stock, ours = pair()
+    kind = type(ours.model.layers[1].self_attn)
+    forward = kind.forward
+
+    def own_attention(self, *args, **kwargs):
+        if isinstance(kwargs["past_key_values"], relay_hf.RelayCache) and self.layer_idx == 1:
+            raise TypeError("unsupported operand")
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "forward", own_attention)
+    row = prompts(20, (5,))
+    cache = relay_hf.RelayCache(ours.config)
+    assert torch.equal(generate(ours, row, past_key_values=cache), generate(stock, row))
+    assert "a relayed prefill raised TypeError" in ours.relay.last.reason
+    assert cache.get_seq_length() == 25 + 11
+
+
 def test_a_layer_that_leaves_the_attention_interface_after_the_prefill_raises():
     """Attending to less than was promised is never silent."""
     _, ours = pair()

@@ -247,7 +247,8 @@ class RelayLayer(CacheLayerMixin):
         own = self.own()
         first = 0 if tokens is None else self.own_length - tokens
         seen = own if attended is None else attended
-        parts = [part[row, :, first:] for part in (*seen, *own)]
+        stop = seen[0].shape[2]  # what was stored since is not known as attention would see it
+        parts = [part[row, :, first:stop] for part in (*seen, *own)]
         frozen = SharedKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
         return frozen if tokens is None else frozen.clone()  # a view would hold the padding before it too
 
