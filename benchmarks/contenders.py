@@ -6,12 +6,17 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 import relay_hf
+from relay_hf import decision, sharing
+from relay_hf.prefix import Prompts
+from relay_hf.relay import Relay
+from relay_hf.sharing import Decision
 
 from .workloads import Workload
 
@@ -39,11 +44,13 @@ class Bench:
         output = model.generate(prompts, **count, **{"do_sample": False, **self.workload.options, **options})
         return output[:, prompts.shape[1] :]
 
-    def prefill_prefix(self) -> DynamicCache:
-        """The KV of the shared tokens, of one row."""
+    def prefill_level(self, level: int) -> DynamicCache:
+        """The KV of the shared tokens of a level, a row for each group, as if no level were before it."""
+        groups, before = self.workload.levels[level][1], sum(tokens for tokens, _ in self.workload.levels[:level])
+        ids = self.prompts[:: self.workload.rows // groups, before : before + self.workload.levels[level][0]]
         cache = DynamicCache(config=self.model.config)
         with torch.no_grad():
-            self.model(self.prompts[:1, : self.workload.prefix], past_key_values=cache, logits_to_keep=1)
+            self.model(ids, past_key_values=cache, logits_to_keep=1)
         return cache
 
 
@@ -78,11 +85,12 @@ def continuous_batching(bench: Bench) -> Call:
 
 
 def prefix_copied(bench: Bench) -> Call:
-    """Transformers' own prefix idiom: prefill once, copy the cache, repeat it for every row."""
+    """Transformers' own prefix idiom: prefill the first level once, copy the cache, repeat it for every row."""
+    workload = bench.workload
 
     def call() -> Tensor:
-        cache = copy.deepcopy(bench.prefill_prefix())
-        cache.batch_repeat_interleave(bench.workload.rows)
+        cache = copy.deepcopy(bench.prefill_level(0))
+        cache.batch_repeat_interleave(workload.rows * workload.answers // workload.levels[0][1])
         return bench.generate(bench.model, bench.prompts, past_key_values=cache)
 
     return call
@@ -90,15 +98,16 @@ def prefix_copied(bench: Bench) -> Call:
 
 def no_prefix(bench: Bench) -> Call:
     """Stock generate() on the own tokens alone: other tokens, less work."""
-    return lambda: bench.generate(bench.model, bench.prompts[:, bench.workload.prefix :])
+    return lambda: bench.generate(bench.model, bench.prompts[:, bench.workload.shared :])
 
 
 def floor(bench: Bench) -> Call:
     """What no sharing scheme goes under: each shared token prefilled once, and stock generate() on the own ones."""
 
     def call() -> Tensor:
-        bench.prefill_prefix()
-        return bench.generate(bench.model, bench.prompts[:, bench.workload.prefix :])
+        for level in range(len(bench.workload.levels)):
+            bench.prefill_level(level)
+        return bench.generate(bench.model, bench.prompts[:, bench.workload.shared :])
 
     return call
 
@@ -109,14 +118,26 @@ def relay_cold(bench: Bench) -> Call:
     return lambda: bench.generate(bench.twin, bench.prompts)
 
 
+def one_level(bench: Bench) -> Call:
+    """The patched model, with nothing kept, sharing only what all rows do."""
+    bench.twin.relay.clear()
+
+    def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None) -> Decision:
+        return sharing.find(relay, prompts, keep, True, recurrent)
+
+    def call() -> Tensor:
+        with mock.patch.object(decision, "find", find):
+            return bench.generate(bench.twin, bench.prompts)
+
+    return call
+
+
 def relay_kept(bench: Bench) -> Call:
     """The patched model that has seen the prefix before, with other own tokens, and nothing else."""
     prompts = bench.prompts
     bench.twin.relay.clear()  # another contender of the round may have shown it this very prompt
-    # The first call of a single row is remembered, the second one keeps what returned, the third one uses it.
-    for draw in range(-3 if bench.workload.rows == 1 else -1, 0):
-        bench.draw(draw)
-        bench.generate(bench.twin, bench.prompts)
+    bench.draw(-1)
+    bench.generate(bench.twin, bench.prompts)
     bench.prompts = prompts
     return lambda: bench.generate(bench.twin, bench.prompts)
 
@@ -126,22 +147,29 @@ class Contender:
     """A row of the table.
 
     `tokens` says what they have to do with stock's: they must be stock's, they are compared and shown, or they answer
-    other prompts. `relays`: it runs the patched twin. `needs_prefix`: without a shared prefix it would be stock again.
+    other prompts. `relays`: it runs the patched twin. `needs_levels`: how many levels must be shared for it to be
+    another than those before it. `plain`: it has no sampling, beams or return sequences.
     """
 
     prepare: Callable[[Bench], Call]
     tokens: Literal["exact", "compared", "other"]
     relays: bool = False
-    needs_prefix: bool = False
+    needs_levels: int = 0
+    plain: bool = False
+
+    def fits(self, workload: Workload) -> bool:
+        """Whether it says anything of a workload."""
+        return len(workload.levels) >= self.needs_levels and not (self.plain and workload.options)
 
 
 CONTENDERS = {
     "stock": Contender(stock, "exact"),
     "static-cache": Contender(static_cache, "compared"),
-    "continuous-batching": Contender(continuous_batching, "compared"),
-    "prefix-copied": Contender(prefix_copied, "exact", needs_prefix=True),
-    "no-prefix": Contender(no_prefix, "other", needs_prefix=True),
-    "floor": Contender(floor, "other", needs_prefix=True),
+    "continuous-batching": Contender(continuous_batching, "compared", plain=True),
+    "prefix-copied": Contender(prefix_copied, "exact", needs_levels=1),
+    "no-prefix": Contender(no_prefix, "other", needs_levels=1),
+    "floor": Contender(floor, "other", needs_levels=1),
+    "one-level": Contender(one_level, "exact", relays=True, needs_levels=2),
     "relay-cold": Contender(relay_cold, "exact", relays=True),
     "relay-kept": Contender(relay_kept, "exact", relays=True),
 }

@@ -24,7 +24,7 @@ console = Console(width=None if sys.stdout.isatty() else 120)
 def run_workload(name: str, arguments: argparse.Namespace, on_call: Callable[[str], None]) -> tuple[dict, list[str]]:
     """The record of a workload, and the exact contenders whose tokens were not stock's."""
     workload = WORKLOADS[name]
-    names = [each for each in arguments.contenders if workload.prefix or not CONTENDERS[each].needs_prefix]
+    names = [each for each in arguments.contenders if CONTENDERS[each].fits(workload)]
     bench = Bench(workload, arguments.policy)
     measurements = measure(bench, names, lambda done, _: len(done[0].seconds) >= arguments.rounds, on_call)
     console.print(report.workload_table(name, workload, measurements))

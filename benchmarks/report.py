@@ -24,7 +24,8 @@ from .workloads import Workload
 def workload_table(name: str, workload: Workload, measurements: list[Measurement]) -> Table:
     """One row a contender: median seconds, their spread, and the ratios to stock and to the floor."""
     medians = {measurement.contender: measurement.median for measurement in measurements}
-    title = f"{name}: {workload.rows} rows, prefix {workload.prefix}, own {workload.own}, {workload.new} new tokens"
+    title = f"{name}: {workload.rows} prompts, {_shared(workload)}, own {workload.own}, {workload.new} new tokens"
+    title += "".join(f", {option}={value}" for option, value in workload.options.items())
     columns = ("seconds", "min - max", "stock / this", "this / floor", "tokens")
     table = Table("contender", *(Column(column, justify="right") for column in columns), title=title)
     for measurement in measurements:
@@ -37,6 +38,13 @@ def workload_table(name: str, workload: Workload, measurements: list[Measurement
             {True: "identical", False: "differ", None: "-"}[measurement.same_tokens],
         )
     return table
+
+
+def _shared(workload: Workload) -> str:
+    levels = [
+        f"{tokens} tokens of {groups}" if groups > 1 else f"prefix {tokens}" for tokens, groups in workload.levels
+    ]
+    return " + ".join(levels) or "nothing shared"
 
 
 def grid_table(cells: list[Cell]) -> Table:

@@ -41,9 +41,16 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Workload:
-    """A batch of random tokens: `rows` prompts that share `prefix` tokens and have `own` each, `new` to be generated.
+    """A batch of random tokens, `new` to be generated for each row.
 
-    `options` are further arguments of generate(): sampling, beams, return sequences.
+    Attributes:
+        model: the model's shape.
+        rows: prompts.
+        prefix: tokens that all of them start with.
+        own: tokens that each ends with.
+        new: tokens to be generated.
+        options: further arguments of generate(): sampling, beams, return sequences.
+        later: what groups of prompts share between the two, level by level: tokens, and number of groups.
     """
 
     model: ModelShape
@@ -52,12 +59,33 @@ class Workload:
     own: int
     new: int
     options: dict[str, Any] = field(default_factory=dict)
+    later: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def levels(self) -> tuple[tuple[int, int], ...]:
+        """What is shared, level by level: tokens, and number of groups."""
+        return ((self.prefix, 1), *self.later) if self.prefix else self.later
+
+    @property
+    def shared(self) -> int:
+        """Tokens of a prompt before its own."""
+        return sum(tokens for tokens, _ in self.levels)
+
+    @property
+    def answers(self) -> int:
+        """Rows that the model runs for each prompt."""
+        return self.options.get("num_return_sequences") or self.options.get("num_beams") or 1
 
     def prompts(self, draw: int = 0) -> Tensor:
-        """Token ids `[rows, prefix + own]`: the prefix is the same in every draw, the own tokens are not."""
-        prefix = _random_ids(self.model.vocab, (1, self.prefix), seed=1)
+        """Token ids `[rows, shared + own]`: what is shared is the same in every draw, the own tokens are not."""
+        parts = [
+            _random_ids(self.model.vocab, (groups, tokens), seed=1 + level).repeat_interleave(
+                self.rows // groups, dim=0
+            )
+            for level, (tokens, groups) in enumerate(self.levels)
+        ]
         own = _random_ids(self.model.vocab, (self.rows, self.own), seed=1000 + draw)
-        return torch.cat([prefix.expand(self.rows, -1), own], dim=1)
+        return torch.cat([*parts, own], dim=1)
 
 
 def _random_ids(vocab: int, shape: tuple[int, int], seed: int) -> Tensor:
@@ -70,5 +98,9 @@ WORKLOADS = {
     "smoke": Workload(ModelShape(64, 128, 2, 4, 4, 256), rows=4, prefix=48, own=8, new=4),
     "C1": Workload(C1_MODEL, rows=16, prefix=1024, own=32, new=32),
     "C2": Workload(ModelShape(kv_heads=4), rows=16, prefix=1024, own=32, new=128),
+    "C3": Workload(C1_MODEL, 1, 1055, 1, 32, {"do_sample": True, "num_return_sequences": 16}),
+    "C4": Workload(C1_MODEL, 2, 0, 1, 32, {"num_beams": 8}, later=((1055, 2),)),
+    "C5": Workload(C1_MODEL, rows=16, prefix=512, own=32, new=32, later=((256, 4),)),
+    "small": Workload(ModelShape(512, 1376, 8, 8, 8), 1, 699, 1, 24, {"do_sample": True, "num_return_sequences": 12}),
     "C6": Workload(C1_MODEL, rows=8, prefix=0, own=128, new=32),
 }

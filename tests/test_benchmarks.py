@@ -29,7 +29,7 @@ def test_smoke_workload_writes_every_round_of_every_contender(tmp_path):
     (record,) = result["workloads"]
     assert record["workload"]["prefix"] == WORKLOADS["smoke"].prefix
     measured = {each["contender"]: each for each in record["contenders"]}
-    assert list(measured) == list(CONTENDERS)
+    assert list(measured) == [name for name in CONTENDERS if name != "one-level"]
     for name, each in measured.items():
         assert len(each["seconds"]) == 2
         assert min(each["seconds"]) <= each["median"] <= max(each["seconds"])

@@ -81,8 +81,7 @@ def run(context: Context, workload: Workload) -> Record:
         "rounds": [each.seconds for each in measurements],
         "gain": measured,
         "predicted_gain": {
-            name: predicted_gain(model, workload.rows, workload.prefix, workload.new, reused)
-            for name, reused in (("relay-cold", 0), ("relay-kept", workload.prefix))
+            name: predicted_gain(model, workload, kept) for name, kept in (("relay-cold", False), ("relay-kept", True))
         },
         "relayed": {each.contender: each.report.relayed for each in measurements if each.report},
         "same_tokens": {each.contender: each.same_tokens for each in measurements},
@@ -90,9 +89,10 @@ def run(context: Context, workload: Workload) -> Record:
     }
 
 
-def predicted_gain(model: PreTrainedModel, rows: int, prefix: int, new: int, reused: int) -> float:
-    """Seconds that the gate expects relaying to save."""
-    shape = gate.Shape(rows=rows, prefix=prefix, reused=reused, new=new)
+def predicted_gain(model: PreTrainedModel, workload: Workload, kept: bool) -> float:
+    """Seconds that the gate expects relaying to save, with the prefix kept from before or not."""
+    runs = ((workload.prefix, workload.rows, kept),)
+    shape = gate.Shape(workload.rows, workload.new, runs, forwards=int(not kept))
     machine = gate.Machine.of(model.device, model.dtype)
     if machine is None:
         raise RuntimeError(f"the gate knows nothing of {model.device}")

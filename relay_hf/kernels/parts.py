@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import pad
 
-_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _QUERY_BLOCK = 32  # rows that the fused kernel takes at a time, below 192 rows
 
 # Many queries over values narrower than keys: values padded for the fused kernel beat matmul (26.8 against 40.5 ms for
@@ -35,10 +35,9 @@ def attend_part(
 
     A query that sees nothing has out 0; its lse is finite but meaningless (the fused kernel says 0).
     """
-    # The kernel checks neither strides nor devices: with a last stride other than 1 it would read wrong numbers.
     if softcap is None and query.is_cpu and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         size, value_size = key.shape[-1], value.shape[-1]
-        if size == value_size:
+        if fusable(query, key, value):
             return fused_part(query, key, value, mask, bias, causal, scale)
         if value_size < size and query.shape[3] >= _MANY_QUERIES:
             dtype = _exact_dtype(query)
@@ -46,6 +45,15 @@ def attend_part(
             out, lse = fused_part(query.to(dtype), key.to(dtype), padded, mask, bias, causal, scale)
             return out[..., :value_size], lse
     return matmul_part(query, key, value, mask, bias, causal, scale, softcap)
+
+
+def fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether the fused kernel takes them.
+
+    It checks neither strides nor devices: with a last stride other than 1 it would read wrong numbers.
+    """
+    unit = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    return query.is_cpu and unit and key.shape[-1] == value.shape[-1]
 
 
 def fused_part(
@@ -71,7 +79,7 @@ def fused_part(
     # at B=16, heads 12/4, 160 keys. With a mask, to be stacked too, this pays below the kernel's block of queries only:
     # bf16, B=4, heads 32/8, 512 keys: 0.54 against 1.31 ms for 4 queries, but 1.08 times slower for 32 of 32 keys.
     shape = (batch, kv_heads, group * rows, size) if stack else (batch, kv_heads * group, rows, size)
-    out, lse = _fused(query.reshape(shape), key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    out, lse = fused(query.reshape(shape), key, value, 0.0, causal, attn_mask=mask, scale=scale)
     return out, lse
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .segment import Segment
-from .views import OwnView, Queries, SegmentView, build_own, build_segment
+from .views import Level, OwnView, Queries, SegmentView, build_levels, build_own, build_segment
 
 
 class Plan:
@@ -27,6 +29,7 @@ class Plan:
     """
 
     __slots__ = (
+        "_levels",
         "_own",
         "_queries",
         "_segments",
@@ -60,6 +63,7 @@ class Plan:
         self._queries: Queries | None = None
         self._own: dict[object, OwnView] = {}
         self._segments: dict[object, SegmentView | None] = {}
+        self._levels: dict[object, list[Level]] = {}
 
     def own(self, window: int | None, query: torch.Tensor, *, biased: bool = False) -> OwnView:
         """View of the own columns; `query` gives the device, and float64 masks if it is float64."""
@@ -79,6 +83,18 @@ class Plan:
         except KeyError:
             view = self._segments[key] = build_segment(self._read_queries(), segment, window, biased, query)
             return view
+
+    def levels(
+        self, segments: Sequence[Segment], window: int | None, query: torch.Tensor, *, biased: bool = False
+    ) -> list[Level]:
+        """The segments of a layer that some query sees, level by level."""
+        geometry = tuple((segment.length, segment.start, segment.rows) for segment in segments)
+        key = (geometry, window, query.dtype is torch.float64, biased)
+        levels = self._levels.get(key)
+        if levels is None:
+            views = [self.segment(segment, window, query, biased=biased) for segment in segments]
+            levels = self._levels[key] = build_levels(segments, views, self.batch, query)
+        return levels
 
     def _read_queries(self) -> Queries:
         if self._queries is None:

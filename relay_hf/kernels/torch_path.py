@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .parts import attend_part
+from .parts import attend_part, fusable, fused
 from .plan import Plan
 from .segment import Segment
-from .views import OwnView, SegmentView
+from .views import Level, OwnView, SegmentView
 
 
 def relay_attention(
@@ -50,16 +50,13 @@ def relay_attention(
     lse = lse.view(batch, kv_heads, -1, length)
     _complete(lse, view, slopes)
 
-    for segment in segments:
-        seen = plan.segment(segment, sliding_window, query, biased=slopes is not None)
-        if seen is None:
-            continue
-        rows = seen.rows
+    for level in plan.levels(segments, sliding_window, query, biased=slopes is not None):
+        rows = level.rows
+        stacked = grouped if rows is None else grouped.index_select(0, rows)
+        other_out, other_lse = _attend_level(stacked, segments, level, slopes, scale, softcap)
         if rows is None:
-            other_out, other_lse = _attend_segment(grouped, segment, seen, slopes, scale, softcap)
             out, lse = _merge(out, lse, other_out, other_lse)
             continue
-        other_out, other_lse = _attend_segment(grouped.index_select(0, rows), segment, seen, slopes, scale, softcap)
         other_out, other_lse = _merge(out.index_select(0, rows), lse.index_select(0, rows), other_out, other_lse)
         out.index_copy_(0, rows, other_out)
         lse.index_copy_(0, rows, other_lse)
@@ -71,6 +68,40 @@ def relay_attention(
     out = out.permute(0, 3, 1, 2, 4).to(query.dtype, memory_format=torch.contiguous_format)
     # An equal dtype is not copied, whatever the strides.
     return out.contiguous().view(batch, length, heads, -1)
+
+
+def _attend_level(
+    query: torch.Tensor,
+    segments: Sequence[Segment],
+    level: Level,
+    slopes: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Query `[R, Hkv, G, T, D]`, the rows of one segment behind those of another, each over its own segment."""
+    rows, kv_heads, group, length, size = query.shape
+    plain = softcap is None and all(view.is_plain for _, view, _, _ in level.parts)
+    if not plain or not all(fusable(query, segments[index].key, segments[index].value) for index, *_ in level.parts):
+        parts = [
+            _attend_segment(query[first:stop], segments[index], seen, slopes, scale, softcap)
+            for index, seen, first, stop in level.parts
+        ]
+        out, lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+        return out, lse
+    # All queries are stacked at once, so that those of a segment are a slice: 12 us a segment where stacking each takes
+    # 45, as much again as four rows over 256 tokens.
+    stacked = query.permute(1, 0, 3, 2, 4).reshape(1, kv_heads, rows * length * group, size)
+    count, parts = length * group, []
+    for index, view, first, stop in level.parts:
+        key, value = segments[index].key, segments[index].value
+        if view.first:
+            key, value = key[:, view.first :], value[:, view.first :]
+        parts.append(
+            fused(stacked[:, :, first * count : stop * count], key[None], value[None], 0.0, False, scale=scale)
+        )
+    out, lse = parts[0] if len(parts) == 1 else (torch.cat(part, dim=2) for part in zip(*parts, strict=True))
+    out = out.view(kv_heads, rows, length, group, -1).permute(1, 0, 3, 2, 4)
+    return out, lse.view(kv_heads, rows, length, group).permute(1, 0, 3, 2)
 
 
 def _attend_segment(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,17 +34,33 @@ class SegmentView:
 
     Attributes:
         first: Index of the first such token; all later ones are computed.
-        rows: `[R]` int64, the rows that use the segment; None: all.
         mask: Additive, `[1, 1, R * T, P - first]`, 0 or -inf; None where every query sees all of them.
         empty: `[R, T]` bool, queries that see none of them; None where there is no such query.
         distances: For a position bias; None where none was asked for.
     """
 
     first: int
-    rows: torch.Tensor | None
     mask: torch.Tensor | None
     empty: torch.Tensor | None
     distances: Distances | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every query sees all of them, and nothing is added to the scores."""
+        return self.mask is None and self.empty is None and self.distances is None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """Segments of which each row uses one at most: their results are merged in one go.
+
+    Attributes:
+        rows: `[R]` int64, the rows of one segment behind those of another; None: all rows, in their order.
+        parts: of each segment its number, its view, and where its rows begin and end in `rows`.
+    """
+
+    rows: torch.Tensor | None
+    parts: tuple[tuple[int, SegmentView, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,14 +148,31 @@ def build_segment(
     if biased:
         last = segment.start + length - 1
         distances = Distances.of(length - first, [position - last for position in positions], queries.count, query)
-    index = None if rows is None else _tensor(rows, query)
     if window is None or max(firsts) + queries.count - 1 <= first:
-        return SegmentView(first, index, None, None, distances)
+        return SegmentView(first, None, None, distances)
     tokens = torch.arange(first, length, device=query.device)
     query_firsts = _tensor(firsts, query)[:, None] + torch.arange(queries.count, device=query.device)
     visible = tokens >= query_firsts[..., None]
     mask = _additive(visible.flatten(0, 1)[None, None], query)
-    return SegmentView(first, index, mask, _where_empty(visible), distances)
+    return SegmentView(first, mask, _where_empty(visible), distances)
+
+
+def build_levels(
+    segments: Sequence[Segment], views: Sequence[SegmentView | None], batch: int, query: torch.Tensor
+) -> list[Level]:
+    """Segments in as few levels as they can be in their order. Those without a view are in none."""
+    levels: list[tuple[list[int], list[tuple[int, SegmentView, int, int]]]] = []
+    for number, (segment, view) in enumerate(zip(segments, views, strict=True)):
+        if view is None:
+            continue
+        used_by = range(batch) if segment.rows is None else segment.rows
+        if not levels or not set(levels[-1][0]).isdisjoint(used_by):
+            levels.append(([], []))
+        rows, parts = levels[-1]
+        parts.append((number, view, len(rows), len(rows) + len(used_by)))
+        rows += used_by
+    everyone = list(range(batch))
+    return [Level(None if rows == everyone else _tensor(rows, query), tuple(parts)) for rows, parts in levels]
 
 
 def _tensor(numbers: tuple[int, ...] | list[int], query: torch.Tensor) -> torch.Tensor:

@@ -81,4 +81,14 @@ def test_segments_of_equal_geometry_share_a_view_by_the_value_of_their_rows():
                         for segment in case.segments)  # fmt: skip
     assert one is same
     assert one is not other
-    assert other.rows.tolist() == [2, 0]
+
+
+def test_segments_of_different_rows_are_one_level():
+    """A row takes part in one segment of a level at most, and rows that are all, in order, are not picked."""
+    case = Case(B=4, P=(20, 8, 8, 8, 8), rows=(None, (0, 1), (2, 3), (3,), (0, 1)))
+    plan = Plan(4, 1, 7, shared_length=(36, 36, 28, 36))
+    levels = plan.levels(case.segments, None, case.query)
+    assert [[number for number, *_ in level.parts] for level in levels] == [[0], [1, 2], [3, 4]]
+    assert [level.rows if level.rows is None else level.rows.tolist() for level in levels] == [None, None, [3, 0, 1]]
+    assert [(first, stop) for _, _, first, stop in levels[2].parts] == [(0, 1), (1, 3)]
+    assert plan.levels(case.segments, None, case.query) is levels
