@@ -17,7 +17,7 @@ from transformers.utils import logging
 import relay_hf
 from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import PrefixStore, Prompts, Witness, divided, pruned, shared_runs
+from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, divided, pruned, shared_runs
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -54,8 +54,8 @@ def build(ids: Tensor, store: PrefixStore) -> None:
     prompts = Prompts.of(ids, None)
     runs = shared_runs(prompts, own=1)
     rows = [prompts.row(row, own=1) for row in range(len(ids))]
-    kept = [store.match(row, None).length for row in rows] if len(store) else [0] * len(rows)
-    pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= 16)
+    matches = [store.match(row, None) for row in rows] if len(store) else [Match()] * len(rows)
+    pruned(divided(runs, lambda row, first: matches[row].within(first), rows), lambda tokens, run: tokens >= 16)
 
 
 def keep(store: PrefixStore, ids: Tensor, layers: int = 32) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
@@ -55,8 +56,10 @@ def decide(
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
-    # Several runs are prefilled as one padded batch, and stand-in tensors know of one run alone.
-    one_level = recurrent or architecture.parted or positions != "given"
+    # Stand-in tensors know of one run alone; so do models that count columns, where runs begin at several; and a
+    # recurrent layer that goes on token by token would do so in every level but the first.
+    by_steps = recurrent and architecture.recurrent == "steps"
+    one_level = by_steps or architecture.parted or positions == "columns"
     found = find(relay, prompts, keep, one_level, architecture.recurrent if recurrent else None)
     new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     if found.relays and relay.config.policy == "auto":
@@ -79,8 +82,8 @@ def _gate_refusal(
     rows = len(prompts.ids)
     passes, layers = 1, [] if cache is None else cache.layers
     if keeps_state(cache):
-        own = prompts.end - prompts.start - max((run.end for _, run in walk(found.runs)), default=0)
-        passes = int(own.unique().sum()) if found.runs and architecture.recurrent == "steps" else len(own.unique())
+        own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths)).unique()
+        passes = int(own.sum()) if found.runs and architecture.recurrent == "steps" else len(own)
     shape = gate.Shape(
         rows,
         new,

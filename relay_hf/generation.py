@@ -100,17 +100,14 @@ def _relayed(
     given = inputs.get(relay.cache_name)
     cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
     filled = _fill(relay, decision, inputs, chunk)
-    lengths = [0] * len(prompts.ids)
-    for each, _ in filled:
-        for row in each.rows:
-            lengths[row] = max(lengths[row], each.end)
+    lengths = decision.shared_lengths
     ends = prompts.start + torch.tensor(lengths)
     offset = int(ends.min())
     own_start = ends - offset
     new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     rows = RowLayout(
         offset=offset,
-        shared_length=tuple(lengths) if len(set(lengths)) > 1 else lengths[0],
+        shared_length=lengths,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
         reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
     )
@@ -124,7 +121,7 @@ def _relayed(
         transcript = Transcript(relay, cache, prompts.row(0), lengths[0], goes_on=not prompts.holes)
         call.capture = transcript.expanded
     if cache.state_layers:  # filled group by group
-        outputs = run_gapless(relay, input_ids, inputs, cache, [piece for _, piece in shared], chunk)
+        outputs = run_gapless(relay, input_ids, inputs, cache, shared, chunk)
         call.cache = cache
     else:
         outputs = run(relay, input_ids, inputs, cache, offset, chunk)

@@ -36,7 +36,7 @@ def fill(
 
     Args:
         relay: the model's handle.
-        runs: a forest. Of recurrent models: one run, and at most one behind it.
+        runs: a forest.
         held: what there is of a run that is kept.
         inputs: names of the keyword inputs that the forwards of the call have.
         chunk: tokens of a run to put through the model at once, or None for all.
@@ -45,6 +45,7 @@ def fill(
         Every run with what there is of it now, each after the run before it.
     """
     done: Filled = []
+    gapless = bool(RelayCache(relay.text_config).state_layers)
     ready: list[tuple[Run, _Path]] = [(each, ()) for each in runs]
     while ready:
         level, missing = ready, []
@@ -57,7 +58,7 @@ def fill(
             else:
                 missing.append((each, path))
         ready = []
-        for batch in _batches(missing):
+        for batch in _batches(missing, gapless):
             for (each, path), own in zip(batch, _prefill(relay, batch, inputs, chunk), strict=True):
                 done.append((each, [own]))
                 ready += [(child, (*path, done[-1])) for child in each.children]
@@ -97,16 +98,20 @@ def _with_ids(runs: list[Run]) -> Iterator[tuple[Run, Tensor]]:
         stack += [(child, torch.cat([ids, child.ids])) for child in reversed(run.children)]
 
 
-def _batches(level: list[tuple[Run, _Path]]) -> Iterator[list[tuple[Run, _Path]]]:
+def _batches(level: list[tuple[Run, _Path]], gapless: bool) -> Iterator[list[tuple[Run, _Path]]]:
     """The runs of a level, in batches in which none is more than twice as long as another.
 
     A batch is padded to its longest run: a document of 4,000 tokens beside 15 of 50 would take 14 times what they need.
+    `gapless`: recurrent layers see padding as tokens, so only runs of the same positions are a batch.
     """
     batch: list[tuple[Run, _Path]] = []
-    for each in sorted(level, key=lambda item: -len(item[0].ids)):
-        if batch and 2 * len(each[0].ids) < len(batch[0][0].ids):
-            yield batch
-            batch = []
+    for each in sorted(level, key=lambda item: (-len(item[0].ids), item[0].start)):
+        if batch:
+            run, longest = each[0], batch[0][0]
+            alike = len(run.ids) == len(longest.ids) and run.start == longest.start
+            if not (alike if gapless else 2 * len(run.ids) >= len(longest.ids)):
+                yield batch
+                batch = []
         batch.append(each)
     if batch:
         yield batch

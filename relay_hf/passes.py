@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +48,14 @@ def run_gapless(
     input_ids: Tensor,
     inputs: dict[str, Any],
     cache: RelayCache,
-    shared: list[SharedRun],
+    shared: Sequence[tuple[tuple[int, ...], SharedRun]],
     chunk: int | None,
 ) -> Any:
     """`run` over the own tokens of rows of a model with recurrent layers, which see padding as tokens.
 
     Rows of equal own length go through the model together, without the padding before their own tokens, each group
-    with a cache of its own that holds what all rows share, `shared`; `cache` (its layout set, its own KV empty)
-    gathers what they leave.
+    with a cache of its own that holds what they share, of `shared` (rows and runs); `cache` (its layout set, its own KV
+    empty) gathers what they leave.
 
     Returns:
         The model's outputs, with the logits of the last token alone: `[B, 1, vocabulary]`.
@@ -62,15 +63,24 @@ def run_gapless(
     call, rows, columns = open_call(), cache.rows, input_ids.shape[1]
     if shared and architecture_of(relay.text_config).recurrent == "steps":
         chunk = 1
-    starts = torch.zeros(len(input_ids), dtype=torch.int64) if rows.own_start is None else rows.own_start.cpu()
+    batch = len(input_ids)
+    starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
+    lengths = rows.shared_lengths if len(rows.shared_lengths) == batch else rows.shared_lengths * batch
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        groups.setdefault((start, length > 0), []).append(row)  # without a state before them other code may run
     parts, logits = [], []
-    for start in starts.unique().tolist():
-        members = (starts == start).nonzero().flatten()
-        begin = rows.offset + start
-        own = replace(rows, offset=begin, own_start=None, reserve=columns - begin)
+    for (start, _), indices in groups.items():
+        members, begin = torch.tensor(indices), rows.offset + start
+        own = replace(
+            rows,
+            offset=begin,
+            shared_length=tuple(lengths[row] for row in indices),
+            own_start=None,
+            reserve=columns - begin,
+        )
         part = RelayCache(relay.text_config)
-        everyone = tuple(range(len(members)))
-        part.share([(everyone, each) for each in shared], own, len(members), cache.context)
+        part.share(among(shared, indices), own, len(indices), cache.context)
         call.cache = part
         taken = {name: _rows_of(value, members, len(input_ids)) for name, value in inputs.items()}
         if not rows.parted:
@@ -83,6 +93,15 @@ def run_gapless(
     outputs.logits = torch.cat(logits)[order.to(logits[0].device)]
     outputs[relay.cache_name] = cache
     return outputs
+
+
+def among(
+    shared: Iterable[tuple[tuple[int, ...], SharedRun]], rows: Sequence[int]
+) -> list[tuple[tuple[int, ...], SharedRun]]:
+    """What some of the rows share, by their place among these."""
+    places = {row: place for place, row in enumerate(rows)}
+    found = ((tuple(places[row] for row in users if row in places), run) for users, run in shared)
+    return [(users, run) for users, run in found if users]
 
 
 def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:

@@ -67,6 +67,15 @@ class Decision:
         return self.matches[run.rows[0]].runs(run.start, run.end)
 
     @property
+    def shared_lengths(self) -> tuple[int, ...]:
+        """Tokens of each row that are in runs."""
+        lengths = [0] * len(self.prompts.ids)
+        for _, run in walk(self.runs):
+            for row in run.rows:
+                lengths[row] = max(lengths[row], run.end)
+        return tuple(lengths)
+
+    @property
     def levels(self) -> int:
         """Levels of sharing: groups of rows, one within the other."""
         deepest, todo = 0, [(run, 1) for run in self.runs]
@@ -129,12 +138,15 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     if one_level and count > 1:
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
     matches = match(relay, rows) if keep else [Match()] * count
-    kept = [each.length for each in matches]
-    if recurrent and count == 1 and matches[0].seen - kept[0] >= least:
+    if recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [Run(0, rows[0][: matches[0].seen], (0,))]
-    if recurrent == "steps" and runs and kept[0] < runs[0].end:
-        kept = [0] * count  # from a kept state on it would go token by token
+
+    def kept(row: int, first: int) -> int:
+        length = matches[row].within(first)
+        by_steps = recurrent == "steps" and runs and length < runs[0].end
+        return 0 if by_steps else length  # from a kept state on they would go token by token
+
     runs = pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= least)
     # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
     stocks_loop = not open_call().own_loop

@@ -75,7 +75,7 @@ def keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
     reused = found.length
     if recurrent and architecture.recurrent == "steps" and reused < len(ids):
         reused = 0
-    runs = divided([Run(0, ids, (0,))], [reused], [ids])
+    runs = divided([Run(0, ids, (0,))], lambda row, first: reused, [ids])
     inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
     try:
         filled, kept = fill_and_keep(relay, runs, lambda run: found.runs(run.start, run.end), inputs)

@@ -15,6 +15,8 @@ from relay_hf.testing import VOCABULARY, tiny_model
 
 # Plain attention; learned positions; softcap and windows; sinks, windows and experts; latents.
 FAMILIES = ("llama", "gpt2", "gemma2", "gpt_oss", "deepseek_v3")
+# Each row goes on from a state: beside attention, alone, in one layer with it; short convolutions.
+RECURRENT = ("bamba", "mamba2", "falcon_h1", "lfm2")
 LEAST = 3  # tokens of a run
 MODES = {
     "greedy": {},
@@ -76,15 +78,22 @@ def trees(draw, depth):
     return rows
 
 
-def found_levels(inputs, copies):
+def found_levels(inputs, copies, own):
     """Levels that a call should find: those of the whole tree, without the runs that are too short."""
     ran = {name: value.repeat_interleave(copies, dim=0) for name, value in inputs.items()}
-    kept = pruned(shared_runs(Prompts.of(**ran), own=1), lambda tokens, run: tokens >= LEAST)
+    kept = pruned(shared_runs(Prompts.of(**ran), own), lambda tokens, run: tokens >= LEAST)
     return max((depth + 1 for depth, _ in walk(kept)), default=0)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        (family, mode)
+        for family in (*FAMILIES, *RECURRENT)
+        for mode in MODES
+        if mode != "chunks" or family not in RECURRENT
+    ],
+)
 @given(rows=trees(4), random=st.randoms(use_true_random=False))
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 def test_random_trees(family, mode, rows, random):
@@ -93,7 +102,8 @@ def test_random_trees(family, mode, rows, random):
     assume(len(rows) * copies > 1)
     random.shuffle(rows)
     inputs = batch(rows)
-    assert_stocks(family, inputs, found_levels(inputs, copies), **options)
+    own = 2 if family in RECURRENT else 1  # states go on by several tokens at least
+    assert_stocks(family, inputs, found_levels(inputs, copies, own), **options)
 
 
 SYSTEM, DOCUMENTS = words(1, 20), [words(2, 11), words(3, 8), words(4, 8)]
@@ -105,14 +115,14 @@ ONE, OTHER = words(5, 12), words(6, 16)
 FOREST = [[*ONE, 7], [*OTHER, 8], [*ONE, 9, 9], [*OTHER, 10], words(7, 9)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *RECURRENT])
 def test_two_levels(family):
     assert_stocks(family, batch(NESTED), 2)
     report = pair(family)[1].relay.last
     assert (report.prefix_length, report.prefix_tokens_reused) == (20 + 11, 20 + 11 + 8)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *RECURRENT])
 def test_rows_without_a_common_start(family):
     assert_stocks(family, batch(FOREST), 1)
     assert pair(family)[1].relay.last.reason == "some of the rows start alike"
@@ -174,7 +184,7 @@ TURNS = {
 
 @pytest.mark.parametrize("how", TURNS)
 @pytest.mark.parametrize("rows", [NESTED, FOREST], ids=["nested", "forest"])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "deepseek_v3", "qwen3_next"])
 def test_a_second_turn(family, rows, how):
     inputs, results = batch(rows), []
     for model in pair(family):

@@ -86,7 +86,7 @@ class RelayCache(Cache):
                 if shared.kv is not None and isinstance(layer, RelayLayer):
                     layer.share(shared.kv.used(used_by, run.start))
                 if shared.state is not None and isinstance(layer, StateLayer):
-                    layer.start_from(shared.state, batch)
+                    layer.start_from(shared.state, users, batch)
 
     def freeze(
         self, attended: dict[int, tuple[Tensor, Tensor]], start: int, length: int, row: int | None = None
@@ -104,7 +104,7 @@ class RelayCache(Cache):
             holds_kv = isinstance(layer, RelayLayer) and layer.is_initialized
             tokens = None if row is None else length
             kv = layer.freeze(attended.get(index), row or 0, tokens) if holds_kv else None
-            frozen.append(SharedLayer(kv, layer.state() if isinstance(layer, StateLayer) else None))
+            frozen.append(SharedLayer(kv, layer.state(row or 0) if isinstance(layer, StateLayer) else None))
         return SharedRun(start, length, tuple(frozen))
 
     def gather(self, parts: list[tuple[RelayCache, Tensor]], batch: int, columns: int) -> None:

@@ -27,7 +27,8 @@ class RowLayout:
 
     Attributes:
         offset: columns of the caller that come before own KV.
-        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each.
+        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each; where these
+            are equal they become one.
         own_start: `[B]` int64, or None when it is 0 for all rows.
         holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
@@ -40,6 +41,10 @@ class RowLayout:
     holes: Tensor | None = None
     reserve: int = 0
     parted: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
+            self.shared_length = self.shared_length[0]
 
     @property
     def padded(self) -> bool:

@@ -50,16 +50,16 @@ class StateLayer(LinearAttentionLayer):
             t for states in (self.conv_states, self.recurrent_states) for t in states.values() if t is not None
         )
 
-    def state(self) -> RecurrentState | None:
-        """The state of a batch of one row, in tensors of its own; None where there is none."""
+    def state(self, row: int = 0) -> RecurrentState | None:
+        """The state of a row, in tensors of its own; None where there is none."""
         if not self.holds_state:
             return None
-        return RecurrentState(_cloned(self.conv_states), _cloned(self.recurrent_states))
+        return RecurrentState(_cloned(self.conv_states, row), _cloned(self.recurrent_states, row))
 
-    def start_from(self, state: RecurrentState, rows: int) -> None:
-        """Give every one of `rows` rows the state."""
-        conv = {i: _repeated(t, rows) for i, t in state.conv.items()}
-        _install(self, conv, {i: _repeated(t, rows) for i, t in state.recurrent.items()})
+    def start_from(self, state: RecurrentState, rows: tuple[int, ...], batch: int) -> None:
+        """Give `rows`, of `batch` rows, the state."""
+        conv = _given(self.conv_states, state.conv, rows, batch)
+        _install(self, conv, _given(self.recurrent_states, state.recurrent, rows, batch))
 
     def gather_states(self, parts: list[tuple[StateLayer, Tensor]], rows: int) -> None:
         """Take over the states of layers that ran some of the rows each: `(layer, its rows)`."""
@@ -104,8 +104,23 @@ def _install(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> 
     layer.has_previous_state.update(dict.fromkeys({*conv, *recurrent}, True))
 
 
-def _cloned(states: dict[int, Tensor | None]) -> _States:
-    return {i: _repeated(tensor, len(tensor)) for i, tensor in states.items() if tensor is not None}
+def _cloned(states: dict[int, Tensor | None], row: int | None = None) -> _States:
+    """Copies of the states, of one row or of all."""
+    whole = {i: tensor for i, tensor in states.items() if tensor is not None}
+    rows = slice(None) if row is None else slice(row, row + 1)
+    return {i: _repeated(tensor[rows], len(tensor[rows])) for i, tensor in whole.items()}
+
+
+def _given(states: dict[int, Tensor | None], shared: _States, rows: tuple[int, ...], batch: int) -> _States:
+    """The states of a batch in which some rows have the shared ones; of the others, those that they had."""
+    if len(rows) == batch:
+        return {i: _repeated(tensor, batch) for i, tensor in shared.items()}
+    given = {}
+    for i, tensor in shared.items():
+        before = states.get(i)
+        given[i] = _repeated(torch.zeros_like(tensor), batch) if before is None else before
+        given[i][list(rows)] = tensor
+    return given
 
 
 def _writable(state: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ class Match:
     path: tuple[KeptPrefix, ...] = ()
     held: tuple[SharedRun, ...] = ()
 
+    def within(self, end: int) -> int:
+        """From how many of the first `end` tokens a model can go on."""
+        if not any(node.recurrent for node in self.path):
+            return min(self.length, end)
+        return max((run.end for run in self.held if run.recurrent and run.end <= end), default=0)
+
     def runs(self, start: int, end: int) -> list[SharedRun]:
         """The tokens from position `start` to `end`, `length` at most, as views."""
         found = []

@@ -105,8 +105,8 @@ class PrefixStore:
         else:
             return None
         self.touch(Match(path=node.path()))
-        self._join(node)
         self._evict()
+        self._join(node)
         return node
 
     def _walk(self, ids: Tensor, context: Hashable) -> tuple[list[KeptPrefix], int]:
@@ -162,8 +162,9 @@ class PrefixStore:
                 return
             if before.run.length > _JOINED_UP_TO * node.run.length:
                 return
+            joined = SharedRun.joined([before.run, node.run])
             self._forget(before)
-            self._put(node, SharedRun.joined([before.run, node.run]))
+            self._put(node, joined)
             node.data, node.embedded = before.data + node.data, torch.cat([before.embedded, node.embedded])
             node.parent = before.parent
             node.parent.children[node.data[:ITEM]] = node

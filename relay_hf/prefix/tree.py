@@ -105,13 +105,13 @@ def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
     return limit
 
 
-def divided(runs: list[Run], kept: Sequence[int], rows: Sequence[Tensor]) -> list[Run]:
+def divided(runs: list[Run], kept: Callable[[int, int], int], rows: Sequence[Tensor]) -> list[Run]:
     """The forest, its runs divided where what is kept ends, and with runs of single rows of which more is kept.
 
     Args:
         runs: a forest; it is left as it is.
-        kept: tokens of the start of each row that are kept.
-        rows: the tokens of each row, at least these.
+        kept: how many of the first tokens of a row are kept: `kept(row, first)`.
+        rows: the tokens of each row.
     """
     forest: list[Run] = []
     todo: list[tuple[list[Run], int, Sequence[int], list[Run]]] = [(runs, 0, range(len(rows)), forest)]
@@ -120,7 +120,7 @@ def divided(runs: list[Run], kept: Sequence[int], rows: Sequence[Tensor]) -> lis
         alone = set(members)
         for run in level:
             alone.difference_update(run.rows)
-            length = kept[run.rows[0]] - run.start
+            length = kept(run.rows[0], run.end) - run.start
             if length <= 0:
                 target.append(run)
                 continue
@@ -131,8 +131,9 @@ def divided(runs: list[Run], kept: Sequence[int], rows: Sequence[Tensor]) -> lis
             else:
                 todo.append((run.children, run.end, run.rows, head.children))
         for row in sorted(alone):
-            if kept[row] > start:
-                target.append(Run(start, rows[row][start : kept[row]], (row,), kept=True))
+            end = kept(row, len(rows[row]))
+            if end > start:
+                target.append(Run(start, rows[row][start:end], (row,), kept=True))
     return forest
 
 
