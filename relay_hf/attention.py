@@ -115,7 +115,7 @@ def _attend(
         if frame.plans and not (reused and length < min(frame.plans)):
             raise UnfitModelError(f"layer {layer_idx} attends with other queries than the layers before it")
         frame.plans[length] = _plan(frame, query, key)
-    if frame.capture is not None and not reused and key.data_ptr() != layer.own_tensors()[0].data_ptr():
+    if frame.capture is not None and not reused and not all(map(_same_view, (key, value), layer.own())):
         frame.capture[layer_idx] = (key, value)
     try:
         backend = resolve_backend(frame.backend, query.device, query.dtype, max(query.shape[3], value.shape[3]))
@@ -124,6 +124,11 @@ def _attend(
     frame.backends.add(backend)
     segments = [shared.segment for shared in layer.shared]
     return attend(frame.plans[length], query, segments, key, value, backend=backend, **how)
+
+
+def _same_view(one: Tensor, other: Tensor) -> bool:
+    same_memory = one.data_ptr() == other.data_ptr() and one.dtype is other.dtype
+    return same_memory and one.shape == other.shape and one.stride() == other.stride()
 
 
 def relay_mask(

@@ -266,6 +266,24 @@ def test_explain_finds_the_levels_that_a_call_shares():
     assert "6 rows share up to 31 tokens in 2 levels" in repr(report)
 
 
+def test_explain_draws_the_tree():
+    ours = pair("llama")[1]
+    ours.relay.clear()
+    tree = ["20 tokens, 6 rows (0-5)", "  11 tokens, 2 rows (0, 2)", "  8 tokens, 3 rows (1, 4-5)"]
+    assert ours.relay.explain(**batch(NESTED)).tree.splitlines() == tree
+    generate(ours, batch(NESTED[:2]))
+    tree[0] += ", kept from before"
+    assert str(ours.relay.explain(**batch(NESTED))).splitlines()[1:] == tree
+    ours.relay.clear()
+    generate(ours, batch(NESTED[:1]))
+    tree[1:2] = ["  11 tokens, 2 rows (0, 2), kept from before"]
+    assert ours.relay.explain(**batch(NESTED)).tree.splitlines() == tree
+    nothing = ours.relay.explain(torch.arange(3, 33).view(3, 10))
+    assert (nothing.tree, "\n" in repr(nothing)) == ("", False)
+    assert ours.relay.last.levels == 0  # and of a call that was run, the report stays one line
+    assert "\n" not in repr(ours.relay.last)
+
+
 def test_the_default_policy_shares_a_run_where_it_pays():
     """On tiny models a part of attention more costs more than it saves."""
     stock, ours = pair("llama")[0], relay_hf.patch_model(copy.deepcopy(pair("llama")[0]), min_prefix_length=LEAST)

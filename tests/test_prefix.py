@@ -165,6 +165,33 @@ def test_warm(model):
     assert len(model.relay.warm(torch.cat([ids, torch.tensor([7, 8])])[None])) == 32
 
 
+def test_a_pinned_prefix_stays(model):
+    ids = [prompts(30, (1,), seed=seed)["input_ids"][0, :30] for seed in range(4)]
+    relay_hf.patch_model(model, max_store_bytes=2 * model.relay.warm(ids[0]).nbytes)
+    pinned = model.relay.warm(ids[0], pin=True)
+    assert "30 tokens: 0.0 MiB, pinned" in repr(pinned)
+    for seed in (1, 2):
+        generate(model, prompts(30, (2, 3), seed=seed))
+    generate(model, prompts(30, (2, 3), seed=0))
+    assert model.relay.last.prefix_tokens_reused == 30
+    model.relay.warm(ids[3], pin=True)
+    with pytest.raises(relay_hf.RelayError, match="of which pinned prefixes take a part; raise max_store_bytes"):
+        model.relay.warm(ids[1])
+    pinned.pinned = False
+    model.relay.warm(ids[1])
+    generate(model, prompts(30, (2, 3), seed=0))
+    assert model.relay.last.prefix_tokens_reused == 0
+    model.relay.clear()
+    assert model.relay.prefixes == ()
+
+
+def test_the_start_of_a_kept_prefix_can_be_pinned(model):
+    ids = prompts(30, (1,))["input_ids"][0, :30]
+    model.relay.warm(ids)
+    assert len(model.relay.warm(ids[:20], pin=True)) == 20
+    assert [(len(kept), kept.pinned) for kept in model.relay.prefixes] == [(30, False), (20, True)]
+
+
 def test_warm_text(model):
     class Tokenizer:
         def __call__(self, text):
