@@ -29,6 +29,8 @@ class Architecture:
         positions: where a token's position comes from: "given" as `position_ids` (a type that takes none counts
             columns, as BART's kin do), "columns" though it takes them, or "relative": distances, or a count of the
             attention mask, which padding does not shift.
+        steps_alike: a decode step leaves the recurrent state that a prefill of its token would. Where it doesn't, what
+            was generated is not kept for a next turn, whose stock output is that of a prefill.
         decoder: only with `is_decoder=True` in its configuration is attention causal (BERT's kin).
         since: the first minor version of Transformers 5 whose own code gives the same with a cache as without.
         untouched: why a type is never served.
@@ -37,6 +39,7 @@ class Architecture:
     parted: bool = False
     recurrent: Literal["split", "steps"] | None = None
     positions: Literal["given", "columns", "relative"] = "given"
+    steps_alike: bool = True
     decoder: bool = False
     since: int = 0
     untouched: str | None = None
@@ -44,6 +47,7 @@ class Architecture:
 
 _PARTED = Architecture(parted=True)
 _SPLIT = Architecture(recurrent="split", positions="relative")
+_UNLIKE = Architecture(recurrent="split", positions="relative", steps_alike=False)
 _STEPS = Architecture(recurrent="steps", positions="relative")
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -81,14 +85,14 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm3": _SPLIT,
     "mamba": _STEPS,
     "mamba2": _SPLIT,
-    "nemotron_h": _SPLIT,
+    "nemotron_h": _UNLIKE,
     "olmo_hybrid": _SPLIT,
     "qwen3_5_moe_text": _SPLIT,
     "qwen3_5_text": _SPLIT,
     "qwen3_next": _SPLIT,
     "recurrent_gemma": Architecture(untouched="the model keeps its recurrent state outside of the cache"),
     "zamba": _STEPS,
-    "zamba2": _SPLIT,
+    "zamba2": _UNLIKE,
     "zaya": _SPLIT,
 }
 _DEFAULT = Architecture()

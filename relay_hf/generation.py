@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architectures import MINOR
+from .architectures import MINOR, architecture_of
 from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
@@ -118,7 +118,8 @@ def _relayed(
     call.report = decision.report()
     transcript = None
     if decision.keep_row:
-        transcript = Transcript(relay, cache, prompts.row(0), lengths[0], goes_on=not prompts.holes)
+        goes_on = architecture_of(relay.text_config).steps_alike and not prompts.holes
+        transcript = Transcript(relay, cache, prompts.row(0), lengths[0], goes_on, decision.witness)
         call.capture = transcript.expanded
     if cache.state_layers:  # filled group by group
         outputs = run_gapless(relay, input_ids, inputs, cache, shared, chunk)
@@ -126,6 +127,8 @@ def _relayed(
     else:
         outputs = run(relay, input_ids, inputs, cache, offset, chunk)
     call.transcript = transcript
+    if transcript is not None and transcript.ends_with_prompt:
+        relay.keep_row(call)
     inputs[relay.cache_name] = cache
     return outputs
 
@@ -134,7 +137,7 @@ def _fill(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int |
     """What the rows share: from the store, from the model, or both."""
     given = {name for name, value in inputs.items() if value is not None}
     if decision.keep:
-        return fill_and_keep(relay, decision.runs, decision.held, given, chunk)[0]
+        return fill_and_keep(relay, decision.runs, decision.held, given, chunk, decision.witness)[0]
     return fill(relay, decision.runs, decision.held, given, chunk)
 
 

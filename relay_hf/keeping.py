@@ -67,18 +67,24 @@ class Keeper:
 
     def match(
         self, modules: Sequence[nn.Module], embedding: nn.Module, rows: Sequence[Tensor], context: Hashable
-    ) -> list[Match]:
-        """How much of the start of each row (`[n]` ids) is kept: nothing if the model changed."""
+    ) -> tuple[list[Match], Witness | None]:
+        """How much of the start of each row (`[n]` ids) is kept: nothing if the model changed.
+
+        Returns:
+            A match for each row, and the model at this moment, for `keep`: what goes on from a kept prefix may be kept
+            only if the model has not changed since. None where nothing is kept.
+        """
         with self._lock:
             if len(self.store):
-                if self._witness is not None and self._witness.holds(modules):
+                now = self.witness(modules)
+                if self._witness is not None and self._witness.same(now):
                     matches = [self.store.match(ids, context) for ids in rows]
                     nodes = {node for match in matches for node in match.path}
                     if all(torch.equal(node.embedded, embedded(embedding, node.tokens)) for node in nodes):
-                        return matches
+                        return matches, now
                 logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
                 self.clear()
-            return [Match()] * len(rows)
+            return [Match()] * len(rows), None
 
     def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
         """The kept prefix of just these tokens (`[P]`), or None if not all of them are kept."""

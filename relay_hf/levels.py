@@ -14,7 +14,7 @@ from .keeping import Prefilled, context_of, embedded
 from .passes import run
 
 if TYPE_CHECKING:
-    from .prefix import KeptPrefix, Run
+    from .prefix import KeptPrefix, Run, Witness
     from .relay import Relay
 
 # A kept run in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
@@ -71,8 +71,11 @@ def fill_and_keep(
     held: Callable[[Run], list[SharedRun]],
     inputs: Collection[str],
     chunk: int | None = None,
+    before: Witness | None = None,
 ) -> tuple[Filled, list[KeptPrefix | None]]:
     """`fill`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
+
+    `before`: the model when it was looked up what is kept; None: nothing was.
 
     Returns:
         What `fill` does, and the prefixes that are kept now, in the order of the runs that were not.
@@ -81,7 +84,7 @@ def fill_and_keep(
     if not missing:
         return fill(relay, runs, held, inputs, chunk), []
     modules, embedding = open_call().modules, relay.model.get_input_embeddings()
-    before = relay.keeper.witness(modules)
+    before = before or relay.keeper.witness(modules)
     rows = [embedded(embedding, each.ids) for each, _ in missing]
     filled = fill(relay, runs, held, inputs, chunk)
     pieces = dict(filled)

@@ -133,10 +133,13 @@ class Relay:
         config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
         with self.open_call() as call:
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
-            call.own_loop = kwargs.get("custom_generate") is not None
+            given = (
+                inspect.signature(self.stock["generate"]).bind_partial(*args, **kwargs).arguments if args else kwargs
+            )
+            call.own_loop = given.get("custom_generate") is not None
             try:
                 outputs = call.with_given_cache(self.stock["generate"](*args, **kwargs))
-                self._keep_row(call)
+                self.keep_row(call)
                 return outputs
             except BaseException as error:
                 call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
@@ -197,6 +200,17 @@ class Relay:
                 close_frame(frame)
             current_call.reset(token)
 
+    def keep_row(self, call: Call) -> None:
+        """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""
+        transcript, call.transcript = call.transcript, None
+        if transcript is None:
+            return
+        try:
+            with torch.no_grad():
+                transcript.keep()
+        except Exception:
+            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=True)
+
     @property
     def text_config(self) -> PreTrainedConfig:
         """The configuration of the decoder."""
@@ -236,15 +250,6 @@ class Relay:
         if self.model.device.type == "cuda":
             return torch.cuda.get_device_properties(self.model.device).total_memory // 10
         return 2**30
-
-    def _keep_row(self, call: Call) -> None:
-        if call.transcript is None:
-            return
-        try:
-            with torch.no_grad():
-                call.transcript.keep()
-        except Exception:  # the call itself has ended well
-            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=True)
 
     def _finish(self, call: Call) -> None:
         if call.stand_in is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .cache_utils import SharedRun
 from .call import open_call
 from .keeping import context_of
-from .prefix import Match, Prompts, Run, divided, pruned, shared_runs, walk
+from .prefix import Match, Prompts, Run, Witness, divided, pruned, shared_runs, walk
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Decision:
         prompts: the rows, on the host.
         runs: what rows share, and what is kept of them: a forest.
         matches: how much of each row is kept.
+        witness: the model when that was looked up; None where nothing was kept.
         keep: whether what is prefilled of the runs may be kept for later calls.
         keep_row: whether the single row is to be kept whole, answer and all.
     """
@@ -38,6 +39,7 @@ class Decision:
     prompts: Prompts = NO_PROMPTS
     runs: list[Run] = field(default_factory=list)
     matches: Sequence[Match] = ()
+    witness: Witness | None = None
     keep: bool = False
     keep_row: bool = False
 
@@ -137,7 +139,7 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     rows = [prompts.row(row, own) for row in range(count)]
     if one_level and count > 1:
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
-    matches = match(relay, rows) if keep else [Match()] * count
+    matches, witness = match(relay, rows) if keep else ([Match()] * count, None)
     if recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [Run(0, rows[0][: matches[0].seen], (0,))]
@@ -151,7 +153,7 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
     stocks_loop = not open_call().own_loop
     keep_row = keep and count == 1 and prompts.tokens >= least and stocks_loop
-    found = Decision(None, prompts, runs, matches, keep, keep_row)
+    found = Decision(None, prompts, runs, matches, witness, keep, keep_row)
     if not found.relays:
         what = f"the rows share {longest} tokens" if count > 1 else f"one row of {prompts.tokens} tokens"
         found.refused = f"{what}, fewer than min_prefix_length={least}"
@@ -162,7 +164,7 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     return found
 
 
-def match(relay: Relay, rows: Sequence[Tensor]) -> list[Match]:
-    """How much of the start of each row (`[n]`) is kept."""
+def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], Witness | None]:
+    """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
     embedding = relay.model.get_input_embeddings()
     return relay.keeper.match(open_call().modules, embedding, rows, context_of(relay.model))

@@ -32,15 +32,24 @@ class Transcript:
         prompt: `[P]`, the row's tokens, on the host, up to its first hole.
         shared: how many of them are in segments.
         goes_on: whether what is generated may be kept too: not behind a hole.
+        before: the model when it was looked up what is kept of the row; None: nothing was.
     """
 
-    def __init__(self, relay: Relay, cache: RelayCache, prompt: Tensor, shared: int, goes_on: bool) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        cache: RelayCache,
+        prompt: Tensor,
+        shared: int,
+        goes_on: bool,
+        before: Witness | None,
+    ) -> None:
         self._relay = relay
         self._cache = cache
-        self._prompt = prompt
+        self._prompt = prompt.clone()  # a view of the caller's own tensor, as a rule
         self._shared = shared
         self._goes_on = goes_on
-        self._before: Witness = relay.keeper.witness(open_call().modules)
+        self._before = before or relay.keeper.witness(open_call().modules)
         self._embedded = embedded(relay.model.get_input_embeddings(), prompt[shared:])
         self._fed: list[Tensor] = []
         self.expanded: dict[int, tuple[Tensor, Tensor]] = {}
@@ -48,21 +57,30 @@ class Transcript:
     def feed(self, cache: RelayCache, input_ids: Tensor | None) -> None:
         """Note the tokens of a forward with `cache`, behind the prompt's prefill."""
         if cache is self._cache and input_ids is not None:
-            self._fed.append(input_ids)
+            self._fed.append(input_ids.clone())
+
+    @property
+    def ends_with_prompt(self) -> bool:
+        """Whether nothing behind the prompt is to be kept, known once the prompt has been prefilled."""
+        # Of an answer, what attention sees is known only where it is what the cache stores.
+        return not self._goes_on or bool(self.expanded)
 
     def keep(self) -> None:
         """Keep the row, up to the last token that went through the model."""
         relay, cache, prompt = self._relay, self._cache, self._prompt
-        fed = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
-        total = len(prompt) + len(fed)
-        own = next(iter(cache.kv_layers.values())).own_length if cache.kv_layers else total - self._shared
-        whole = self._goes_on and self._shared + own == total and not rope_refusal(open_call().configs, total)
-        # Of the answer, what attention sees is known only where it is what the cache stores.
-        answer = fed if whole and not self.expanded else prompt[:0]
-        if cache.state_layers and len(prompt) + len(answer) < total:
-            return  # states belong to the last token
+        answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
+        total = len(prompt) + len(answer)
+        own = total - self._shared
+        held = {layer.own_length for layer in cache.kv_layers.values()}
+        columns = min(held, default=own)  # behind a hole there are more
+        if len(held) > 1 or (columns != own if self._goes_on else columns < own):
+            return  # somebody has cropped the cache, or fed it by another way
+        if rope_refusal(open_call().configs, total):
+            if cache.state_layers:
+                return  # states belong to the last token
+            answer = answer[:0]
         ids = torch.cat([prompt, answer])
-        run = cache.freeze(self.expanded, self._shared, own).first(len(ids) - self._shared)
+        run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
         most = int(relay.keeper.store.budget * _SHARE_OF_STORE)
         relay.keeper.keep(self._before, open_call().modules, [Prefilled(ids, run, rows)], context_of(relay.model), most)

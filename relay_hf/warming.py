@@ -71,14 +71,14 @@ def keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
     )
     if refused:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
-    (found,) = match(relay, [ids])
+    (found,), witness = match(relay, [ids])
     reused = found.length
     if recurrent and architecture.recurrent == "steps" and reused < len(ids):
         reused = 0
     runs = divided([Run(0, ids, (0,))], lambda row, first: reused, [ids])
     inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
     try:
-        filled, kept = fill_and_keep(relay, runs, lambda run: found.runs(run.start, run.end), inputs)
+        filled, kept = fill_and_keep(relay, runs, lambda run: found.runs(run.start, run.end), inputs, before=witness)
     except (RelayError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -207,6 +207,80 @@ def test_weights_that_change_while_it_is_said_keep_nothing(llamas):
     assert ours.relay.prefixes == ()
 
 
+def test_ids_that_the_caller_changes_meanwhile_do_not_reach_what_is_kept(llamas):
+    """The prompt's tensor is the caller's own, and the loop hands its ids to processors."""
+    prompt = words(1, PROMPT)
+    given = prompt.clone()
+
+    def scribble(input_ids, scores):
+        given.fill_(7)
+        input_ids[:, :4] = 7
+        return scores
+
+    llamas[1].generate(given, max_new_tokens=3, logits_processor=[scribble])
+    (kept,) = llamas[1].relay.prefixes
+    assert torch.equal(kept.ids[:PROMPT], prompt[0])
+
+
+@pytest.mark.parametrize("how", ["crop", "reset"])
+def test_a_cache_that_the_caller_changes_meanwhile_is_not_kept(llamas, how):
+    cache = relay_hf.RelayCache(llamas[1].config)
+
+    def change(input_ids, scores, **kwargs):
+        if input_ids.shape[1] == PROMPT + 3:
+            cache.crop(-8) if how == "crop" else cache.reset()
+        return torch.tensor([input_ids.shape[1] >= PROMPT + 3])
+
+    llamas[1].generate(words(1, PROMPT), past_key_values=cache, max_new_tokens=9, stopping_criteria=[change])
+    assert llamas[1].relay.last.relayed
+    assert llamas[1].relay.prefixes == ()
+
+
+def test_weights_that_change_after_the_lookup_keep_nothing(llamas, monkeypatch):
+    """What was kept was found under the old ones, and another thread keeps the same start under the new ones."""
+    ours = copy.deepcopy(llamas[1])
+    ids, _ = said((llamas[0], ours), words(1, PROMPT))
+    longer = torch.cat([ids, words(2, TURN)], dim=1)
+    touch = ours.relay.keeper.touch
+
+    def changing(matches):
+        touch(matches)
+        monkeypatch.setattr(ours.relay.keeper, "touch", touch)
+        for layer in ours.model.layers:
+            layer.self_attn.v_proj.weight.data.mul_(1.5)
+        answer(ours, ids)
+
+    monkeypatch.setattr(ours.relay.keeper, "touch", changing)
+    answer(ours, longer)
+    again = torch.cat([longer, words(3, TURN)], dim=1)
+    fresh = copy.deepcopy(ours)
+    torch.testing.assert_close(answer(ours, again).logits[0], answer(fresh, again).logits[0], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nemotron_h", "zamba2", "kimi_linear"])
+def test_answers_whose_states_a_prefill_would_not_leave_are_new(kind):
+    """Or of which, with latents, what attention sees is gone."""
+    models = pair(kind)
+    models[1].relay.clear()
+    ids, _ = said(models, words(1, PROMPT), max_new_tokens=24)
+    ids, report = said(models, torch.cat([ids, words(2, TURN)], dim=1))
+    assert report.prefix_tokens_reused == PROMPT
+    _, report = said(models, torch.cat([ids, words(3, TURN)], dim=1))
+    assert report.prefix_tokens_reused == ids.shape[1] - NEW
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "kimi_linear"])
+def test_what_is_counted_is_what_is_held(kind):
+    """Keys and values that were expanded for attention are parts of larger tensors."""
+    ours = pair(kind)[1]
+    ours.relay.clear()
+    answer(ours, words(1, PROMPT).repeat(2, 1))
+    answer(ours, words(2, PROMPT))
+    tensors = [t for kept in ours.relay.prefixes for layer in kept.run.layers for t in layer.tensors()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert sum(storages.values()) == ours.relay.keeper.store.nbytes > 0
+
+
 def test_what_fails_when_a_row_is_kept_does_not_reach_the_caller(llamas, monkeypatch, caplog):
     monkeypatch.setattr(relay_hf.transcript.Transcript, "keep", lambda self: 1 / 0)
     said(llamas, words(1, PROMPT))

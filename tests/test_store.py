@@ -221,3 +221,12 @@ def test_states_serve_from_their_own_token_on_alone(how):
     assert store.match(tokens(1, 2, 3, 4), CONTEXT).length == 4
     (state,) = (run.layers[0].state for run in store.match(tokens(1, 2, 9), CONTEXT).runs(0, 2))
     assert float(state.recurrent[0]) == 3
+
+
+def test_states_that_do_not_fit_are_not_kept():
+    store = PrefixStore(4 * TOKEN + 8)
+    add(store, tokens(1, 2, 3, 4), recurrent=True).pinned = True
+    add(store, tokens(1, 2), recurrent=True)
+    assert store.nbytes == 4 * TOKEN + 8
+    assert add(store, tokens(1, 2, 3), recurrent=True) is None
+    assert store.nbytes == 4 * TOKEN + 8

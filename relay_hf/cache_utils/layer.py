@@ -255,7 +255,8 @@ class RelayLayer(CacheLayerMixin):
         stop = seen[0].shape[2]  # what was stored since is not known as attention would see it
         parts = [part[row, :, first:stop] for part in (*seen, *own)]
         frozen = SharedKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
-        return frozen if tokens is None else frozen.clone()  # a view would hold the padding before it too
+        # A view would hold the padding before it too; and what was expanded for attention is a part of a larger tensor.
+        return frozen if tokens is None and attended is None else frozen.clone()
 
     def gather_kv(self, parts: list[tuple[RelayLayer, Tensor]], rows: int, columns: int) -> None:
         """Take over the own KV of layers that ran some of the rows each, right-aligned: `(layer, its rows)`.

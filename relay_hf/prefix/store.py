@@ -101,7 +101,10 @@ class PrefixStore:
             node = end
             if run.recurrent and not node.resumable_at(len(node)):
                 layers = zip(node.run.layers, run.layers, strict=True)
-                self._put(node, replace(node.run, layers=tuple(SharedLayer(old.kv, new.state) for old, new in layers)))
+                whole = replace(node.run, layers=tuple(SharedLayer(old.kv, new.state) for old, new in layers))
+                if whole.nbytes - node.nbytes > self._room(node):
+                    return None
+                self._put(node, whole)
         else:
             return None
         self.touch(Match(path=node.path()))
@@ -162,21 +165,23 @@ class PrefixStore:
                 return
             if before.run.length > _JOINED_UP_TO * node.run.length:
                 return
-            joined = SharedRun.joined([before.run, node.run])
-            self._forget(before)
-            self._put(node, joined)
+            self._put(node, SharedRun.joined([before.run, node.run]))
             node.data, node.embedded = before.data + node.data, torch.cat([before.embedded, node.embedded])
             node.parent = before.parent
             node.parent.children[node.data[:ITEM]] = node
+            self._forget(before)
 
     def _fitting(self, run: SharedRun, behind: Root, most: int | None) -> int:
         """How many tokens of a run there is room for, with what it follows and what is pinned."""
+        room = self._room(behind) if most is None else min(self._room(behind), most)
+        return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
+
+    def _room(self, behind: Root) -> int:
+        """Bytes that all but what is pinned, and the way to `behind`, would leave."""
         staying: set[KeptPrefix] = set()
         for node in (behind, *(node for node in self._nodes if node.pinned)):
             staying.update(node.path())
-        room = self.budget - sum(node.nbytes for node in staying)
-        room = room if most is None else min(room, most)
-        return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
+        return self.budget - sum(node.nbytes for node in staying)
 
     def _evict(self) -> None:
         while self.nbytes > self.budget:
