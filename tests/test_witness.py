@@ -183,16 +183,19 @@ def test_a_change_between_lookup_and_extension_keeps_nothing(pair, monkeypatch):
     longer = {"input_ids": torch.cat([longer, torch.tensor([[50], [51]])], dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
     keeper = ours.relay.keeper
-    witness = keeper.witness
+    touch = keeper.touch
 
-    def disturbed(modules):
+    def disturbed(matches):
         ours.model.layers[0].self_attn.k_proj.weight.data.mul_(1.5)
-        return witness(modules)
+        touch(matches)
 
-    monkeypatch.setattr(keeper, "witness", disturbed)
+    monkeypatch.setattr(keeper, "touch", disturbed)
     generate(ours, longer)
     assert (ours.relay.last.prefix_length, ours.relay.last.prefix_tokens_reused) == (60, 30)
-    assert ours.relay.prefixes == ()
+    assert [len(kept) for kept in ours.relay.prefixes] == [30]
+    monkeypatch.undo()
+    generate(ours, longer)
+    assert (ours.relay.last.prefix_length, ours.relay.last.prefix_tokens_reused) == (60, 0)
 
 
 def test_a_replaced_forward_makes_prefixes_live_for_one_call(pair):
