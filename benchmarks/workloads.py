@@ -96,6 +96,7 @@ C1_MODEL = ModelShape()
 
 WORKLOADS = {
     "smoke": Workload(ModelShape(64, 128, 2, 4, 4, 256), rows=4, prefix=48, own=8, new=4),
+    "smoke-tree": Workload(ModelShape(64, 128, 2, 4, 4, 256), 4, prefix=48, own=8, new=4, later=((24, 2),)),
     "C1": Workload(C1_MODEL, rows=16, prefix=1024, own=32, new=32),
     "C2": Workload(ModelShape(kv_heads=4), rows=16, prefix=1024, own=32, new=128),
     "C3": Workload(C1_MODEL, 1, 1055, 1, 32, {"do_sample": True, "num_return_sequences": 16}),

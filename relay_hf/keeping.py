@@ -79,8 +79,7 @@ class Keeper:
                 now = self.witness(modules)
                 if self._witness is not None and self._witness.same(now):
                     matches = [self.store.match(ids, context) for ids in rows]
-                    nodes = {node for match in matches for node in match.path}
-                    if all(torch.equal(node.embedded, embedded(embedding, node.tokens)) for node in nodes):
+                    if _embeddings_hold(embedding, {node for match in matches for node in match.path}):
                         return matches, now
                 logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
                 self.clear()
@@ -138,6 +137,15 @@ def context_of(model: PreTrainedModel) -> Hashable:
     device = model.device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return (device, model.dtype, autocast)
+
+
+def _embeddings_hold(embedding: nn.Module, prefixes: Iterable[KeptPrefix]) -> bool:
+    """Whether the tokens of prefixes are embedded as they were; all in one look, since on a GPU each waits for it."""
+    tokens, before = [], []
+    for prefix in prefixes:
+        tokens.append(prefix.tokens)
+        before.append(prefix.embedded)
+    return not tokens or torch.equal(torch.cat(before), embedded(embedding, torch.cat(tokens)))
 
 
 def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, Bench
 from benchmarks.grid import Cell, cells
 from benchmarks.measure import Measurement
 from benchmarks.workloads import WORKLOADS
@@ -36,6 +37,18 @@ def test_smoke_workload_writes_every_round_of_every_contender(tmp_path):
         assert each["same_tokens"] is (None if CONTENDERS[name].tokens == "other" else True)
     assert measured["relay-cold"]["report"]["prefix_tokens_reused"] == 0
     assert measured["relay-kept"]["report"]["prefix_tokens_reused"] == WORKLOADS["smoke"].prefix
+
+
+def test_a_tree_is_shared_at_all_levels_and_at_one():
+    bench = Bench(WORKLOADS["smoke-tree"], policy="always")
+    tokens, levels = {}, {}
+    for name in ("stock", "one-level", "relay-cold"):
+        tokens[name] = CONTENDERS[name].prepare(bench)()
+        levels[name] = bench.twin.relay.last and bench.twin.relay.last.levels
+    assert levels == {"stock": None, "one-level": 1, "relay-cold": 2}
+    assert torch.equal(tokens["one-level"], tokens["stock"])
+    assert torch.equal(tokens["relay-cold"], tokens["stock"])
+    assert bench.twin.relay.last.prompt_tokens_computed == 48 + 2 * 24 + 4 * 8
 
 
 def test_rows_share_the_prefix_in_every_draw_and_nothing_else():

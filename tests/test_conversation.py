@@ -104,6 +104,8 @@ def test_of_a_recurrent_model_it_is_joined_for_the_call():
         ids, report = said(models, torch.cat([ids, words(10 + turn, TURN)], dim=1))
         assert report.prefix_tokens_reused == ids.shape[1] - NEW - TURN - 1
     assert len(models[1].relay.prefixes) == 8
+    cache = answer(models[1], torch.cat([ids, words(30, TURN)], dim=1)).past_key_values
+    assert {len(layer.shared) for layer in cache.kv_layers.values()} == {1}
 
 
 def test_another_turn_after_the_same_start(models):
