@@ -13,8 +13,8 @@ from ..cache_utils import SharedRun
 ITEM = 8  # bytes of a token id
 
 
-class Root:
-    """Where the prefixes of one context begin.
+class Node:
+    """A place in the tree from which prefixes go on: where those of one context begin, or the end of one.
 
     Attributes:
         context: what their KV depends on beside the tokens (device, dtype, autocast).
@@ -34,11 +34,11 @@ class Root:
         return tuple(reversed(nodes))
 
 
-class KeptPrefix(Root):
+class KeptPrefix(Node):
     """A prefix that has been prefilled: a node of the store's tree. It holds the tokens behind those of its parent.
 
     Attributes:
-        parent: the prefix that it extends, or the root.
+        parent: the prefix that it extends, or the place where all of its context begin.
         pinned: whether it stays, whatever else is to be kept. Set it to False to let it go.
         nbytes: bytes of what it holds: the keys and values, or states, of its tokens behind those of its parent.
         run: the same, by layer.
@@ -49,7 +49,7 @@ class KeptPrefix(Root):
         siblings: the nodes whose tensors are views of the same memory, this one included.
     """
 
-    def __init__(self, parent: Root, data: bytes, embedded: Tensor) -> None:
+    def __init__(self, parent: Node, data: bytes, embedded: Tensor) -> None:
         super().__init__(parent.context)
         self.parent = parent
         self.pinned = False

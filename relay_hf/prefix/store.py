@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cache_utils import SharedLayer, SharedRun
-from .kept import ITEM, KeptPrefix, Match, Root
+from .kept import ITEM, KeptPrefix, Match, Node
 
 # A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
 # bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
@@ -28,7 +28,7 @@ class PrefixStore:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.nbytes = 0
-        self._roots: dict[Hashable, Root] = {}
+        self._roots: dict[Hashable, Node] = {}
         self._nodes: set[KeptPrefix] = set()
         self._clock = 0
 
@@ -124,10 +124,10 @@ class PrefixStore:
             at += len(node.data)
         return path, at // ITEM
 
-    def _end(self, path: list[KeptPrefix], seen: int, context: Hashable) -> Root:
+    def _end(self, path: list[KeptPrefix], seen: int, context: Hashable) -> Node:
         """The node that ends behind the `seen` tokens of a path: the last one is divided there, if need be."""
         if not path:
-            return self._roots.setdefault(context, Root(context))
+            return self._roots.setdefault(context, Node(context))
         tail = path[-1]
         length = seen - tail.run.start
         if length == tail.run.length:
@@ -144,7 +144,7 @@ class PrefixStore:
         tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], tail.embedded[length:]
         return head
 
-    def _append(self, parent: Root, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
+    def _append(self, parent: Node, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
         node = KeptPrefix(parent, ids.numpy().tobytes(), embedded)
         node.recurrent = run.recurrent
         parent.children[node.data[:ITEM]] = node
@@ -171,12 +171,12 @@ class PrefixStore:
             node.parent.children[node.data[:ITEM]] = node
             self._forget(before)
 
-    def _fitting(self, run: SharedRun, behind: Root, most: int | None) -> int:
+    def _fitting(self, run: SharedRun, behind: Node, most: int | None) -> int:
         """How many tokens of a run there is room for, with what it follows and what is pinned."""
         room = self._room(behind) if most is None else min(self._room(behind), most)
         return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
 
-    def _room(self, behind: Root) -> int:
+    def _room(self, behind: Node) -> int:
         """Bytes that all but what is pinned, and the way to `behind`, would leave."""
         staying: set[KeptPrefix] = set()
         for node in (behind, *(node for node in self._nodes if node.pinned)):
