@@ -16,6 +16,7 @@ from .report import RelayReport
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from .decoding import Decoding
     from .transcript import Transcript
 
 
@@ -35,6 +36,7 @@ class Call:
         backends: what computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         transcript: what is to be kept of a single row when the call ends, or None.
+        decoding: the latest decode step, if it was a static one.
         capture: what the layers of the forward that runs now leave in the frame's `capture`, or None.
     """
 
@@ -47,6 +49,7 @@ class Call:
     cache: RelayCache | None = None
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     transcript: Transcript | None = None
+    decoding: Decoding | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
+    from .decoding import Decoding
+
 
 def forward_arguments(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -35,6 +37,7 @@ def open_frame(
     configs: Sequence[PreTrainedConfig],
     backend: str,
     own_mask: Tensor | None,
+    decoding: Decoding | None = None,
     capture: dict[int, tuple[Tensor, Tensor]] | None = None,
 ) -> None:
     """Enter a relayed forward: the configs name our attention, and every layer finds the frame.
@@ -43,8 +46,21 @@ def open_frame(
     """
     if cache.rows.parted:
         configs = ()
-    frame = Frame(cache, owner, configs, active_frame.get(), _parts_of(cache), backend, own_mask, capture)
+    plans = {} if decoding is None else {1: decoding.plan}
+    frame = Frame(
+        cache,
+        owner,
+        configs,
+        active_frame.get(),
+        _parts_of(cache),
+        backend,
+        own_mask,
+        decoding,
+        capture,
+        plans=plans,
+    )
     select(configs)
+    cache.in_static_step = decoding is not None
     active_frame.set(frame)
 
 
@@ -70,6 +86,7 @@ def close_frame(frame: Frame) -> None:
     inner = active_frame.get()
     while inner is not None:
         deselect(inner.configs)
+        inner.cache.in_static_step = False
         active_frame.set(inner.outer)
         if inner is frame:
             return

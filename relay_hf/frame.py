@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from .cache_utils import RelayCache, RelayLayer
+    from .decoding import Decoding
     from .kernels.plan import Plan
 
 
@@ -43,6 +44,7 @@ class Frame:
         backend: what is to compute attention, as configured.
         own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
         parts: gives a layer's keys and values of whole rows, to attention code that is the model's own.
+        decoding: what makes it a static decode step, or None.
         capture: where layers leave K and V as their attention sees them, if the cache stores something else; or None.
         causal: the model made a plain causal mask in this forward.
         windows: the other masks handed out, by storage, with their sliding window (tokens), or None for a pattern
@@ -51,6 +53,7 @@ class Frame:
         updates: the layers whose keys and values were stored.
         plans: what all layers with as many queries share, built by the first one.
         backends: what computed it.
+        attends_stored: so far attention took keys and values just as the cache stores them.
     """
 
     cache: RelayCache
@@ -60,6 +63,7 @@ class Frame:
     parts: Callable[[RelayLayer], tuple[Tensor, Tensor]]
     backend: str = "auto"
     own_mask: Tensor | None = None
+    decoding: Decoding | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     causal: bool = False
     windows: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
@@ -67,16 +71,25 @@ class Frame:
     updates: set[int] = field(default_factory=set)
     plans: dict[int, Plan] = field(default_factory=dict)
     backends: set[str] = field(default_factory=set)
+    attends_stored: bool = True
     _sources: dict[tuple[int, torch.Size], int] = field(default_factory=dict)
+    _pending: set[int] = field(default_factory=set)
 
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
         """Note that a layer stored keys, and was handed `keys` for attention."""
         self.updates.add(layer_idx)
         self._sources[keys.data_ptr(), keys.shape] = layer_idx
+        self._pending.add(layer_idx)
 
     def source(self, key: Tensor, layer_idx: int | None) -> int | None:
         """The layer whose keys and values a layer attends to: another one's, where it was handed those."""
         return self._sources.get((key.data_ptr(), key.shape), layer_idx)
+
+    def takes(self, layer_idx: int) -> bool:
+        """Whether attention comes for the first time for what a layer was given."""
+        first = layer_idx in self._pending
+        self._pending.discard(layer_idx)
+        return first
 
 
 active_frame: ContextVar[Frame | None] = ContextVar("relay_hf_active_frame", default=None)

@@ -18,6 +18,7 @@ from transformers import GenerationConfig
 from . import attention
 from .call import Call, current_call
 from .config import RelayConfig
+from .decoding import static_step
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
@@ -157,20 +158,25 @@ class Relay:
             self.keeper.clear()
         return self.stock["train"](mode)
 
-    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Open the frame of a forward that has a RelayCache."""
+    def before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Open the frame of a forward that has a RelayCache; a static decode step gets no mask."""
         stale = active_frame.get()
         if stale is not None and stale.owner is self:
             close_frame(stale)
         cache, mask, ids = forward_arguments(self.model.forward, args, kwargs)
-        if cache is not None:
-            call, backend = current_call.get(), self.config.backend
-            if call is not None and call.transcript is not None:
-                call.transcript.feed(cache, ids)
-            if call is not None and call.cache is cache:
-                open_frame(cache, self, call.configs, backend, cache.rows.holes, call.capture)
-            else:
-                open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
+        if cache is None:
+            return None
+        call, backend = current_call.get(), self.config.backend
+        if call is not None and call.transcript is not None:
+            call.transcript.feed(cache, ids)
+        if call is None or call.cache is not cache:
+            open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
+            return None
+        call.decoding = static_step(cache, call.decoding, ids, kwargs)
+        open_frame(cache, self, call.configs, backend, cache.rows.holes, call.decoding, call.capture)
+        return None if call.decoding is None or mask is None else (args, {**kwargs, "attention_mask": None})
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
@@ -179,6 +185,7 @@ class Relay:
             close_frame(frame)
             if output is not None:
                 check_hits(frame)
+                frame.cache.attends_stored = bool(frame.hits) and frame.attends_stored
             call = current_call.get()
             if call is not None:
                 call.backends |= frame.backends

@@ -42,6 +42,8 @@ class RelayCache(Cache):
         kv_layers: the layers that hold keys and values, by number.
         state_layers: the recurrent layers, by number.
         reusing: layers that attend to another layer's keys and values.
+        attends_stored: in the latest forward attention took keys and values just as they are stored.
+        in_static_step: the forward that runs now is a static decode step.
 
     Raises:
         ValueError: a layer of the model keeps something else than keys and values per token.
@@ -57,6 +59,8 @@ class RelayCache(Cache):
         self.rows = RowLayout(parted=architecture_of(text).parted)
         self.context: Hashable = None
         self.reusing = _reusing(text)
+        self.attends_stored = False
+        self.in_static_step = False
         super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
@@ -113,17 +117,23 @@ class RelayCache(Cache):
             layer.gather_kv([(cache.kv_layers[index], rows) for cache, rows in parts], batch, columns)
         for index, layer in self.state_layers.items():
             layer.gather_states([(cache.state_layers[index], rows) for cache, rows in parts], batch)
+        self.attends_stored = all(cache.attends_stored for cache, _ in parts)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Store own KV of a layer and return the layer's own KV; the segments reach attention by themselves.
 
+        In a static decode step, and in a graph of torch.compile, what is given is returned as it is, and stored when
+        attention comes for it.
+
         Where rows are parted, what is returned stands for the keys and values of whole rows.
 
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
         """
+        if torch.compiler.is_compiling() and self.attends_stored:
+            return key_states, value_states
         frame = active_frame.get()
         if frame is None or frame.cache is not self:
             raise RelayError(
@@ -131,10 +141,24 @@ class RelayCache(Cache):
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model), or pass "
                 "past_key_values.to_dynamic()."
             )
+        if frame.decoding is not None:  # stored when attention comes for them
+            frame.saw_update(layer_idx, key_states)
+            return key_states, value_states
         layer = self.layers[layer_idx]
         keys, values = layer.update(key_states, value_states)
         frame.saw_update(layer_idx, keys)
         return frame.parts(layer) if self.rows.parted and self.rows.offset else (keys, values)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns that the model gets after `query_length` more, and the caller's column of the first.
+
+        In a static decode step the model gets its own, whatever is held: the same in each step.
+        """
+        return (query_length, 0) if self.in_static_step else super().get_mask_sizes(query_length, layer_idx)
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """The caller's column of the first query; in a static decode step 0, as for `get_mask_sizes`."""
+        return 0 if self.in_static_step else super().get_query_offset(layer_idx)
 
     @property
     def is_shared(self) -> bool:
@@ -170,7 +194,7 @@ class RelayCache(Cache):
         """Reorder the rows' own KV. Segments never move."""
         self._select_users(beam_idx)
         super().reorder_cache(beam_idx)
-        self.rows.change_rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
+        self.rows.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""

@@ -59,6 +59,15 @@ class RowLayout:
         """`shared_length` of each row, as far as rows differ."""
         return (self.shared_length,) if isinstance(self.shared_length, int) else self.shared_length
 
+    def reorder(self, order: Tensor) -> None:
+        """Row i becomes what row `order[i]` was; where that can be, in the tensors that there are."""
+
+        def reordered(state: Tensor) -> Tensor:
+            new = state.index_select(0, order.to(state.device))
+            return new if state.is_inference() else state.copy_(new)
+
+        self.change_rows(reordered)
+
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
         self.own_start = None if self.own_start is None else change(self.own_start)
@@ -131,12 +140,23 @@ class RelayLayer(CacheLayerMixin):
             raise RelayError(f"the cache holds {len(self._buffers[0])} rows, and is given {len(key_states)}")
         if self._buffers is None:
             self.lazy_initialization(key_states, value_states)
-        elif end > self.capacity or self._read_only:
-            self._grow(max(end, int(self.capacity * _GROWTH)), key_states, value_states)
+        self.make_room(end)
         for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
             buffer[:, :, self.own_length : end] = states
         self.own_length = end
         return self.own()
+
+    def make_room(self, columns: int) -> None:
+        """Let so many own columns fit, in buffers that may be written to."""
+        if self._buffers is not None and (columns > self.capacity or self._read_only):
+            self._grow(max(columns, int(self.capacity * _GROWTH)), *self._buffers)
+
+    def append(self, key_states: Tensor, value_states: Tensor, position: Tensor) -> None:
+        """Write new own KV in place, at the own columns `position` (`[T]` int64) behind those held, for which there is
+        room. Nothing of it depends on a number that only the host knows."""
+        for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
+            buffer.index_copy_(2, position, states)
+        self.own_length += key_states.shape[2]
 
     def share(self, part: SharedKV) -> None:
         """Let its rows use a segment behind those that they use."""
@@ -222,8 +242,7 @@ class RelayLayer(CacheLayerMixin):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
         if self._buffers is not None:
-            if self._read_only:
-                self._grow(self.capacity, *self._buffers)
+            self.make_room(self.own_length)
             for buffer in self._buffers:
                 own = buffer[:, :, : self.own_length]
                 own.copy_(own.index_select(0, beam_idx.to(own.device)))

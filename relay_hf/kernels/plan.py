@@ -24,8 +24,8 @@ class Plan:
     Note:
         Making a plan reads no tensor. The first view, which the torch path asks for, reads own_start and own_length on
         the host; a path that reads them on the device makes none, and never waits for it. Views are kept, one for each
-        segment geometry and window. A plan belongs to one forward: the tensors that it was given must not change while
-        it is in use.
+        segment geometry and window. A plan belongs to one forward, or, by `advance`, to one decode step after another:
+        but for that, the tensors that it was given must not change while it is in use.
     """
 
     __slots__ = (
@@ -62,8 +62,8 @@ class Plan:
         self.own_mask = own_mask
         self._queries: Queries | None = None
         self._own: dict[object, OwnView] = {}
-        self._segments: dict[object, SegmentView | None] = {}
-        self._levels: dict[object, list[Level]] = {}
+        self._segments: dict[tuple, SegmentView | None] = {}
+        self._levels: dict[tuple, list[Level]] = {}
 
     def own(self, window: int | None, query: torch.Tensor, *, biased: bool = False) -> OwnView:
         """View of the own columns; `query` gives the device, and float64 masks if it is float64."""
@@ -95,6 +95,15 @@ class Plan:
             views = [self.segment(segment, window, query, biased=biased) for segment in segments]
             levels = self._levels[key] = build_levels(segments, views, self.batch, query)
         return levels
+
+    def advance(self) -> None:
+        """To the next step of a decode: every row has an own column more, as own_length, where given, says by then."""
+        if self._queries is not None:
+            self._queries = self._queries.advanced()
+        self._own.clear()
+        # What is seen of a segment changes where there is a window, or a bias by distance.
+        self._segments = {key: view for key, view in self._segments.items() if key[3] is None and not key[5]}
+        self._levels = {key: levels for key, levels in self._levels.items() if key[1] is None and not key[3]}
 
     def _read_queries(self) -> Queries:
         if self._queries is None:

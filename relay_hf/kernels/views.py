@@ -27,6 +27,11 @@ class Queries:
     columns: tuple[int, ...]
     positions: tuple[int, ...]
 
+    def advanced(self) -> Queries:
+        """One column later."""
+        columns, positions = (tuple(number + 1 for number in numbers) for numbers in (self.columns, self.positions))
+        return Queries(self.count, self.own_starts, columns, positions)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SegmentView:

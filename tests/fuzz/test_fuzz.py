@@ -8,6 +8,7 @@ import torch
 
 import relay_hf
 from relay_hf.kernels import torch_path
+from relay_hf.kernels.plan import Plan
 from relay_hf.prefix import Witness
 
 from . import models, sizes
@@ -31,10 +32,8 @@ def test_fresh_cases(part):
 
 
 def _ignore_padding(monkeypatch):
-    plan = relay_hf.attention.Plan
-    monkeypatch.setattr(
-        relay_hf.attention, "Plan", lambda *args, **kwargs: plan(*args, **{**kwargs, "own_start": None})
-    )
+    for module in (relay_hf.layer_attention, relay_hf.decoding):
+        monkeypatch.setattr(module, "Plan", lambda *args, **kwargs: Plan(*args, **{**kwargs, "own_start": None}))
 
 
 def _merge_wrongly(monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay_hf import attention
+from relay_hf import attention, layer_attention
 from relay_hf.architectures import ARCHITECTURES, Architecture
 from relay_hf.cache_utils import RelayLayer, cache
 from relay_hf.frame import Frame
@@ -42,7 +42,7 @@ def test_an_implementation_that_leaves_out_the_softcap_is_untouched(monkeypatch)
         return
     models = pair("gemma2", attn_implementation="sdpa")
     assert_untouched(models, INPUTS, "sdpa leaves out the softcap or sinks")
-    monkeypatch.setattr(attention, "users_implementation", lambda config: "eager")
+    monkeypatch.setattr(layer_attention, "users_implementation", lambda config: "eager")
     assert_wrong(models, INPUTS)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
-from relay_hf import attention, eligibility, generation
+from relay_hf import eligibility, generation, masks
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts
@@ -139,7 +139,7 @@ def test_bidirectional_masks_are_untouched(model_type):
 
 @pytest.mark.parametrize("model_type", BIDIRECTIONAL)
 def test_bidirectional_masks_need_their_guard(model_type, monkeypatch):
-    monkeypatch.setattr(attention, "_same_function", lambda one, other: True)
+    monkeypatch.setattr(masks, "_same_function", lambda one, other: True)
     assert_wrong(all_say_causal(pair(model_type, **BIDIRECTIONAL[model_type])), EQUAL)
 
 

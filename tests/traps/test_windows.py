@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay_hf import attention
+from relay_hf import layer_attention, masks
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import cache
 from relay_hf.kernels import plan
@@ -73,7 +73,7 @@ def no_window_in_the_cache(monkeypatch):
 
 def test_a_window_that_the_cache_has_and_the_mask_has_not(monkeypatch):
     """As Moshi has it: its cache drops keys of which its mask says nothing. Here a mask's window goes unnoticed."""
-    monkeypatch.setattr(attention, "_window", lambda frame, mask: None)
+    monkeypatch.setattr(layer_attention, "window_of", lambda frame, mask: None)
     models = windowed("mistral", 12)
     assert_untouched(models, RAGGED, "has a window in the cache, and none in its attention mask")
     no_window_in_the_cache(monkeypatch)
@@ -104,7 +104,7 @@ def test_a_pattern_that_the_operator_does_not_know_is_untouched(monkeypatch):
 def test_a_pattern_that_the_operator_does_not_know_needs_its_guard(chunk, monkeypatch):
     """With every mask taken for a causal one, which a cache of chunks does not let pass either."""
     no_row(monkeypatch)
-    monkeypatch.setattr(attention, "_same_function", lambda one, other: True)
+    monkeypatch.setattr(masks, "_same_function", lambda one, other: True)
     assert_untouched(pair("llama4_text"), EQUAL, "has a window in the cache, and none in its attention mask")
     no_window_in_the_cache(monkeypatch)
     assert_wrong(pair("llama4_text", attention_chunk_size=chunk), EQUAL)

@@ -1,0 +1,83 @@
+"""What torch.compile sees of a relayed forward: each layer's attention is one operation.
+
+The operation finds the frame and the cache by itself when it runs. So a graph holds none of what differs from call to
+call and from step to step, and serves them all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .frame import RelayError, active_frame
+from .layer_attention import Asked, attend_layer
+
+_LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
+_LIBRARY.define(
+    "layer_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling, float? softcap, "
+    "Tensor? sinks, int? layer_idx, str module, bool causal, float dropout, str? unknown) -> Tensor",
+    # What the host counts, a graph's replay would not: Inductor leaves the operation out of its CUDA graphs.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+
+
+def traced(
+    asked: Asked,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """`attend_layer` as an operation of a graph. If the cache's update was traced too, the operation stores the KV."""
+    return torch.ops.relay_hf.layer_attention(
+        query,
+        key,
+        value,
+        mask,
+        scaling,
+        softcap,
+        sinks,
+        asked.layer_idx,
+        asked.module,
+        asked.causal,
+        asked.dropout,
+        asked.unknown,
+    )
+
+
+def _layer_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    layer_idx: int | None,
+    module: str,
+    causal: bool,
+    dropout: float,
+    unknown: str | None,
+) -> Tensor:
+    frame = active_frame.get()
+    if frame is None:
+        raise RelayError(
+            "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
+            "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
+        )
+    if layer_idx is not None and layer_idx not in frame.updates:
+        key, value = frame.cache.update(key, value, layer_idx)
+    asked = Asked(layer_idx, module, causal, dropout, unknown)
+    return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
+    batch, heads, length, _ = query.shape
+    return query.new_empty(batch, length, heads, value.shape[3])
+
+
+_LIBRARY.impl("layer_attention", _layer_attention, "CompositeExplicitAutograd")
+torch.library.register_fake("relay_hf::layer_attention", _fake, lib=_LIBRARY)

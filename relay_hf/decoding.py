@@ -1,0 +1,106 @@
+"""The static decode path: from the first decode step of a call on, nothing that a step touches moves or changes shape.
+
+A decode step's own keys and values are written in place, into buffers with room for the tokens that the call may still
+make, and attention is given whole buffers: how much of them is filled is read from device memory. Nothing is built for
+masks, and nothing waits for the device. What the model computes around attention has one shape in every step as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .kernels.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .cache_utils import RelayCache, RelayLayer
+
+
+class Decoding:
+    """What the decode steps of a call share.
+
+    Args:
+        cache: the cache, prefilled; it has room for another column.
+
+    Attributes:
+        capacity: own columns that the buffers have room for.
+        position: `[1]` int64, the own column that the step's token takes.
+        own_length: `[B]` int64, own columns that a row has with the step's token.
+        plan: the geometry of the step.
+    """
+
+    def __init__(self, cache: RelayCache) -> None:
+        layer, rows = _holding(cache)[0], cache.rows
+        keys = layer.own_tensors()[0]
+        batch = len(keys)
+        self.capacity = layer.capacity
+        self._columns = layer.own_length
+        self._shared_length, self._own_start, self._holes = rows.shared_length, rows.own_start, rows.holes
+        # One tensor, so that a step moves all of them with one operation.
+        self._counters = torch.full((batch + 1,), self._columns, dtype=torch.int64, device=keys.device)
+        self.position, self.own_length = self._counters[:1], self._counters[1:]
+        self.own_length += 1
+        mask = rows.holes
+        if mask is not None:
+            mask = nn.functional.pad(mask, (0, self.capacity - mask.shape[1]), value=True).to(keys.device)
+        self.plan = Plan(
+            batch,
+            1,
+            self.capacity,
+            shared_length=rows.shared_length,
+            own_start=rows.own_start,
+            own_length=self.own_length,
+            own_mask=mask,
+        )
+
+    def precedes(self, cache: RelayCache) -> bool:
+        """Whether `cache` stands where this step has left it."""
+        layer, rows = _holding(cache)[0], cache.rows
+        return (
+            layer.own_length == self._columns + 1
+            and layer.capacity == self.capacity
+            and rows.own_start is self._own_start
+            and rows.holes is self._holes
+            and rows.shared_length == self._shared_length
+        )
+
+    def advance(self) -> None:
+        """To the next step."""
+        self._counters += 1
+        self._columns += 1
+        self.plan.advance()
+
+
+def static_step(
+    cache: RelayCache, before: Decoding | None, ids: Tensor | None, inputs: Mapping[str, Any]
+) -> Decoding | None:
+    """The coming forward as a static decode step, or None where it is none.
+
+    Args:
+        cache: the cache of a generate() call, whose masks are known: the prompt's, and ones.
+        before: the step before, if it was one.
+        ids: `[B, T]`, the tokens of the forward.
+        inputs: its arguments.
+    """
+    layers = _holding(cache)
+    one_column = ids is not None and ids.dim() == 2 and ids.shape[1] == 1
+    # Positions that are not given would be counted from the mask, which is left out, or from the cache, on the host.
+    if not (one_column and cache.attends_stored and layers and inputs.get("position_ids") is not None):
+        return None
+    columns = layers[0].own_length
+    if any(layer.own_length != columns for layer in layers) or len(ids) != len(layers[0].own_tensors()[0]):
+        return None
+    for layer in layers:
+        layer.make_room(columns + 1)
+    if before is None or not before.precedes(cache):
+        return Decoding(cache)
+    before.advance()
+    return before
+
+
+def _holding(cache: RelayCache) -> list[RelayLayer]:
+    return [layer for layer in cache.kv_layers.values() if layer.own_tensors()]

@@ -1,0 +1,102 @@
+"""Transformers' mask function, answered for a relayed forward: masks are recognised, not built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import (
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    causal_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+from .frame import Frame, UnfitModelError, active_frame
+from .selection import users_implementation
+
+
+def relay_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    device: torch.device | str = "cpu",
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask of a relayed forward: None where it is causal, a token of recognition where it has a window.
+
+    No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
+    Attention under any other pattern raises.
+    """
+    frame = active_frame.get()
+    if frame is None:
+        users_mask = ALL_MASK_ATTENTION_FUNCTIONS.get(users_implementation(kwargs["config"]))
+        if users_mask is None:
+            return None  # as Transformers has it for an implementation that registered no mask
+        return users_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            kv_offset=kv_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            local_size=local_size,
+            device=device,
+            **kwargs,
+        )
+    if _same_function(mask_function, causal_mask_function):
+        frame.causal = True
+        return None
+    window = None
+    if local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
+        window = local_size
+    # 4-D like a real mask, so that a model may slice it, but one element a query in memory. Of a pattern that the
+    # operator does not know it is made too: BART's kin make one for cross-attention that they don't have.
+    queries = torch.ones(q_length, dtype=torch.bool, device=device)
+    frame.windows[queries.untyped_storage().data_ptr()] = (queries, window)
+    return queries[None, None, :, None].expand(batch_size, 1, q_length, kv_length)
+
+
+def window_of(frame: Frame, mask: Tensor | None) -> int | None:
+    """The sliding window (tokens) that a layer's mask stands for, None for a causal one.
+
+    Raises:
+        UnfitModelError: the mask is not one that `relay_mask` gave in this forward, or of another pattern.
+    """
+    if mask is None and frame.causal:
+        return None
+    queries, window = (
+        (None, None) if mask is None else frame.windows.get(mask.untyped_storage().data_ptr(), (None, None))
+    )
+    # A slice has the same storage: models drop queries that need no answer, but never the last ones.
+    if mask is None or queries is None or mask.storage_offset() + mask.shape[2] != len(queries):
+        raise UnfitModelError("the model makes or rewrites its attention masks in its own way")
+    if window is None:
+        raise UnfitModelError("the model masks attention in a way that is neither causal nor a sliding window")
+    return window
+
+
+def _same_function(one: Any, other: Any) -> bool:
+    """Whether two functions run the same code over the same captured values (Transformers composes masks so)."""
+    if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
+        return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+    if one.__code__ is not other.__code__:
+        return False
+    mine, theirs = _captured(one.__closure__), _captured(other.__closure__)
+    return len(mine) == len(theirs) and all(_same_function(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def _captured(closure: tuple[CellType, ...] | None) -> list[Any]:
+    values: list[Any] = []
+    for cell in closure or ():
+        content = cell.cell_contents
+        values.extend(content if isinstance(content, tuple) else [content])
+    return values

@@ -1,0 +1,124 @@
+"""The static decode path: every step issues the same operations, on the same storages, and waits for nothing."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+import relay_hf
+from helpers import generate
+from relay_hf import layer_attention
+from relay_hf.cache_utils import RelayCache
+from relay_hf.testing import prompts, tiny_model
+
+FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
+RAGGED = (3, 7, 1, 5)
+# Operations and methods that read a tensor on the host: on a GPU each waits for all work before it.
+WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.is_nonzero.default", "aten.equal.default"}
+READING = {"tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero"}
+
+
+@dataclass
+class Step:
+    """One forward: what it did, by name, shapes, strides and numbers; and where what it uses lies."""
+
+    operations: list[tuple] = field(default_factory=list)
+    reads: list[str] = field(default_factory=list)
+    storages: dict[str, Any] = field(default_factory=dict)
+
+
+def described(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return (tuple(argument.shape), argument.stride(), argument.storage_offset(), argument.dtype)
+    if isinstance(argument, list | tuple):
+        return tuple(described(part) for part in argument)
+    return repr(argument)
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        named = tuple((name, described(value)) for name, value in (kwargs or {}).items())
+        self.step.operations.append((str(operation), described(args), named))
+        return operation(*args, **(kwargs or {}))
+
+
+class Reads(TorchFunctionMode):
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.step = step
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in READING:
+            self.step.reads.append(function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Records the forwards of a model; attention is one operation, whose inside is not looked into."""
+    steps: list[Step] = []
+    attend = layer_attention.attend
+
+    def opaque(plan, query, segments, key, value, **how):
+        step = steps[-1]
+        given = [described(each) for each in (query, key, value, *(s.key for s in segments), plan.own_length)]
+        step.operations.append(("relay_attention", tuple(given), tuple(how.items())))
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            step.storages["own_length"] = plan.own_length.data_ptr() if plan.own_length is not None else None
+            step.storages["work"] = [id(level.rows) for level in plan.levels(segments, None, query)]
+            return attend(plan, query, segments, key, value, **how)
+
+    monkeypatch.setattr(layer_attention, "attend", opaque)
+
+    def record(model):
+        forward = model.forward
+
+        @functools.wraps(forward)
+        def recording(*args, **kwargs):
+            step = Step()
+            steps.append(step)
+            with Operations(step), Reads(step):
+                outputs = forward(*args, **kwargs)
+            cache = outputs.past_key_values
+            if isinstance(cache, RelayCache):
+                step.storages["kv"] = [t.data_ptr() for layer in cache.layers for t in layer.own_tensors()]
+            return outputs
+
+        model.forward = recording
+        return steps
+
+    return record
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}], ids=["greedy", "sampling", "beams"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_decode_step_does_the_same_on_the_same_storages(recorded, family, options):
+    model = tiny_model(family)
+    inputs = prompts(20, RAGGED)
+    torch.manual_seed(0)
+    stock = generate(model, inputs, **options)
+    relay_hf.patch_model(model, policy="always")
+    steps = recorded(model)
+    torch.manual_seed(0)
+    assert torch.equal(generate(model, inputs, **options), stock)
+    assert model.relay.last.relayed
+    _, prompt, *decode = steps
+    assert len(decode) == 11
+    assert decode[0].operations != prompt.operations
+    names = {name for name, *_ in decode[0].operations}
+    assert "relay_attention" in names
+    for step in decode:
+        assert step.operations == decode[0].operations
+        assert step.storages == decode[0].storages
+        assert not step.reads
+    assert not names & WAITING
