@@ -24,7 +24,8 @@ class Decoding:
     """What the decode steps of a call share.
 
     Args:
-        cache: the cache, prefilled; it has room for another column.
+        cache: the cache, prefilled.
+        layer: one of its layers; all of them have room for another column.
 
     Attributes:
         capacity: own columns that the buffers have room for.
@@ -33,9 +34,9 @@ class Decoding:
         plan: the geometry of the step.
     """
 
-    def __init__(self, cache: RelayCache) -> None:
-        layer, rows = _holding(cache)[0], cache.rows
-        keys = layer.own_tensors()[0]
+    def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
+        keys, rows = layer.own_tensors()[0], cache.rows
+        self._cache, self._first = cache, layer
         batch = len(keys)
         self.capacity = layer.capacity
         self._columns = layer.own_length
@@ -57,12 +58,13 @@ class Decoding:
             own_mask=mask,
         )
 
-    def precedes(self, cache: RelayCache) -> bool:
-        """Whether `cache` stands where this step has left it."""
-        layer, rows = _holding(cache)[0], cache.rows
+    def leads_on(self, cache: RelayCache, batch: int) -> bool:
+        """Whether `cache` stands where this step has left it, with room for another of as many rows."""
+        layer, rows = self._first, cache.rows
         return (
-            layer.own_length == self._columns + 1
-            and layer.capacity == self.capacity
+            cache is self._cache
+            and layer.own_length == self._columns + 1 < self.capacity == layer.capacity
+            and batch == len(self.own_length)
             and rows.own_start is self._own_start
             and rows.holes is self._holes
             and rows.shared_length == self._shared_length
@@ -86,21 +88,15 @@ def static_step(
         ids: `[B, T]`, the tokens of the forward.
         inputs: its arguments.
     """
-    layers = _holding(cache)
     one_column = ids is not None and ids.dim() == 2 and ids.shape[1] == 1
     # Positions that are not given would be counted from the mask, which is left out, or from the cache, on the host.
-    if not (one_column and cache.attends_stored and layers and inputs.get("position_ids") is not None):
+    if not (one_column and cache.attends_stored and inputs.get("position_ids") is not None):
         return None
-    columns = layers[0].own_length
-    if any(layer.own_length != columns for layer in layers) or len(ids) != len(layers[0].own_tensors()[0]):
-        return None
+    if before is not None and before.leads_on(cache, len(ids)):
+        before.advance()
+        return before
+    layers = [layer for layer in cache.kv_layers.values() if layer.own_tensors()]
     for layer in layers:
-        layer.make_room(columns + 1)
-    if before is None or not before.precedes(cache):
-        return Decoding(cache)
-    before.advance()
-    return before
-
-
-def _holding(cache: RelayCache) -> list[RelayLayer]:
-    return [layer for layer in cache.kv_layers.values() if layer.own_tensors()]
+        layer.make_room(layer.own_length + 1)
+    alike = len({(layer.own_length, layer.capacity) for layer in layers}) == 1
+    return Decoding(cache, layers[0]) if alike and len(ids) == len(layers[0].own_tensors()[0]) else None

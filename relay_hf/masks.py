@@ -35,6 +35,21 @@ def relay_mask(
     No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
     Attention under any other pattern raises.
     """
+    if torch.compiler.is_compiling():
+        from . import uncompiled
+
+        return uncompiled.mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            local_size,
+            device,
+            **kwargs,
+        )
     frame = active_frame.get()
     if frame is None:
         users_mask = ALL_MASK_ATTENTION_FUNCTIONS.get(users_implementation(kwargs["config"]))

@@ -36,8 +36,8 @@ def test_small_form():
     assert done.stdout.count("float16") == done.stdout.count("bfloat16") * 2 == 20
 
 
-def _round_log_sum_exps(out, lse, other_out, other_lse, merge=torch_path._merge):
-    return merge(out, lse, other_out, (other_lse * 16).round() / 16)
+def _round_log_sum_exps(out, lse, other_out, other_lse, more, merge=torch_path._merge):
+    return merge(out, lse, other_out, (other_lse * 16).round() / 16, more)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

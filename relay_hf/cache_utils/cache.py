@@ -132,8 +132,16 @@ class RelayCache(Cache):
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
         """
-        if torch.compiler.is_compiling() and self.attends_stored:
-            return key_states, value_states
+        if torch.compiler.is_compiling():
+            if self.attends_stored:
+                return key_states, value_states
+            from .. import uncompiled
+
+            return uncompiled.store(self, key_states, value_states, layer_idx)
+        return self.store(key_states, value_states, layer_idx)
+
+    def store(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """`update`, when nothing is compiled."""
         frame = active_frame.get()
         if frame is None or frame.cache is not self:
             raise RelayError(

@@ -39,8 +39,8 @@ def _ignore_padding(monkeypatch):
 def _merge_wrongly(monkeypatch):
     merge = torch_path._merge
 
-    def off_by_a_percent(out, lse, other_out, other_lse):
-        return merge(out, lse, other_out * 1.01, other_lse)
+    def off_by_a_percent(out, lse, other_out, other_lse, more):
+        return merge(out, lse, other_out * 1.01, other_lse, more)
 
     monkeypatch.setattr(torch_path, "_merge", off_by_a_percent)
 
