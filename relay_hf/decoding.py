@@ -32,11 +32,15 @@ class Decoding:
         position: `[1]` int64, the own column that the step's token takes.
         own_length: `[B]` int64, own columns that a row has with the step's token.
         plan: the geometry of the step.
+        masks: what the model is given for its masks: prepared ones, or None to make them itself.
+        windows: what the prepared ones stand for, as in `Frame`.
     """
 
     def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
         keys, rows = layer.own_tensors()[0], cache.rows
         self._cache, self._first = cache, layer
+        self.masks: Any = None
+        self.windows: dict[int, tuple[Tensor, float | None]] = {}
         batch = len(keys)
         self.capacity = layer.capacity
         self._columns = layer.own_length
@@ -88,9 +92,9 @@ def static_step(
         ids: `[B, T]`, the tokens of the forward.
         inputs: its arguments.
     """
-    one_column = ids is not None and ids.dim() == 2 and ids.shape[1] == 1
-    # Positions that are not given would be counted from the mask, which is left out, or from the cache, on the host.
-    if not (one_column and cache.attends_stored and inputs.get("position_ids") is not None):
+    if ids is None or ids.dim() != 2 or ids.shape[1] != 1 or not cache.attends_stored:
+        return None
+    if inputs.get("position_ids") is None:  # they would be counted from the mask, which is left out, or on the host
         return None
     if before is not None and before.leads_on(cache, len(ids)):
         before.advance()

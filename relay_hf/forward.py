@@ -39,14 +39,14 @@ def open_frame(
     own_mask: Tensor | None,
     decoding: Decoding | None = None,
     capture: dict[int, tuple[Tensor, Tensor]] | None = None,
-) -> None:
+) -> Frame:
     """Enter a relayed forward: the configs name our attention, and every layer finds the frame.
 
     Where the cache joins shared and own KV for the model, attention stays the user's.
     """
     if cache.rows.parted:
         configs = ()
-    plans = {} if decoding is None else {1: decoding.plan}
+    plans, windows = ({}, {}) if decoding is None else ({1: decoding.plan}, dict(decoding.windows))
     frame = Frame(
         cache,
         owner,
@@ -57,11 +57,13 @@ def open_frame(
         own_mask,
         decoding,
         capture,
+        windows=windows,
         plans=plans,
     )
     select(configs)
     cache.in_static_step = decoding is not None
     active_frame.set(frame)
+    return frame
 
 
 def _parts_of(cache: RelayCache) -> Callable[[RelayLayer], tuple[Tensor, Tensor]]:

@@ -47,8 +47,9 @@ class Frame:
         decoding: what makes it a static decode step, or None.
         capture: where layers leave K and V as their attention sees them, if the cache stores something else; or None.
         causal: the model made a plain causal mask in this forward.
-        windows: the other masks handed out, by storage, with their sliding window (tokens), or None for a pattern
-            that attention can't follow.
+        windows: the other masks handed out, by storage, with their sliding window (tokens, infinitely many for a
+            causal one), or None for a pattern that attention can't follow.
+        preparing: masks are made for the decode steps to come: causal ones are handed out too.
         hits: the layers whose attention was served.
         updates: the layers whose keys and values were stored.
         plans: what all layers with as many queries share, built by the first one.
@@ -66,7 +67,8 @@ class Frame:
     decoding: Decoding | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     causal: bool = False
-    windows: dict[int, tuple[Tensor, int | None]] = field(default_factory=dict)
+    windows: dict[int, tuple[Tensor, float | None]] = field(default_factory=dict)
+    preparing: bool = False
     hits: set[int] = field(default_factory=set)
     updates: set[int] = field(default_factory=set)
     plans: dict[int, Plan] = field(default_factory=dict)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import CellType, FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     causal_mask_function,
+    create_masks_for_generate,
     sliding_window_causal_mask_function,
 )
 
 from .frame import Frame, UnfitModelError, active_frame
 from .selection import users_implementation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def relay_mask(
@@ -31,6 +36,8 @@ def relay_mask(
     **kwargs: Any,
 ) -> Tensor | None:
     """The mask of a relayed forward: None where it is causal, a token of recognition where it has a window.
+
+    Those that are prepared for decode steps are tokens where they are causal too: a model makes what is None again.
 
     No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
     Attention under any other pattern raises.
@@ -67,17 +74,34 @@ def relay_mask(
             device=device,
             **kwargs,
         )
+    window: float | None = None
     if _same_function(mask_function, causal_mask_function):
-        frame.causal = True
-        return None
-    window = None
-    if local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
+        frame.causal, window = True, math.inf
+        if not frame.preparing:
+            return None
+    elif local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
         window = local_size
     # 4-D like a real mask, so that a model may slice it, but one element a query in memory. Of a pattern that the
     # operator does not know it is made too: BART's kin make one for cross-attention that they don't have.
     queries = torch.ones(q_length, dtype=torch.bool, device=device)
     frame.windows[queries.untyped_storage().data_ptr()] = (queries, window)
     return queries[None, None, :, None].expand(batch_size, 1, q_length, kv_length)
+
+
+def prepare_masks(frame: Frame, model: PreTrainedModel, batch: int, device: torch.device) -> Any:
+    """The masks of a decode step, as generate() prepares them for a static cache; None if it would make none itself.
+
+    A model that is given them builds none: the host is spared that, and torch.compile sees nothing it can't follow.
+    """
+    sharded = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1  # whose layers get copies of them
+    if sharded or not model._can_compile_fullgraph or hasattr(model, "create_masks_for_generate"):
+        return None
+    frame.preparing = True
+    try:
+        embeds = torch.empty((batch, 1, 0), dtype=model.dtype, device=device)
+        return create_masks_for_generate(model.config, embeds, attention_mask=None, past_key_values=frame.cache)
+    finally:
+        frame.preparing = False
 
 
 def window_of(frame: Frame, mask: Tensor | None) -> int | None:
@@ -96,7 +120,7 @@ def window_of(frame: Frame, mask: Tensor | None) -> int | None:
         raise UnfitModelError("the model makes or rewrites its attention masks in its own way")
     if window is None:
         raise UnfitModelError("the model masks attention in a way that is neither causal nor a sliding window")
-    return window
+    return None if window == math.inf else int(window)
 
 
 def _same_function(one: Any, other: Any) -> bool:

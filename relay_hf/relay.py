@@ -23,6 +23,7 @@ from .forward import check_hits, close_frame, forward_arguments, open_frame, own
 from .frame import active_frame
 from .generation import prefill
 from .keeping import Keeper, context_of
+from .masks import prepare_masks
 from .ops import resolve_backend
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
@@ -174,9 +175,15 @@ class Relay:
         if call is None or call.cache is not cache:
             open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
             return None
-        call.decoding = static_step(cache, call.decoding, ids, kwargs)
-        open_frame(cache, self, call.configs, backend, cache.rows.holes, call.decoding, call.capture)
-        return None if call.decoding is None or mask is None else (args, {**kwargs, "attention_mask": None})
+        before, decoding = call.decoding, static_step(cache, call.decoding, ids, kwargs)
+        call.decoding = decoding
+        frame = open_frame(cache, self, call.configs, backend, cache.rows.holes, decoding, call.capture)
+        if decoding is None:
+            return None
+        if decoding is not before:
+            decoding.masks = prepare_masks(frame, self.model, len(decoding.own_length), decoding.own_length.device)
+            decoding.windows = dict(frame.windows)
+        return args, {**kwargs, "attention_mask": decoding.masks}
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
