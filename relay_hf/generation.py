@@ -17,6 +17,7 @@ from .forward import own_columns
 from .frame import RelayError, UnfitModelError
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
+from .memory import free_bytes
 from .passes import run, run_gapless
 from .report import RelayReport
 from .sharing import Decision
@@ -34,9 +35,9 @@ logger = logging.getLogger("relay_hf")
 # The minor version of Transformers 5, at the latest, whose chunked prefill begins behind what a cache holds.
 _CHUNKS_GO_ON_SINCE = 23
 
-# Own columns reserved for tokens to come; beyond that the buffers grow by half. 512 tokens of a 7B model in bf16 are
-# 256 MiB a row: calls that say max_new_tokens=4096 and stop early should not pay for all of it.
-_MOST_RESERVED = 512
+# The share of the memory left that may be reserved for tokens to come. A call that says max_new_tokens=4096 for 32 rows
+# of a 7B model in bf16 speaks of 64 GiB, and may stop early: it should not fail for want of them, nor starve others.
+_SHARE_RESERVED = 0.25
 
 
 def prefill(
@@ -109,7 +110,8 @@ def _relayed(
         offset=offset,
         shared_length=lengths,
         own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
-        reserve=input_ids.shape[1] - offset + min(new_tokens, _MOST_RESERVED),
+        reserve=input_ids.shape[1] - offset + new_tokens,
+        spare=_spare(relay, cache),
     )
     shared = [(each.rows, piece) for each, own in filled for piece in own]
     cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
@@ -131,6 +133,11 @@ def _relayed(
         relay.keep_row(call)
     inputs[relay.cache_name] = cache
     return outputs
+
+
+def _spare(relay: Relay, cache: RelayCache) -> int:
+    """Bytes that a layer of the cache may take for tokens to come."""
+    return int(_SHARE_RESERVED * free_bytes(relay.model.device)) // max(len(cache.kv_layers), 1)
 
 
 def _fill(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> Filled:
@@ -182,6 +189,8 @@ def _continue(
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
         reason = f"{refused}; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
+    cache.rows.reserve = max((generation_config.max_length or 0) - cache.rows.offset, 0)
+    cache.rows.spare = _spare(relay, cache)
     return RelayReport(
         relayed=True,
         reason="a returned cache, continued",

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import relay_hf
 from helpers import generate
-from relay_hf import layer_attention
-from relay_hf.cache_utils import RelayCache
+from relay_hf import generation, layer_attention
+from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
@@ -98,6 +98,33 @@ def recorded(monkeypatch):
         return steps
 
     return record
+
+
+@pytest.mark.parametrize(("free", "room"), [(2**40, 700), (0, 512)])
+def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_memory(free, room, monkeypatch):
+    monkeypatch.setattr(generation, "free_bytes", lambda device: free)
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    stop = [lambda ids, scores: torch.full((len(ids),), ids.shape[1] >= 30)]
+    options = {"max_new_tokens": 700, "min_new_tokens": 0, "stopping_criteria": stop, "return_dict_in_generate": True}
+    cache = generate(model, prompts(20, RAGGED), **options).past_key_values
+    assert {layer.capacity for layer in cache.layers} == {7 + room}
+
+
+def test_a_second_turn_makes_room_once(monkeypatch):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    inputs = prompts(20, RAGGED)
+    first = generate(model, inputs, return_dict_in_generate=True)
+    turn = torch.cat([first.sequences, first.sequences[:, 5:9]], dim=1)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, turn.shape[1] - 27), value=1)
+    options = {"past_key_values": first.past_key_values, "max_new_tokens": 40, "min_new_tokens": 40}
+    grown = []
+    grow = RelayLayer._grow
+    monkeypatch.setattr(
+        RelayLayer, "_grow", lambda layer, capacity, *like: (grown.append(capacity), grow(layer, capacity, *like))
+    )
+    model.generate(turn, attention_mask=mask, **options)
+    assert model.relay.last.relayed
+    assert grown == [turn.shape[1] + 40 - 20] * 2
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 3}], ids=["greedy", "sampling", "beams"])

@@ -1,7 +1,8 @@
 """RelayCache: what rows share once, and what each row has of its own. State only, no mathematics."""
 
 from .cache import RelayCache, keeps_state
-from .layer import RelayLayer, RowLayout
+from .layer import RelayLayer
+from .rows import RowLayout
 from .shared import SharedKV, SharedLayer, SharedRun
 from .state import StateLayer
 

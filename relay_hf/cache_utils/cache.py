@@ -14,7 +14,8 @@ from transformers import cache_utils as stock
 from ..architectures import architecture_of
 from ..frame import RelayError, active_frame
 from .hybrid import HybridLayer
-from .layer import RelayLayer, RowLayout
+from .layer import RelayLayer
+from .rows import RowLayout
 from .shared import SharedLayer, SharedRun
 from .state import StateLayer, copy_state
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .layer import RelayLayer, RowLayout
+from .layer import RelayLayer
+from .rows import RowLayout
 from .state import StateLayer, copy_state
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,68 +11,14 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..frame import RelayError
 from ..kernels.segment import Segment
+from .rows import RowLayout
 from .shared import SharedKV
 
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
 
-
-@dataclass(eq=False)
-class RowLayout:
-    """How the rows of a cache lie in the caller's columns; one object for all layers.
-
-    Own KV column `i` is the caller's column `offset + i`. Everything before `offset` is padding or lives in segments;
-    so do the first `own_start[b]` own columns of row b, whose KV is computed but never attended to.
-
-    Attributes:
-        offset: columns of the caller that come before own KV.
-        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each; where these
-            are equal they become one.
-        own_start: `[B]` int64, or None when it is 0 for all rows.
-        holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
-        reserve: own columns to make room for when a buffer is allocated.
-        parted: the model gets keys and values of whole rows, in two parts (`parted/`), in the caller's columns.
-    """
-
-    offset: int = 0
-    shared_length: int | tuple[int, ...] = 0
-    own_start: Tensor | None = None
-    holes: Tensor | None = None
-    reserve: int = 0
-    parted: bool = False
-
-    def __post_init__(self) -> None:
-        if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
-            self.shared_length = self.shared_length[0]
-
-    @property
-    def padded(self) -> bool:
-        """Whether any row has padding before its first token."""
-        if isinstance(self.shared_length, int):
-            return self.own_start is not None or self.offset != self.shared_length
-        starts = [0] * len(self.shared_length) if self.own_start is None else self.own_start.tolist()
-        return any(self.offset + start != shared for start, shared in zip(starts, self.shared_length, strict=True))
-
-    @property
-    def shared_lengths(self) -> tuple[int, ...]:
-        """`shared_length` of each row, as far as rows differ."""
-        return (self.shared_length,) if isinstance(self.shared_length, int) else self.shared_length
-
-    def reorder(self, order: Tensor) -> None:
-        """Row i becomes what row `order[i]` was; where that can be, in the tensors that there are."""
-
-        def reordered(state: Tensor) -> Tensor:
-            new = state.index_select(0, order.to(state.device))
-            return new if state.is_inference() else state.copy_(new)
-
-        self.change_rows(reordered)
-
-    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
-        self.own_start = None if self.own_start is None else change(self.own_start)
-        self.holes = None if self.holes is None else change(self.holes)
-        if not isinstance(self.shared_length, int):
-            self.shared_length = tuple(change(torch.tensor(self.shared_length)).tolist())
+# Own columns that are reserved for tokens to come, if the call is to make as many, whatever memory they take.
+_LEAST_RESERVED = 512
 
 
 class RelayLayer(CacheLayerMixin):
@@ -129,7 +74,7 @@ class RelayLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for at least the tokens given."""
-        self._grow(max(self.rows.reserve, key_states.shape[2]), key_states, value_states)
+        self._grow(self._roomy(key_states.shape[2], key_states, value_states), key_states, value_states)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -149,7 +94,7 @@ class RelayLayer(CacheLayerMixin):
     def make_room(self, columns: int) -> None:
         """Let so many own columns fit, in buffers that may be written to."""
         if self._buffers is not None and (columns > self.capacity or self._read_only):
-            self._grow(max(columns, int(self.capacity * _GROWTH)), *self._buffers)
+            self._grow(max(self._roomy(columns, *self._buffers), int(self.capacity * _GROWTH)), *self._buffers)
 
     def append(self, key_states: Tensor, value_states: Tensor, position: Tensor) -> None:
         """Write new own KV in place, at the own columns `position` (`[T]` int64) behind those held, for which there is
@@ -178,6 +123,11 @@ class RelayLayer(CacheLayerMixin):
                 full[row, :, end - stored.shape[1] : end] = stored
                 end -= stored.shape[1]
         return full
+
+    def _roomy(self, columns: int, *like: Tensor) -> int:
+        """Own columns to make room for, of which `columns` are needed now."""
+        bytes_ = sum(len(part) * part.shape[1] * part.shape[3] * part.element_size() for part in like)
+        return max(columns, min(self.rows.reserve, columns + max(_LEAST_RESERVED, self.rows.spare // max(bytes_, 1))))
 
     def _grow(self, capacity: int, *like: Tensor) -> None:
         # Outside inference mode: a buffer born in it could not be written by a later call outside of it.
@@ -257,8 +207,8 @@ class RelayLayer(CacheLayerMixin):
         self._replace_rows(lambda part: part[indices.to(part.device)])
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
-        if self._buffers is not None:
-            self._hold(change(self._buffers[0]), change(self._buffers[1]))
+        if self._buffers is not None:  # without the room for tokens to come, which may be most of them
+            self._hold(*(change(part) for part in self.own()))
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self._buffers, self._read_only = (keys, values), keys.is_inference()
@@ -285,7 +235,8 @@ class RelayLayer(CacheLayerMixin):
         for layer, indices in parts:
             own = layer.own()
             if self._buffers is None:
-                self._grow(max(self.rows.reserve, columns), *(part[:1].expand(rows, -1, -1, -1) for part in own))
+                like = [part[:1].expand(rows, -1, -1, -1) for part in own]
+                self._grow(self._roomy(columns, *like), *like)
                 for buffer in self.own_tensors():
                     buffer[:, :, :columns] = 0
             for buffer, part in zip(self.own_tensors(), own, strict=True):
@@ -301,7 +252,7 @@ class RelayLayer(CacheLayerMixin):
         new.shared = list(self.shared)
         new.own_length, new._dropped = self.own_length, self._dropped
         if self._buffers is not None:
-            new._hold(self._buffers[0].clone(), self._buffers[1].clone())
+            new._hold(*(part.clone(memory_format=torch.contiguous_format) for part in self.own()))
 
 
 def _used_by(part: SharedKV, row: int) -> bool:

@@ -1,0 +1,69 @@
+"""How the rows of a cache lie in the caller's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class RowLayout:
+    """How the rows of a cache lie in the caller's columns; one object for all layers.
+
+    Own KV column `i` is the caller's column `offset + i`. Everything before `offset` is padding or lives in segments;
+    so do the first `own_start[b]` own columns of row b, whose KV is computed but never attended to.
+
+    Attributes:
+        offset: columns of the caller that come before own KV.
+        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each; where these
+            are equal they become one.
+        own_start: `[B]` int64, or None when it is 0 for all rows.
+        holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
+        reserve: own columns to make room for when a buffer is allocated.
+        spare: bytes that a layer may take for columns beyond those that it is given then.
+        parted: the model gets keys and values of whole rows, in two parts (`parted/`), in the caller's columns.
+    """
+
+    offset: int = 0
+    shared_length: int | tuple[int, ...] = 0
+    own_start: Tensor | None = None
+    holes: Tensor | None = None
+    reserve: int = 0
+    spare: int = 0
+    parted: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
+            self.shared_length = self.shared_length[0]
+
+    @property
+    def padded(self) -> bool:
+        """Whether any row has padding before its first token."""
+        if isinstance(self.shared_length, int):
+            return self.own_start is not None or self.offset != self.shared_length
+        starts = [0] * len(self.shared_length) if self.own_start is None else self.own_start.tolist()
+        return any(self.offset + start != shared for start, shared in zip(starts, self.shared_length, strict=True))
+
+    @property
+    def shared_lengths(self) -> tuple[int, ...]:
+        """`shared_length` of each row, as far as rows differ."""
+        return (self.shared_length,) if isinstance(self.shared_length, int) else self.shared_length
+
+    def reorder(self, order: Tensor) -> None:
+        """Row i becomes what row `order[i]` was; where that can be, in the tensors that there are."""
+
+        def reordered(state: Tensor) -> Tensor:
+            new = state.index_select(0, order.to(state.device))
+            return new if state.is_inference() else state.copy_(new)
+
+        self.change_rows(reordered)
+
+    def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
+        self.own_start = None if self.own_start is None else change(self.own_start)
+        self.holes = None if self.holes is None else change(self.holes)
+        if not isinstance(self.shared_length, int):
+            self.shared_length = tuple(change(torch.tensor(self.shared_length)).tolist())
