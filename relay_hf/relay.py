@@ -162,7 +162,23 @@ class Relay:
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Open the frame of a forward that has a RelayCache; a static decode step gets no mask."""
+        """Open the frame of a forward that has a RelayCache; a static decode step gets no mask, or prepared ones."""
+        if torch.compiler.is_compiling():
+            from . import uncompiled
+
+            return uncompiled.enter(self, args, kwargs)
+        return self.enter(args, kwargs)
+
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Close it, and check that every layer attended to its segments."""
+        if torch.compiler.is_compiling():
+            from . import uncompiled
+
+            return uncompiled.leave(self, output is not None)
+        return self.leave(output is not None)
+
+    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """`before_forward`, when nothing is compiled."""
         stale = active_frame.get()
         if stale is not None and stale.owner is self:
             close_frame(stale)
@@ -175,7 +191,8 @@ class Relay:
         if call is None or call.cache is not cache:
             open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
             return None
-        before, decoding = call.decoding, static_step(cache, call.decoding, ids, kwargs)
+        by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
+        before, decoding = call.decoding, static_step(cache, call.decoding, ids, by_name)
         call.decoding = decoding
         frame = open_frame(cache, self, call.configs, backend, cache.rows.holes, decoding, call.capture)
         if decoding is None:
@@ -183,14 +200,15 @@ class Relay:
         if decoding is not before:
             decoding.masks = prepare_masks(frame, self.model, len(decoding.own_length), decoding.own_length.device)
             decoding.windows = dict(frame.windows)
-        return args, {**kwargs, "attention_mask": decoding.masks}
+        unmasked = decoding.masks is None and kwargs.get("attention_mask") is None
+        return None if unmasked else (args, {**kwargs, "attention_mask": decoding.masks})
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Close it, and check that every layer attended to its segments."""
+    def leave(self, complete: bool) -> None:
+        """`after_forward`, when nothing is compiled."""
         frame = active_frame.get()
         if frame is not None and frame.owner is self:
             close_frame(frame)
-            if output is not None:
+            if complete:
                 check_hits(frame)
                 frame.cache.attends_stored = bool(frame.hits) and frame.attends_stored
             call = current_call.get()

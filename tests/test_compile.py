@@ -26,6 +26,10 @@ def compile_forward(model, backend="eager"):
     model.forward = torch.compile(model.forward, backend=backend)
 
 
+def compile_call(model):
+    model.compile(backend="eager")
+
+
 class Graphs:
     """How many graphs, and how many breaks between them, there were after each token."""
 
@@ -37,17 +41,24 @@ class Graphs:
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
-# DeepSeek-V3 expands what its cache holds anew in each step.
+# DeepSeek-V3 expands what its cache holds anew in each step. A compiled call holds our hooks too.
 @pytest.mark.parametrize(
-    ("family", "whole"),
-    [("llama", True), ("mistral", True), ("gemma2", True), ("gpt_oss", True), ("deepseek_v3", False)],
+    ("family", "compiled", "whole"),
+    [
+        ("llama", compile_forward, True),
+        ("mistral", compile_forward, True),
+        ("gemma2", compile_forward, True),
+        ("gpt_oss", compile_forward, True),
+        ("deepseek_v3", compile_forward, False),
+        ("llama", compile_call, False),
+    ],
 )
-def test_tokens_are_stocks_and_growing_rows_compile_nothing(family, whole):
+def test_tokens_are_stocks_and_growing_rows_compile_nothing(family, compiled, whole):
     model = tiny_model(family)
     inputs, others = prompts(20, RAGGED), prompts(33, (2, 9, 4, 4))
     stock = [generate(copy.deepcopy(model), each) for each in (inputs, others)]
     relay_hf.patch_model(model, policy="always")
-    compile_forward(model)
+    compiled(model)
     calls = []
     for each, expected in zip((inputs, others, inputs), (*stock, stock[0]), strict=True):
         calls.append(Graphs())
