@@ -94,7 +94,9 @@ def prepare_masks(frame: Frame, model: PreTrainedModel, batch: int, device: torc
     A model that is given them builds none: the host is spared that, and torch.compile sees nothing it can't follow.
     """
     sharded = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1  # whose layers get copies of them
-    if sharded or not model._can_compile_fullgraph or hasattr(model, "create_masks_for_generate"):
+    chunked = getattr(frame.cache.config, "attention_chunk_size", None) is not None  # in 5.17 the function fails there
+    own = hasattr(model, "create_masks_for_generate")
+    if sharded or chunked or own or not model._can_compile_fullgraph:
         return None
     frame.preparing = True
     try:
