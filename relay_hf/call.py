@@ -31,8 +31,9 @@ class Call:
         names_cache: the caller named a cache implementation.
         own_loop: the decoding loop is the caller's (`custom_generate`).
         report: what was decided; None until the prefill, or for good in a mode that has none.
-        cache: the RelayCache whose masks are known to be the prefill's with ones appended, so that decode steps need
-            not read them (on a GPU that read would wait for the device).
+        cache: the RelayCache that the call fills.
+        masks_known: its masks are the prefill's with ones appended, so that decode steps need not read them (on a GPU
+            that read would wait for the device). Not so in a loop of the caller's own.
         backends: what computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         transcript: what is to be kept of a single row when the call ends, or None.
@@ -47,6 +48,7 @@ class Call:
     own_loop: bool = False
     report: RelayReport | None = None
     cache: RelayCache | None = None
+    masks_known: bool = True
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     transcript: Transcript | None = None
     decoding: Decoding | None = None

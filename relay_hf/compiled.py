@@ -15,7 +15,8 @@ from .layer_attention import Asked, attend_layer
 _LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
 _LIBRARY.define(
     "layer_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling, float? softcap, "
-    "Tensor? sinks, int? layer_idx, str module, bool causal, float dropout, str? unknown) -> Tensor",
+    "Tensor? sinks, int? layer_idx, str module, bool causal, float dropout, str? unknown, "
+    "ScalarType? autocast) -> Tensor",
     # What the host counts, a graph's replay would not: Inductor leaves the operation out of its CUDA graphs.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
@@ -32,6 +33,9 @@ def traced(
     sinks: Tensor | None,
 ) -> Tensor:
     """`attend_layer` as an operation of a graph. If the cache's update was traced too, the operation stores the KV."""
+    # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
+    device_type = query.device.type
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     return torch.ops.relay_hf.layer_attention(
         query,
         key,
@@ -45,6 +49,7 @@ def traced(
         asked.causal,
         asked.dropout,
         asked.unknown,
+        autocast,
     )
 
 
@@ -61,6 +66,7 @@ def _layer_attention(
     causal: bool,
     dropout: float,
     unknown: str | None,
+    autocast: torch.dtype | None,
 ) -> Tensor:
     frame = active_frame.get()
     if frame is None:
@@ -68,15 +74,17 @@ def _layer_attention(
             "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
             "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
         )
-    if layer_idx is not None and layer_idx not in frame.updates:
+    if layer_idx is not None and frame.cache.traceable and layer_idx not in frame.updates:
         key, value = frame.cache.update(key, value, layer_idx)
     asked = Asked(layer_idx, module, causal, dropout, unknown)
-    return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
+    with torch.autocast(query.device.type, autocast, enabled=autocast is not None):
+        return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
     batch, heads, length, _ = query.shape
-    return query.new_empty(batch, length, heads, value.shape[3])
+    autocast = rest[-1] if isinstance(rest[-1], torch.dtype) else query.dtype
+    return query.new_empty(batch, length, heads, value.shape[3], dtype=autocast)
 
 
 _LIBRARY.impl("layer_attention", _layer_attention, "CompositeExplicitAutograd")

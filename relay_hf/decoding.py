@@ -33,14 +33,16 @@ class Decoding:
         own_length: `[B]` int64, own columns that a row has with the step's token.
         plan: the geometry of the step.
         masks: what the model is given for its masks: prepared ones, or None to make them itself.
-        windows: what the prepared ones stand for, as in `Frame`.
+        windows, causal: what the prepared ones stand for, as in `Frame`.
     """
 
     def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
         keys, rows = layer.own_tensors()[0], cache.rows
-        self._cache, self._first = cache, layer
+        self._cache, self._layer = cache, layer
+        self._changes = rows.changes
         self.masks: Any = None
         self.windows: dict[int, tuple[Tensor, float | None]] = {}
+        self.causal = False
         batch = len(keys)
         self.capacity = layer.capacity
         self._columns = layer.own_length
@@ -49,9 +51,10 @@ class Decoding:
         self._counters = torch.full((batch + 1,), self._columns, dtype=torch.int64, device=keys.device)
         self.position, self.own_length = self._counters[:1], self._counters[1:]
         self.own_length += 1
-        mask = rows.holes
-        if mask is not None:
-            mask = nn.functional.pad(mask, (0, self.capacity - mask.shape[1]), value=True).to(keys.device)
+        self._mask = rows.holes
+        if self._mask is not None:
+            self._mask = nn.functional.pad(self._mask, (0, self.capacity - self._mask.shape[1]), value=True)
+            self._mask = self._mask.to(keys.device)
         self.plan = Plan(
             batch,
             1,
@@ -59,15 +62,20 @@ class Decoding:
             shared_length=rows.shared_length,
             own_start=rows.own_start,
             own_length=self.own_length,
-            own_mask=mask,
+            own_mask=self._mask,
         )
 
     def leads_on(self, cache: RelayCache, batch: int) -> bool:
-        """Whether `cache` stands where this step has left it, with room for another of as many rows."""
-        layer, rows = self._first, cache.rows
+        """Whether `cache` stands where this step has left it, in the same memory, with room for another of all rows.
+
+        What lies in `own_start` and `holes` may have changed: `advance` sees to that.
+        """
+        layer, rows = self._layer, cache.rows
         return (
             cache is self._cache
-            and layer.own_length == self._columns + 1 < self.capacity == layer.capacity
+            and layer.own_length == self._columns + 1
+            and layer.capacity == self.capacity
+            and layer.has_room
             and batch == len(self.own_length)
             and rows.own_start is self._own_start
             and rows.holes is self._holes
@@ -79,6 +87,11 @@ class Decoding:
         self._counters += 1
         self._columns += 1
         self.plan.advance()
+        if self._changes != self._cache.rows.changes:
+            self._changes = self._cache.rows.changes
+            if self._mask is not None and self._holes is not None:
+                self._mask[:, : self._holes.shape[1]] = self._holes
+            self.plan.change_rows()
 
 
 def static_step(
@@ -93,6 +106,9 @@ def static_step(
         inputs: its arguments.
     """
     if ids is None or ids.dim() != 2 or ids.shape[1] != 1 or not cache.attends_stored:
+        return None
+    mask = inputs.get("attention_mask")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         return None
     if inputs.get("position_ids") is None:  # they would be counted from the mask, which is left out, or on the host
         return None

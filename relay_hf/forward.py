@@ -46,7 +46,9 @@ def open_frame(
     """
     if cache.rows.parted:
         configs = ()
-    plans, windows = ({}, {}) if decoding is None else ({1: decoding.plan}, dict(decoding.windows))
+    plans, windows, causal = {}, {}, False
+    if decoding is not None:
+        plans, windows, causal = {1: decoding.plan}, dict(decoding.windows), decoding.causal
     frame = Frame(
         cache,
         owner,
@@ -57,6 +59,7 @@ def open_frame(
         own_mask,
         decoding,
         capture,
+        causal=causal,
         windows=windows,
         plans=plans,
     )

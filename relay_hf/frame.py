@@ -55,6 +55,7 @@ class Frame:
         plans: what all layers with as many queries share, built by the first one.
         backends: what computed it.
         attends_stored: so far attention took keys and values just as the cache stores them.
+        names_layers: so far every module named the cache layer that it attends to.
     """
 
     cache: RelayCache
@@ -74,18 +75,23 @@ class Frame:
     plans: dict[int, Plan] = field(default_factory=dict)
     backends: set[str] = field(default_factory=set)
     attends_stored: bool = True
-    _sources: dict[tuple[int, torch.Size], int] = field(default_factory=dict)
+    names_layers: bool = True
+    _sources: dict[tuple[int, torch.Size], tuple[int, Tensor]] = field(default_factory=dict)
     _pending: set[int] = field(default_factory=set)
 
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
         """Note that a layer stored keys, and was handed `keys` for attention."""
         self.updates.add(layer_idx)
-        self._sources[keys.data_ptr(), keys.shape] = layer_idx
+        self._sources[keys.data_ptr(), keys.shape] = layer_idx, keys  # held, so that no other comes to lie there
         self._pending.add(layer_idx)
 
     def source(self, key: Tensor, layer_idx: int | None) -> int | None:
-        """The layer whose keys and values a layer attends to: another one's, where it was handed those."""
-        return self._sources.get((key.data_ptr(), key.shape), layer_idx)
+        """The layer whose keys and values a layer attends to: another one's, where it was handed those.
+
+        `layer_idx` where `key` is none that a layer was handed.
+        """
+        found = self._sources.get((key.data_ptr(), key.shape))
+        return layer_idx if found is None else found[0]
 
     def takes(self, layer_idx: int) -> bool:
         """Whether attention comes for the first time for what a layer was given."""

@@ -57,13 +57,17 @@ def prefill(
     if isinstance(given, RelayCache) and given.is_filled:
         call.report = _continue(relay, given, *arguments, is_first_iteration)
         call.cache = given if call.report.relayed else None
-        return stock(*arguments, is_first_iteration=is_first_iteration)
+        outputs = stock(*arguments, is_first_iteration=is_first_iteration)
+        call.masks_known = not call.own_loop
+        return outputs
     failure = None
     try:
         decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
         relay.keeper.touch(decision.matches)
         if decision.relays:
-            return _relayed(relay, decision, *arguments)
+            outputs = _relayed(relay, decision, *arguments)
+            call.masks_known = not call.own_loop
+            return outputs
     except TokenIdError:
         raise
     except Exception as error:

@@ -122,6 +122,7 @@ def _check(frame: Frame, asked: Asked, config: PreTrainedConfig, key: Tensor, wi
     source = frame.source(key, layer_idx if frame.decoding is None else None)
     if source is None and frame.decoding is not None:
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than it gave the cache")
+    frame.names_layers &= layer_idx == source
     if layer_idx not in cache.kv_layers and layer_idx not in cache.reusing:
         layer_idx = source  # a module that several layers run (Zamba)
     layer = None if source is None else cache.kv_layers.get(source)

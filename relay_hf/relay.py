@@ -188,7 +188,7 @@ class Relay:
         call, backend = current_call.get(), self.config.backend
         if call is not None and call.transcript is not None:
             call.transcript.feed(cache, ids)
-        if call is None or call.cache is not cache:
+        if call is None or call.cache is not cache or not call.masks_known:
             open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
             return None
         by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
@@ -199,7 +199,7 @@ class Relay:
             return None
         if decoding is not before:
             decoding.masks = prepare_masks(frame, self.model, len(decoding.own_length), decoding.own_length.device)
-            decoding.windows = dict(frame.windows)
+            decoding.windows, decoding.causal = dict(frame.windows), frame.causal
         unmasked = decoding.masks is None and kwargs.get("attention_mask") is None
         return None if unmasked else (args, {**kwargs, "attention_mask": decoding.masks})
 
@@ -211,6 +211,7 @@ class Relay:
             if complete:
                 check_hits(frame)
                 frame.cache.attends_stored = bool(frame.hits) and frame.attends_stored
+                frame.cache.traceable = frame.cache.attends_stored and frame.names_layers
             call = current_call.get()
             if call is not None:
                 call.backends |= frame.backends

@@ -73,6 +73,37 @@ def test_tokens_are_stocks_and_growing_rows_compile_nothing(family, compiled, wh
         assert set(calls[1].counts[1:]) == {calls[1].counts[0]}, "and it serves other batches too"
 
 
+# Layers that attend to other layers' keys, and one module that several layers run.
+@pytest.mark.parametrize("family", ["gemma3n_text", "zamba2"])
+def test_modules_that_do_not_name_the_layer_they_attend_to(family):
+    model = tiny_model(family)
+    inputs = prompts(20, RAGGED)
+    stock = generate(model, inputs)
+    relay_hf.patch_model(model, policy="always")
+    compile_forward(model)
+    first = generate(model, inputs, return_dict_in_generate=True)
+    assert torch.equal(first.sequences, stock)
+    assert model.relay.last.relayed
+    turn = torch.cat([stock, stock[:, 5:9]], dim=1)
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, turn.shape[1] - 27), value=1)
+    second = generate(model, {"input_ids": turn, "attention_mask": mask}, past_key_values=first.past_key_values)
+    assert model.relay.last.relayed
+    relay_hf.unpatch_model(model)
+    del model.forward
+    assert torch.equal(second, generate(model, {"input_ids": turn, "attention_mask": mask}))
+
+
+def test_autocast():
+    model = tiny_model("qwen3")
+    inputs = prompts(20, RAGGED)
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = generate(model, inputs)
+        relay_hf.patch_model(model, policy="always")
+        model.forward = torch.compile(model.forward, backend="aot_eager")
+        assert torch.equal(generate(model, inputs), stock)
+    assert model.relay.last.relayed, model.relay.last
+
+
 def test_inductor():
     model = tiny_model("mistral")
     inputs = prompts(20, RAGGED)

@@ -149,3 +149,67 @@ def test_every_decode_step_does_the_same_on_the_same_storages(recorded, family, 
         assert step.storages == decode[0].storages
         assert not step.reads
     assert not names & WAITING
+
+
+def loop(change, mask_of=lambda mask, columns: mask, by_position=False):
+    """A decoding loop of the caller's own, that changes the rows of its cache after the third token."""
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, synced_gpus=None, **inputs):
+        inputs.pop("streamer", None)
+        mask = inputs.get("attention_mask")
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        outputs = model._prefill(input_ids, generation_config, inputs)
+        cache, steps = outputs.past_key_values, []
+        for number in range(8):
+            steps.append(outputs.logits[:, -1])
+            tokens = steps[-1].argmax(-1, keepdim=True)
+            mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+            if number == 3:
+                cache, mask, tokens = change(cache, mask, tokens)
+            positions = mask.cumsum(1)[:, -1:] - 1
+            shown = mask_of(mask, number)
+            given = (tokens, shown) if by_position else ()
+            named = {} if by_position else {"input_ids": tokens, "attention_mask": shown}
+            outputs = model(*given, **named, position_ids=positions, past_key_values=cache, use_cache=True)
+        return torch.stack(steps)
+
+    return decode
+
+
+def reorder(cache, mask, tokens):
+    order = torch.arange(len(tokens)).flip(0)
+    cache.reorder_cache(order)
+    return cache, mask[order], tokens[order]
+
+
+def select_in_inference_mode(cache, mask, tokens):
+    with torch.inference_mode():
+        cache.batch_select_indices(torch.arange(len(tokens)))
+    return cache, mask, tokens
+
+
+def hide_a_generated_token(mask, number):
+    mask = mask.clone()
+    mask[:, 29:30] = 0
+    return mask
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        loop(reorder),
+        loop(select_in_inference_mode),
+        loop(reorder, by_position=True),
+        loop(reorder, hide_a_generated_token),
+    ],
+    ids=["reorder", "inference", "positional", "hidden"],
+)
+@pytest.mark.parametrize("own", [RAGGED, (5, 5, 5, 5)], ids=["ragged", "equal"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_loops_of_the_callers_own(family, own, decode):
+    model = tiny_model(family).double()
+    inputs = prompts(20, own)
+    stock = model.generate(**inputs, max_new_tokens=8, custom_generate=decode)
+    relay_hf.patch_model(model, policy="always")
+    torch.testing.assert_close(model.generate(**inputs, max_new_tokens=8, custom_generate=decode), stock)
+    assert model.relay.last.relayed

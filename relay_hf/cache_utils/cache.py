@@ -44,6 +44,8 @@ class RelayCache(Cache):
         state_layers: the recurrent layers, by number.
         reusing: layers that attend to another layer's keys and values.
         attends_stored: in the latest forward attention took keys and values just as they are stored.
+        traceable: besides, each attention module named the layer that it attends to. So a graph can leave
+            storing to the operation that stands in it for a layer's attention.
         in_static_step: the forward that runs now is a static decode step.
 
     Raises:
@@ -61,6 +63,7 @@ class RelayCache(Cache):
         self.context: Hashable = None
         self.reusing = _reusing(text)
         self.attends_stored = False
+        self.traceable = False
         self.in_static_step = False
         super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
@@ -125,8 +128,8 @@ class RelayCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Store own KV of a layer and return the layer's own KV; the segments reach attention by themselves.
 
-        In a static decode step, and in a graph of torch.compile, what is given is returned as it is, and stored when
-        attention comes for it.
+        In a static decode step, and in a graph of torch.compile (where the cache is `traceable`), what is given is
+        returned as it is, and stored when attention comes for it.
 
         Where rows are parted, what is returned stands for the keys and values of whole rows.
 
@@ -134,7 +137,7 @@ class RelayCache(Cache):
             RelayError: not inside a forward of a patched model that uses this cache.
         """
         if torch.compiler.is_compiling():
-            if self.attends_stored:
+            if self.traceable:
                 return key_states, value_states
             from .. import uncompiled
 

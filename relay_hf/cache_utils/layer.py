@@ -68,6 +68,11 @@ class RelayLayer(CacheLayerMixin):
         """Own columns that fit before the buffers grow."""
         return 0 if self._buffers is None else self._buffers[0].shape[2]
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another own column can be written in place."""
+        return self.own_length < self.capacity and not self._read_only
+
     def own_tensors(self) -> tuple[Tensor, ...]:
         """The buffers."""
         return self._buffers or ()

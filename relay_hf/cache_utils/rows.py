@@ -24,6 +24,7 @@ class RowLayout:
         holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
         spare: bytes that a layer may take for columns beyond those that it is given then.
+        changes: how often the rows were changed; `own_start` and `holes` may have been written to in place.
         parted: the model gets keys and values of whole rows, in two parts (`parted/`), in the caller's columns.
     """
 
@@ -34,6 +35,7 @@ class RowLayout:
     reserve: int = 0
     spare: int = 0
     parted: bool = False
+    changes: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
@@ -63,6 +65,7 @@ class RowLayout:
 
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
+        self.changes += 1
         self.own_start = None if self.own_start is None else change(self.own_start)
         self.holes = None if self.holes is None else change(self.holes)
         if not isinstance(self.shared_length, int):

@@ -24,8 +24,9 @@ class Plan:
     Note:
         Making a plan reads no tensor. The first view, which the torch path asks for, reads own_start and own_length on
         the host; a path that reads them on the device makes none, and never waits for it. Views are kept, one for each
-        segment geometry and window. A plan belongs to one forward, or, by `advance`, to one decode step after another:
-        but for that, the tensors that it was given must not change while it is in use.
+        segment geometry and window. A plan belongs to one forward, or, by `advance`, to one decode step after another.
+        The tensors that it was given must not change while it is in use, but for what `advance` and `change_rows` are
+        told of.
     """
 
     __slots__ = (
@@ -100,6 +101,14 @@ class Plan:
         """To the next step of a decode: every row has an own column more, as own_length, where given, says by then."""
         if self._queries is not None:
             self._queries = self._queries.advanced()
+        self._drop_views()
+
+    def change_rows(self) -> None:
+        """Take note that own_start, own_length and own_mask hold other rows than before."""
+        self._queries = None
+        self._drop_views()
+
+    def _drop_views(self) -> None:
         self._own.clear()
         # What is seen of a segment changes where there is a window, or a bias by distance.
         self._segments = {key: view for key, view in self._segments.items() if key[3] is None and not key[5]}
