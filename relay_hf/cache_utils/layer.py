@@ -105,7 +105,7 @@ class RelayLayer(CacheLayerMixin):
         """Write new own KV in place, at the own columns `position` (`[T]` int64) behind those held, for which there is
         room. Nothing of it depends on a number that only the host knows."""
         for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
-            buffer.index_copy_(2, position, states)
+            buffer.index_copy_(2, position.to(buffer.device), states)  # a model's layers may stand on several devices
         self.own_length += key_states.shape[2]
 
     def share(self, part: SharedKV) -> None:
