@@ -6,6 +6,8 @@ call and from step to step, and serves them all.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,11 +46,7 @@ def traced(
         scaling,
         softcap,
         sinks,
-        asked.layer_idx,
-        asked.module,
-        asked.causal,
-        asked.dropout,
-        asked.unknown,
+        *asked,
         autocast,
     )
 
@@ -61,22 +59,17 @@ def _layer_attention(
     scaling: float | None,
     softcap: float | None,
     sinks: Tensor | None,
-    layer_idx: int | None,
-    module: str,
-    causal: bool,
-    dropout: float,
-    unknown: str | None,
-    autocast: torch.dtype | None,
+    *rest: Any,
 ) -> Tensor:
+    asked, autocast = Asked(*rest[:-1]), rest[-1]
     frame = active_frame.get()
     if frame is None:
         raise RelayError(
             "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
             "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
         )
-    if layer_idx is not None and frame.cache.traceable and layer_idx not in frame.updates:
-        key, value = frame.cache.update(key, value, layer_idx)
-    asked = Asked(layer_idx, module, causal, dropout, unknown)
+    if asked.layer_idx is not None and frame.cache.traceable and asked.layer_idx not in frame.updates:
+        key, value = frame.cache.update(key, value, asked.layer_idx)
     with torch.autocast(query.device.type, autocast, enabled=autocast is not None):
         return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
 

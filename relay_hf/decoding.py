@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from .kernels.plan import Plan
+from .masks import prepare_masks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from transformers import PreTrainedModel
+
     from .cache_utils import RelayCache, RelayLayer
+    from .frame import Frame
 
 
 class Decoding:
@@ -65,6 +69,11 @@ class Decoding:
             own_mask=self._mask,
         )
 
+    def prepare(self, frame: Frame, model: PreTrainedModel) -> None:
+        """Make the masks of this step and those to come; `frame` is this step's."""
+        self.masks = prepare_masks(frame, model, len(self.own_length), self.own_length.device)
+        self.windows, self.causal = dict(frame.windows), frame.causal
+
     def leads_on(self, cache: RelayCache, batch: int) -> bool:
         """Whether `cache` stands where this step has left it, in the same memory, with room for another of all rows.
 
@@ -106,9 +115,6 @@ def static_step(
         inputs: its arguments.
     """
     if ids is None or ids.dim() != 2 or ids.shape[1] != 1 or not cache.attends_stored:
-        return None
-    mask = inputs.get("attention_mask")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         return None
     if inputs.get("position_ids") is None:  # they would be counted from the mask, which is left out, or on the host
         return None

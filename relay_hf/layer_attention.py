@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """What an attention module asks for, tensors apart.
 
     Attributes:

@@ -23,7 +23,6 @@ from .forward import check_hits, close_frame, forward_arguments, open_frame, own
 from .frame import active_frame
 from .generation import prefill
 from .keeping import Keeper, context_of
-from .masks import prepare_masks
 from .ops import resolve_backend
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
@@ -189,7 +188,8 @@ class Relay:
         if call is not None and call.transcript is not None:
             call.transcript.feed(cache, ids)
         if call is None or call.cache is not cache or not call.masks_known:
-            open_frame(cache, self, attention_configs(self.model.modules()), backend, own_columns(cache, mask))
+            configs = attention_configs(self.model.modules()) if call is None else call.configs
+            open_frame(cache, self, configs, backend, own_columns(cache, mask))
             return None
         by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
         before, decoding = call.decoding, static_step(cache, call.decoding, ids, by_name)
@@ -198,8 +198,7 @@ class Relay:
         if decoding is None:
             return None
         if decoding is not before:
-            decoding.masks = prepare_masks(frame, self.model, len(decoding.own_length), decoding.own_length.device)
-            decoding.windows, decoding.causal = dict(frame.windows), frame.causal
+            decoding.prepare(frame, self.model)
         unmasked = decoding.masks is None and kwargs.get("attention_mask") is None
         return None if unmasked else (args, {**kwargs, "attention_mask": decoding.masks})
 

@@ -15,6 +15,7 @@ import relay_hf
 from helpers import generate
 from relay_hf import generation, layer_attention
 from relay_hf.cache_utils import RelayCache, RelayLayer
+from relay_hf.decoding import Decoding
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
@@ -149,6 +150,31 @@ def test_every_decode_step_does_the_same_on_the_same_storages(recorded, family, 
         assert step.storages == decode[0].storages
         assert not step.reads
     assert not names & WAITING
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_step_sees_rows_that_were_reordered_in_place(holes):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    inputs = prompts(20, RAGGED)
+    if holes:
+        inputs["attention_mask"][1, 23] = 0
+    cache = generate(model, inputs, return_dict_in_generate=True).past_key_values
+    layer = cache.layers[0]
+    decoding = Decoding(cache, layer)
+    before = decoding.plan.own_start.tolist()
+    own_mask = None if decoding.plan.own_mask is None else decoding.plan.own_mask.clone()
+    assert (own_mask is not None) == holes
+    assert decoding.plan._read_queries().own_starts == tuple(before)
+    layer.own_length += 1  # as a step leaves it
+    order = torch.tensor([2, 0, 3, 1])
+    cache.rows.reorder(order)
+    layer._buffers = tuple(torch.nn.functional.pad(part, (0, 0, 0, 4)) for part in layer._buffers)
+    assert not decoding.leads_on(cache, 4), "the buffers are others"
+    decoding.advance()
+    assert decoding.plan._read_queries().own_starts == tuple(before[row] for row in order)
+    assert decoding.plan._read_queries().columns == (layer.own_length,) * 4
+    if holes:
+        assert torch.equal(decoding.plan.own_mask, own_mask[order])
 
 
 def loop(change, mask_of=lambda mask, columns: mask, by_position=False):
