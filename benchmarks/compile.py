@@ -28,8 +28,9 @@ from triton.compiler import ASTSource
 
 from relay_hf.kernels.triton_path import tiles
 from relay_hf.kernels.triton_path.decode import _decode_kernel
-from relay_hf.kernels.triton_path.merge import _merge_kernel
-from relay_hf.kernels.triton_path.own import _PART_ROWS, _own_kernel
+from relay_hf.kernels.triton_path.few import _few_kernel, parts_at_once
+from relay_hf.kernels.triton_path.merge import _MOST_PARTS, _merge_kernel
+from relay_hf.kernels.triton_path.own import _own_kernel, parts_at_a_time
 from relay_hf.kernels.triton_path.prefill import _prefill_kernel
 from relay_hf.kernels.triton_path.tiles import Tile, choose
 
@@ -111,12 +112,12 @@ def jobs(chips: list[str]) -> Iterator[Job]:
 def compile_job(job: Job) -> Compiled:
     """Compile and read; the compiler's cache makes a second time quick."""
     tile = job.tile
-    kernel = {"own": _own_kernel, "prefill": _prefill_kernel}.get(job.kernel, _decode_kernel)
+    kernel = {"own": _own_kernel, "few": _few_kernel, "prefill": _prefill_kernel}.get(job.kernel, _decode_kernel)
     own = choose("decode", job.chip, tile.head_size, tile.itemsize, 1) if job.kernel == "split" else tile
     constants: dict[str, object] = {name: name in job.features for name in (*_ALL, "UPCAST")}
     constants |= {
         "KV_HEADS": 8,
-        "GROUP": 4,
+        "GROUP": min(4, tile.block_m),
         "HEAD_SIZE": tile.head_size,
         "VALUE_SIZE": tile.head_size,
         "BLOCK_D": tile.head_size,
@@ -125,9 +126,13 @@ def compile_job(job: Job) -> Compiled:
         "BLOCK_N": tile.own_block_n if job.kernel == "own" else tile.block_n,
         "OWN_BLOCK_M": own.block_m,
         "OWN_BLOCK_N": tile.own_block_n,
-        "PARTS": max(1, _PART_ROWS // tile.block_m),
+        "PARTS": parts_at_once(tile.block_m) if job.kernel == "few" else parts_at_a_time(tile),
         "ALIGNMENT": 16 // tile.itemsize,
         "SPLIT_OWN": job.kernel == "split",
+        "QUERIES": tile.block_m,
+        "BLOCK_Q": tile.block_m,
+        "STAGES": tile.num_stages,
+        "OVERLAP": _overlaps(job.chip),
     }
     compiled = _compile(kernel, job.chip, job.dtype, constants, tile.num_warps, tile.num_stages)
     usage, sass = _resources(compiled.asm["cubin"])
@@ -151,13 +156,18 @@ def compile_job(job: Job) -> Compiled:
 
 def compile_merge(chip: str) -> Compiled:
     """The merge kernel at its largest block of parts."""
-    constants = {"HEADS": 32, "VALUE_SIZE": 128, "BLOCK_DV": 128, "PARTS": 32, "SINKS": True}
+    constants = {"HEADS": 32, "VALUE_SIZE": 128, "BLOCK_DV": 128, "PARTS": _MOST_PARTS, "SINKS": True}
+    constants["OVERLAP"] = _overlaps(chip)
     compiled = _compile(_merge_kernel, chip, "bf16", constants, 4, 3)
     usage, _ = _resources(compiled.asm["cubin"])
     spilled = usage["STACK"] + usage["LOCAL"]
     resident = _resident(chip, usage["REG"], compiled.metadata.shared, 4)
     numbers = (usage["REG"], spilled, compiled.metadata.shared, resident)
-    return Compiled(chip, "merge", 128, "bf16", 1, 32, "all", *numbers, (), ())
+    return Compiled(chip, "merge", 128, "bf16", 1, _MOST_PARTS, "all", *numbers, (), ())
+
+
+def _overlaps(chip: str) -> bool:
+    return int(chip.removeprefix("sm_")) >= 90
 
 
 def _resident(chip: str, registers: int, shared: int, warps: int) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from .decoding import Decoding
+    from .graphs import Stepper
     from .transcript import Transcript
 
 
@@ -38,6 +39,7 @@ class Call:
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         transcript: what is to be kept of a single row when the call ends, or None.
         decoding: the latest decode step, if it was a static one.
+        stepper: what runs the forwards behind the prefill, by CUDA graphs where it can; None before.
         capture: what the layers of the forward that runs now leave in the frame's `capture`, or None.
     """
 
@@ -52,6 +54,7 @@ class Call:
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     transcript: Transcript | None = None
     decoding: Decoding | None = None
+    stepper: Stepper | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
 

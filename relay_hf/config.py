@@ -22,7 +22,8 @@ class RelayConfig:
         min_prefix_length: fewest tokens a shared prefix must have to be relayed (tokens, at least 1).
         backend: what computes attention: `"torch"`, `"triton"` (a CUDA device; calls elsewhere are left to stock), or
             `"auto"` for Triton's kernels where they run and torch elsewhere.
-        cuda_graphs: replay decode steps as CUDA graphs: `"auto"`, `True` or `False`. No effect on a CPU.
+        cuda_graphs: replay decode steps as CUDA graphs: `"auto"` where enough steps may follow for a capture to pay,
+            `True` from the second step on, `False` never. No effect on a CPU.
         max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
             is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
     """
@@ -41,8 +42,6 @@ class RelayConfig:
         _check_count("min_prefix_length", self.min_prefix_length, least=1)
         if self.max_store_bytes is not None:
             _check_count("max_store_bytes", self.max_store_bytes, least=0)
-        if self.cuda_graphs is True:
-            raise ValueError("cuda_graphs=True is not part of this version; use 'auto' or False.")
 
     @classmethod
     def build(cls, base: RelayConfig | None, options: dict[str, Any]) -> RelayConfig:

@@ -91,6 +91,25 @@ class Decoding:
             and rows.shared_length == self._shared_length
         )
 
+    def take_up(self, cache: RelayCache) -> None:
+        """Lead on from where `cache` stands, whose layers hold their rows in the buffers of the one before."""
+        rows, layer = cache.rows, next(layer for layer in cache.kv_layers.values() if layer.own_tensors())
+        self._cache, self._layer, self._columns = cache, layer, layer.own_length - 1
+        self._changes, self._shared_length, self._holes = rows.changes, rows.shared_length, rows.holes
+        self._counters.fill_(self._columns)
+        self.own_length += 1
+        if self._own_start is not None and rows.own_start is not None and rows.own_start is not self._own_start:
+            self._own_start.copy_(rows.own_start)
+        rows.own_start = self._own_start
+
+    def replayed(self) -> None:
+        """Note that a CUDA graph has moved the tensors to the next step, and all else."""
+        self._columns += 1
+
+    def step_back(self) -> None:
+        """Undo what a CUDA graph did that nobody has asked for."""
+        self._counters -= 1
+
     def advance(self) -> None:
         """To the next step."""
         self._counters += 1

@@ -58,7 +58,7 @@ def prefill(
         call.report = _continue(relay, given, *arguments, is_first_iteration)
         call.cache = given if call.report.relayed else None
         outputs = stock(*arguments, is_first_iteration=is_first_iteration)
-        call.masks_known = not call.own_loop
+        _prefilled(relay, input_ids, generation_config)
         return outputs
     failure = None
     try:
@@ -66,7 +66,7 @@ def prefill(
         relay.keeper.touch(decision.matches)
         if decision.relays:
             outputs = _relayed(relay, decision, *arguments)
-            call.masks_known = not call.own_loop
+            _prefilled(relay, input_ids, generation_config)
             return outputs
     except TokenIdError:
         raise
@@ -91,6 +91,16 @@ def prefill(
         if relay.unexplained > 1:  # once may be the moment's fault, twice is the model's
             relay.model_refusal = decision.reason
     return outputs
+
+
+def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationConfig) -> None:
+    """Note that what follows are decode steps."""
+    call = open_call()
+    call.masks_known = not call.own_loop
+    if call.cache is not None:
+        steps = max((generation_config.max_length or 0) - input_ids.shape[1] - 1, 0)  # one token is the prefill's
+        ahead = (generation_config.num_beams or 1) == 1  # beams are reordered before they are fed
+        call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
 
 
 def _failure_reason(error: Exception) -> str:

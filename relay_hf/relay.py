@@ -22,6 +22,7 @@ from .decoding import static_step
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
 from .generation import prefill
+from .graphs import Graphs, with_criterion
 from .keeping import Keeper, context_of
 from .ops import resolve_backend
 from .prefix import KeptPrefix
@@ -42,6 +43,7 @@ class Relay:
         model: the patched model.
         config: the options in force.
         keeper: what is kept between calls.
+        graphs: decode steps that were captured as CUDA graphs.
         last: the report of the latest generate(), or None before the first.
         model_refusal: why no call of this model is relayed, once a relayed forward has shown it.
         unexplained: relayed prefills that raised something unforeseen where stock did not.
@@ -54,6 +56,7 @@ class Relay:
         self.model = model
         self.config = config
         self.keeper = self._new_keeper()
+        self.graphs = Graphs(self)
         self.last: RelayReport | None = None
         self.model_refusal: str | None = None
         self.unexplained = 0
@@ -69,6 +72,7 @@ class Relay:
         self._forget_refusal()
         if before.max_store_bytes != config.max_store_bytes:
             self.keeper = self._new_keeper()
+        self.graphs.clear()
 
     # -- for the user ------------------------------------------------------------------------------------------------
 
@@ -83,8 +87,9 @@ class Relay:
         return tuple(self.keeper.store)
 
     def clear(self) -> None:
-        """Drop all kept prefixes, pinned ones too, and forget what was learnt about the model."""
+        """Drop all kept prefixes, pinned ones too, and CUDA graphs, and forget what was learnt about the model."""
         self.keeper.clear()
+        self.graphs.clear()
         self._forget_refusal()
 
     def warm(
@@ -132,14 +137,18 @@ class Relay:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
         config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
-        with self.open_call() as call:
+        with self.open_call() as call, self.graphs.in_the_way() as used:
             call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
             given = (
                 inspect.signature(self.stock["generate"]).bind_partial(*args, **kwargs).arguments if args else kwargs
             )
             call.own_loop = given.get("custom_generate") is not None
+            if used and not call.own_loop:
+                kwargs = with_criterion(args, kwargs)
             try:
                 outputs = call.with_given_cache(self.stock["generate"](*args, **kwargs))
+                if call.stepper is not None:
+                    call.stepper.check()
                 self.keep_row(call)
                 return outputs
             except BaseException as error:
@@ -199,6 +208,10 @@ class Relay:
             return None
         if decoding is not before:
             decoding.prepare(frame, self.model)
+            if call.stepper is not None:
+                call.stepper.prepare(decoding)
+        if call.stepper is not None:
+            call.stepper.entered()
         unmasked = decoding.masks is None and kwargs.get("attention_mask") is None
         return None if unmasked else (args, {**kwargs, "attention_mask": decoding.masks})
 
@@ -284,6 +297,9 @@ class Relay:
         return 2**30
 
     def _finish(self, call: Call) -> None:
+        stepper = call.stepper
+        if stepper is not None:
+            stepper.close()
         if call.stand_in is not None:
             given, dynamic = call.stand_in
             given.adopt(dynamic, context_of(self.model))
@@ -292,6 +308,9 @@ class Relay:
             report.backend = "+".join(sorted(call.backends)) or "model"
         if call.cache is not None and report.relayed:
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
+        if stepper is not None and report.relayed:
+            report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
+            report.graph_reason = stepper.why_not or ""
         with self._lock:
             self.last = report
             self._stats.add(report)

@@ -21,6 +21,10 @@ class RelayReport:
         kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
         levels: levels of sharing: the most shared runs that follow each other in a row.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
+        graph_steps: decode steps that were replays of a CUDA graph.
+        graph_bytes: what the graphs of this call hold: own KV, which is part of `kv_bytes` too, and what a step works
+            in (bytes).
+        graph_reason: why decode steps were not replays, in words; empty where they were.
     """
 
     relayed: bool
@@ -34,6 +38,9 @@ class RelayReport:
     kv_bytes_stock: int = 0
     levels: int = 0
     backend: str = "stock"
+    graph_steps: int = 0
+    graph_bytes: int = 0
+    graph_reason: str = ""
 
     def __repr__(self) -> str:
         if not self.relayed:
@@ -47,7 +54,8 @@ class RelayReport:
             ratio = self.kv_bytes_stock / self.kv_bytes
             less = f" ({ratio:.1f}x less)" if ratio >= 1.05 else ""
             parts.append(f"KV {_bytes(self.kv_bytes)} for stock's {_bytes(self.kv_bytes_stock)}{less}")
-        return f"RelayReport({'; '.join(parts)}; backend {self.backend})"
+        graph = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
+        return f"RelayReport({'; '.join(parts)}; backend {self.backend}{graph})"
 
     @property
     def _shared(self) -> str:

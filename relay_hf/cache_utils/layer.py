@@ -58,9 +58,7 @@ class RelayLayer(CacheLayerMixin):
 
     def own(self) -> tuple[Tensor, Tensor]:
         """Own keys and values, as views."""
-        if self._buffers is None:
-            raise ValueError("the layer is empty: nothing has been stored in it")
-        keys, values = self._buffers
+        keys, values = self.buffers
         return keys[:, :, : self.own_length], values[:, :, : self.own_length]
 
     @property
@@ -76,6 +74,21 @@ class RelayLayer(CacheLayerMixin):
     def own_tensors(self) -> tuple[Tensor, ...]:
         """The buffers."""
         return self._buffers or ()
+
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """The buffers of own keys and of own values.
+
+        Raises:
+            ValueError: there are none yet.
+        """
+        if self._buffers is None:
+            raise ValueError("the layer is empty: nothing has been stored in it")
+        return self._buffers
+
+    def holds(self, buffers: tuple[Tensor, Tensor]) -> bool:
+        """Whether own KV lies in just these buffers."""
+        return self._buffers is buffers
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate the buffers for at least the tokens given."""
@@ -107,6 +120,17 @@ class RelayLayer(CacheLayerMixin):
         for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
             buffer.index_copy_(2, position.to(buffer.device), states)  # a model's layers may stand on several devices
         self.own_length += key_states.shape[2]
+
+    def move_into(self, buffers: tuple[Tensor, Tensor]) -> None:
+        """Hold own KV in `buffers`, that have room for it."""
+        if self._buffers is not buffers:
+            for target, source in zip(buffers, self.own(), strict=True):
+                target[:, :, : self.own_length] = source
+            self._buffers, self._read_only = buffers, False
+
+    def move_out(self) -> None:
+        """Hold own KV in memory of its own, without room for more."""
+        self._hold(*(part.clone(memory_format=torch.contiguous_format) for part in self.own()))
 
     def share(self, part: SharedKV) -> None:
         """Let its rows use a segment behind those that they use."""
@@ -257,7 +281,8 @@ class RelayLayer(CacheLayerMixin):
         new.shared = list(self.shared)
         new.own_length, new._dropped = self.own_length, self._dropped
         if self._buffers is not None:
-            new._hold(*(part.clone(memory_format=torch.contiguous_format) for part in self.own()))
+            new._buffers = self._buffers
+            new.move_out()
 
 
 def _used_by(part: SharedKV, row: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -27,6 +28,10 @@ class Plan:
         segment geometry and window. A plan belongs to one forward, or, by `advance`, to one decode step after another.
         The tensors that it was given must not change while it is in use, but for what `advance` and `change_rows` are
         told of.
+
+    Attributes:
+        tables: where the kernels look up segments and work of a step that is captured into a CUDA graph
+            (`triton_path.DecodeTables`); None: they are looked up by what each call is given.
     """
 
     __slots__ = (
@@ -41,6 +46,7 @@ class Plan:
         "own_start",
         "query_length",
         "shared_length",
+        "tables",
     )
 
     def __init__(
@@ -61,6 +67,7 @@ class Plan:
         self.own_start = own_start
         self.own_length = own_length
         self.own_mask = own_mask
+        self.tables: Any = None
         self._queries: Queries | None = None
         self._own: dict[object, OwnView] = {}
         self._segments: dict[tuple, SegmentView | None] = {}

@@ -100,6 +100,18 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     return None
 
 
+def structure(modules: Sequence[nn.Module]) -> list[Any]:
+    """What a CUDA graph of a forward has in it for good: where weights and buffers lie, not what they hold.
+
+    And what else a forward reads: adapters, and the configuration.
+    """
+    places: list[Any] = []
+    for module in modules:
+        for tensors in (module._parameters, module._buffers):
+            places += [mark for t in tensors.values() if t is not None for mark in (id(t), t.data_ptr(), t.dtype)]
+    return places + _module_state(modules)
+
+
 def _marks(tensors: Iterable[Tensor]) -> list[int]:
     """Identity, version, address and gradient of each, flat: a tuple for each sets off the garbage collector."""
     return [mark for t in tensors for mark in (id(t), _version(t), t.data_ptr(), id(t.grad))]

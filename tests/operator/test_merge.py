@@ -31,7 +31,7 @@ def by_kernel(outs, lses, own_splits, sinks=None):
 
     out = torch.full((batch, LENGTH, HEADS, VALUE_SIZE), float("nan"))
     row_parts = torch.arange(batch + 1, dtype=torch.int32) * shared
-    _launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts)
+    _launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts, {"OVERLAP": False})
     return out.transpose(1, 2)
 
 

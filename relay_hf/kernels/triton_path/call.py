@@ -12,6 +12,8 @@ from ..plan import Plan
 from ..segment import Segment
 from .kept import Kept, to_device
 from .online import attend_range
+from .tables import DecodeTables
+from .tiles import overlaps
 
 _VECTOR = 16  # bytes of the widest load
 _WIDEST = 2**30  # tokens of a window: more than any position, and sums with positions stay in int32
@@ -50,6 +52,8 @@ class Call:
         segment_keys, segment_values: of the segments, with a last stride of 1; of none, the own ones in their place.
         addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
             keys, then of values. Segments that lie in one tensor have the same in every layer.
+        tables: what says so in their place, and who does what, for a step that is captured: from the own tensors; or
+            None.
         alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
         columns: own columns, whether they hold anything or not.
         own_start, own_length, own_mask: the plan's, where the query lies, with a last stride of 1.
@@ -63,6 +67,7 @@ class Call:
     segment_keys: list[torch.Tensor]
     segment_values: list[torch.Tensor]
     addresses: torch.Tensor
+    tables: DecodeTables | None
     alignment: int
     columns: int
     own_start: torch.Tensor | None
@@ -91,19 +96,24 @@ class Call:
         """Look up where everything lies."""
         segments = [segment for segment in segments if segment.length and segment.rows != ()]
         query, key, value = _dense(query), _dense(key), _dense(value)
-        keys = [_dense(segment.key) for segment in segments] or [key[0]]
-        values = [_dense(segment.value) for segment in segments] or [value[0]]
         size = query.element_size()
         numbers: list[int] = []
-        for segment_key, segment_value in zip(keys, values, strict=True):
-            for tensor, base in ((segment_key, keys[0]), (segment_value, values[0])):
-                numbers += [(tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1)]
-        addresses = _tables.get(tuple(numbers), query.device, lambda: to_device(numbers, query.device, torch.int64))
+        tables = plan.tables
+        if tables is None:
+            keys = [_dense(segment.key) for segment in segments] or [key[0]]
+            values = [_dense(segment.value) for segment in segments] or [value[0]]
+            for segment_key, segment_value in zip(keys, values, strict=True):
+                for tensor, base in ((segment_key, keys[0]), (segment_value, values[0])):
+                    numbers += [(tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1)]
+            addresses = _tables.get(tuple(numbers), query.device, lambda: to_device(numbers, query.device, torch.int64))
+        else:
+            keys, values, addresses = [key], [value], tables.addresses(key)
 
         vector = _VECTOR // size
         steps = [*numbers, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]]
         starts = [tensor.data_ptr() for tensor in (query, key, value, keys[0], values[0])]
         aligned = not any(step % vector for step in steps) and not any(start % _VECTOR for start in starts)
+        aligned = aligned and (tables is None or tables.aligned)
         return cls(
             query=query,
             key=key,
@@ -112,6 +122,7 @@ class Call:
             segment_keys=keys,
             segment_values=values,
             addresses=addresses,
+            tables=tables,
             alignment=vector if aligned else 1,
             columns=plan.columns,
             own_start=_beside(query, plan.own_start),
@@ -148,6 +159,12 @@ class Call:
             self.query.shape[2],
             self.columns,
         )
+
+    @property
+    def overlapping(self) -> dict[str, object]:
+        """Launch options of a launch that may begin before the one before it has ended, and waits for that itself."""
+        overlap = not INTERPRETED and overlaps(self.query.device)
+        return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
 
     @property
     def constants(self) -> dict[str, object]:

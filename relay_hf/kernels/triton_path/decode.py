@@ -1,12 +1,12 @@
 """Decode: few queries a row, against every shared segment and each row's own tokens, in two launches.
 
 The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
-against one split of the segment's tokens. The second (own.py) takes each row through its own tokens and adds its parts
-by their log-sum-exp. Where rows are so few that their own tokens must be split too, those splits are parts of the first
-launch, and the second (merge.py) only merges (`reference.merge`).
+against one split of the segment's tokens. The second (few.py or own.py) takes each row through its own tokens and adds
+its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own tokens are parts of the
+first launch too, and the second (merge.py) only merges (`reference.merge`).
 
 Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
-then `own_splits` of each row.
+then `own_splits` of each row, if that is not 0.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from .call import NUMBERS, Call, ceil_div
+from .few import FEW, _launch_few
 from .merge import _launch_merge
 from .online import attend_range, finish, load_query, load_slopes, start
 from .own import _launch_own, attend_own
@@ -78,8 +80,11 @@ def _decode_kernel(
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One part: queries against a split of a segment or, if SPLIT_OWN, of a row's own tokens."""
+    if OVERLAP:
+        gdc_launch_dependents()
     program = tl.program_id(0)
     if program < segment_programs:
         _attend_segment(
@@ -282,13 +287,20 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     batch, length, heads, value_size = out.shape
     kv_heads, queries = call.key.shape[1], call.group * length
     device, itemsize = out.device, out.element_size()
-    uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
-    chip = chip_of(device)
+    chip, tables = chip_of(device), call.tables
+    if tables is None:
+        uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
+    else:
+        uses = tables.uses
     tile = choose("decode", chip, call.width, itemsize, uses * queries)
     own_tile = choose("decode", chip, call.width, itemsize, queries)
-    work = work_list(call.segments, batch, kv_heads, queries, tile, device)
+    if tables is None:
+        work = work_list(call.segments, batch, kv_heads, queries, tile, device)
+        shared_length = rows_of(call.segments, batch, device).shared_length
+    else:
+        work, shared_length = tables.work(kv_heads, queries, tile), tables.shared_length
     splits = own_splits(call.columns, batch * kv_heads, device)
-    split_parts = batch * splits if splits > 1 else 0
+    split_parts = batch * splits
 
     parts = work.parts + split_parts
     part_out = torch.empty(parts, heads, length, value_size, dtype=torch.float32, device=device)
@@ -307,7 +319,7 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
             work.items,
             work.uses,
             call.addresses,
-            rows_of(call.segments, batch, device).shared_length,
+            shared_length,
             call.own_start,
             call.own_length,
             call.own_mask,
@@ -321,13 +333,18 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
             BLOCK_N=tile.block_n,
             OWN_BLOCK_M=own_tile.block_m,
             OWN_BLOCK_N=tile.own_block_n,
-            SPLIT_OWN=splits > 1,
+            SPLIT_OWN=split_parts > 0,
             CAUSAL=length > 1,
+            OVERLAP=call.overlapping["OVERLAP"],
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             maxnreg=MAX_REGISTERS,
         )
     if split_parts:
-        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, work.most_parts + splits)
+        most = work.most_parts + splits
+        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, most, call.overlapping)
+    elif queries <= FEW:
+        few = choose("few", chip, call.width, itemsize, queries)
+        _launch_few(call, part_out, part_lse, out, work, few)
     else:
         _launch_own(call, part_out, part_lse, out, work, own_tile)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from .call import next_power_of_2
 from .online import LOG2E
+
+_MOST_PARTS = 64  # at a time: 64 registers a thread at head size 128
 
 
 @triton.jit(do_not_specialize=["query_length", "segment_parts", "own_splits"])
@@ -25,6 +30,7 @@ def _merge_kernel(
     BLOCK_DV: tl.constexpr,
     PARTS: tl.constexpr,
     SINKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One query: `PARTS` parts at a time, a row's segments first, then its own splits."""
     program = tl.program_id(0).to(tl.int64)
@@ -42,6 +48,8 @@ def _merge_kernel(
         # A part of one token with that score and a value of 0.
         peak = tl.load(sinks_ptr + head).to(tl.float32)
         total = 1.0
+    if OVERLAP:
+        gdc_wait()  # parts come from the launch before
     for begin in tl.range(0, shared + own_splits, PARTS):
         index = begin + tl.arange(0, PARTS)
         valid = index < shared + own_splits
@@ -76,6 +84,7 @@ def _launch_merge(
     sinks: torch.Tensor | None,
     own_splits: int,
     most_parts: int,
+    overlapping: Mapping[str, object],
 ) -> None:
     """Merge parts into `out`.
 
@@ -88,6 +97,7 @@ def _launch_merge(
         sinks: `[Hq]` or None.
         own_splits: own parts of a row.
         most_parts: the most parts that a row has.
+        overlapping: `Call.overlapping`.
     """
     batch, length, heads, value_size = out.shape
     _merge_kernel[(batch * heads * length,)](
@@ -102,7 +112,8 @@ def _launch_merge(
         HEADS=heads,
         VALUE_SIZE=value_size,
         BLOCK_DV=next_power_of_2(value_size),
-        PARTS=min(32, next_power_of_2(most_parts)),
+        PARTS=min(_MOST_PARTS, next_power_of_2(most_parts)),
         SINKS=sinks is not None,
+        **overlapping,
         num_warps=4,
     )

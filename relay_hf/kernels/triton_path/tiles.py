@@ -27,7 +27,7 @@ class Tile:
     """How a kernel is launched for one class of shapes.
 
     Attributes:
-        kernel: `"decode"` or `"prefill"`.
+        kernel: `"decode"`, `"few"` for its second launch with few queries of a row and KV head, or `"prefill"`.
         chips: what it is for, such as `"sm_90"`.
         head_size: the largest head size (of queries or values) it is for.
         itemsize: bytes of an element, 2 or 4.
@@ -80,7 +80,7 @@ def choose(kernel: str, chip: str, head_size: int, itemsize: int, queries: int) 
     """The row for tiles of `queries` stacked queries: the smallest that holds them all, else the largest there is.
 
     Args:
-        kernel: `"decode"` or `"prefill"`.
+        kernel: as in `Tile`.
         chip: a name of the table, from `chip_of`.
         head_size: the larger of the two head sizes.
         itemsize: bytes of an element.
@@ -111,6 +111,12 @@ def chip_of(device: torch.device) -> str:
     known = sorted({int(chip.removeprefix("sm_")) for tile in table() for chip in tile.chips if chip.startswith("sm_")})
     older = [number for number in known if number <= wanted]
     return f"sm_{older[-1] if older else known[0]}"
+
+
+@lru_cache(maxsize=64)
+def overlaps(device: torch.device) -> bool:
+    """Whether a launch may begin before the one before it has ended (programmatic dependent launch, from sm_90 on)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache(maxsize=64)

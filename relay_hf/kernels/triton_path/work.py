@@ -83,10 +83,11 @@ def work_list(
 def own_splits(columns: int, programs: int, device: torch.device) -> int:
     """How many parts the own columns of a row are cut into, where one each would make `programs` programs.
 
-    They are to make `_OWN_WAVES` programs a multiprocessor, which is what registers hold. With 1 nothing is split, and
-    the second launch reads own tokens itself.
+    0: the second launch reads own tokens itself. It does where they make a program for each multiprocessor at least:
+    below that, the merge of many parts by few programs takes longer than all else.
     """
-    return max(1, min(_OWN_WAVES * multiprocessors(device) // programs, columns // _MIN_SPLIT, 32))
+    most = multiprocessors(device)
+    return 0 if programs > most else max(1, min(_OWN_WAVES * most // programs, columns // _MIN_SPLIT, 32))
 
 
 def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, tile: Tile, multi: int) -> list[int]:
@@ -129,9 +130,20 @@ def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -
     )
 
 
-def _build_work_list(
+@dataclass(frozen=True)
+class Schedule:
+    """A work list on the host: see `WorkList`."""
+
+    items: list[list[int]]
+    uses: list[list[int]]
+    row_parts: list[int]
+    most_parts: int
+
+
+def schedule(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
-) -> WorkList:
+) -> Schedule:
+    """Who does what, the longest items first: what is left at the end is short."""
     used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
     tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
     sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))
@@ -157,12 +169,18 @@ def _build_work_list(
             tokens = [split * size, min(segment.length, (split + 1) * size)]
             for first in range(0, end, tile.block_m):
                 items.append([i, first, end, first_use, *tokens, split, segment.start])
-    # The longest first: what is left at the end is short.
     items.sort(key=lambda item: item[4] - item[5])
+    return Schedule(items, uses, row_parts, max(parts_of_row, default=0))
+
+
+def _build_work_list(
+    segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+) -> WorkList:
+    host = schedule(segments, batch, kv_heads, queries, tile, device)
     return WorkList(
-        items=to_device(items, device),
-        uses=to_device(uses, device),
-        row_parts=to_device(row_parts, device),
-        parts=row_parts[-1],
-        most_parts=max(parts_of_row, default=0),
+        items=to_device(host.items, device),
+        uses=to_device(host.uses, device),
+        row_parts=to_device(host.row_parts, device),
+        parts=host.row_parts[-1],
+        most_parts=host.most_parts,
     )

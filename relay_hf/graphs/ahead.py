@@ -1,0 +1,39 @@
+"""Starting the next step before the loop asks for it: while the host goes through the loop, the device computes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from ..call import current_call
+
+_POSITION = 3  # of generate()'s stopping_criteria among its arguments
+
+
+class RunAhead(StoppingCriteria):
+    """The last of a call's stopping criteria. It stops nothing: it starts the next step's graph.
+
+    The loop shows its criteria the new tokens, which are on the device by then, and goes on to wait for them, to see
+    whether it is to stop. The step that follows, if one does, is under way meanwhile.
+    """
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """`[B]` bool, all False."""
+        call = current_call.get()
+        if call is not None and call.stepper is not None:
+            call.stepper.run_ahead(input_ids)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def with_criterion(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """generate()'s named arguments, with a `RunAhead` behind the caller's own criteria, which are left as they are.
+
+    Without it where the criteria are given by position.
+    """
+    if len(args) > _POSITION:
+        return kwargs
+    given = kwargs.get("stopping_criteria")
+    return {**kwargs, "stopping_criteria": StoppingCriteriaList([*(given or ()), RunAhead()])}

@@ -1,0 +1,108 @@
+"""Capturing what a run launches on a CUDA device, and launching it again."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import torch
+
+_Result = TypeVar("_Result")
+
+
+class DeviceGraph(Protocol):
+    """A run that can be repeated, on the same memory."""
+
+    def capture(self, run: Callable[[], _Result]) -> _Result:
+        """Take note of what `run` launches, without computing any of it; what it returns is filled by `replay`."""
+
+    def replay(self) -> None:
+        """Launch it."""
+
+    def replay_beside(self) -> None:
+        """Launch it beside what comes later, until `join`."""
+
+    def join(self) -> None:
+        """Let what comes later follow what `replay_beside` launched."""
+
+
+class CudaGraph:
+    """A `torch.cuda.CUDAGraph` with memory of its own.
+
+    Other threads may use the device meanwhile ("thread_local"). A capture that fails leaves the device, its streams and
+    torch's allocator as they were.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._graph = torch.cuda.CUDAGraph()
+        self._beside = torch.cuda.Stream(device)
+
+    def capture(self, run: Callable[[], _Result]) -> _Result:
+        """Capture `run`, which must not wait for the device; its kernels must have run once."""
+        collecting = gc.isenabled()
+        gc.disable()  # of what it frees, a stream or an event may not be freed during a capture
+        torch.cuda.synchronize(self._device)
+        stream, pool = _stream(self._device), torch.cuda.graph_pool_handle()
+        try:
+            with torch.cuda.device(self._device), torch.cuda.stream(stream):
+                self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    result = run()
+                except BaseException:
+                    self._abandon(stream, pool)
+                    raise
+                try:
+                    self._graph.capture_end()
+                except BaseException:
+                    self._abandon(stream, pool, ended=True)
+                    raise
+            return result
+        finally:
+            if collecting:
+                gc.enable()
+
+    def replay(self) -> None:
+        """Launch it on the current stream."""
+        self._graph.replay()
+
+    def replay_beside(self) -> None:
+        """Launch it on a stream of its own, behind all that the current one has been given so far."""
+        self._beside.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._beside):
+            self._graph.replay()
+
+    def join(self) -> None:
+        """Let the current stream wait for that."""
+        torch.cuda.current_stream(self._device).wait_stream(self._beside)
+
+    def _abandon(self, stream: torch.cuda.Stream, pool: tuple, ended: bool = False) -> None:
+        """End a capture that failed, and the allocator's part of it, which torch then leaves half done."""
+        _abandoned.append(self._graph)  # the allocator may still ask it
+        if not ended:
+            with suppress(Exception):
+                self._graph.capture_end()
+        with suppress(Exception):  # ended after all, or not to be ended so in this version
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+
+
+_abandoned: list[torch.cuda.CUDAGraph] = []
+
+
+@lru_cache(maxsize=16)
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that captures on a device use."""
+    return torch.cuda.Stream(device)
+
+
+def supports(device: torch.device) -> bool:
+    """Whether there are graphs on a device."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+def new_graph(device: torch.device) -> DeviceGraph:
+    """An empty one, on a device that supports it."""
+    return CudaGraph(device)

@@ -1,0 +1,195 @@
+"""A decode step that was captured, with the memory that it reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, ref
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from ..cache_utils import RelayCache
+    from ..decoding import Decoding
+    from ..kernels.segment import Segment
+    from .device import DeviceGraph
+
+# What is in place of these in a static step is not what the caller gave.
+_NOT_READ = frozenset({"attention_mask", "past_key_values", "cache_params"})
+
+
+class UnfitStepError(Exception):
+    """A step that can't be replayed; the message says why."""
+
+
+def signature(inputs: Mapping[str, Any]) -> Hashable:
+    """What a graph's inputs have in common from step to step: shapes and dtypes of tensors, and all that is none."""
+    return tuple(
+        (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else repr(value))
+        for name, value in inputs.items()
+        if name not in _NOT_READ
+    )
+
+
+def segments_of(cache: RelayCache) -> list[list[Segment]]:
+    """The segments of each layer that holds keys and values, as the kernels take them."""
+    layers = (layer for layer in cache.kv_layers.values() if layer.own_tensors())
+    parts = ([part.segment for part in layer.shared] for layer in layers)
+    return [[segment for segment in layer if segment.length and segment.rows != ()] for layer in parts]
+
+
+@dataclass(eq=False)
+class StepGraph:
+    """One forward of the model, of one token a row.
+
+    Attributes:
+        key: what a call must have in common with the one that it was captured in.
+        device_graph: what launches it.
+        decoding: position, lengths and tables that it reads.
+        buffers: own keys and values of each layer, by the layer's number.
+        inputs: the forward's arguments by name; what of them are tensors is read.
+        outputs: what the forward returned; its tensors are written.
+        nbytes: bytes that it keeps: own buffers, and what the forward works in.
+    """
+
+    key: Hashable
+    device_graph: DeviceGraph
+    decoding: Decoding
+    buffers: dict[int, tuple[Tensor, Tensor]]
+    inputs: dict[str, Any]
+    outputs: ModelOutput
+    nbytes: int = 0
+    _borrower: ReferenceType | None = None
+    _shared: list[list] = field(default_factory=list)
+    _ahead: bool = False
+    _differs: Tensor | None = None
+    _done: Any = None
+
+    @property
+    def capacity(self) -> int:
+        """Own columns that fit."""
+        return self.decoding.capacity
+
+    def lent_to(self, cache: RelayCache) -> None:
+        """Note that `cache`, which the graph was captured with or has taken up, holds its rows in these buffers."""
+        self._borrower = ref(cache)
+        self._shared = [layer.shared for layer in cache.kv_layers.values()]
+
+    def take_up(self, cache: RelayCache) -> bool:
+        """Let `cache` hold its rows in these buffers. False, and nothing is changed, where its segments do not fit."""
+        if not self.decoding.plan.tables.take(segments_of(cache)):
+            return False
+        self.detach()
+        if self._done is not None:
+            self._done.wait()  # for what another call launched last, on whatever stream
+        for index, buffers in self.buffers.items():
+            cache.kv_layers[index].move_into(buffers)
+        self.decoding.take_up(cache)
+        self.lent_to(cache)
+        return True
+
+    def detach(self) -> None:
+        """Give the cache that holds its rows here, if there still is one, memory of its own."""
+        cache = None if self._borrower is None else self._borrower()
+        self._borrower = None
+        if cache is None:
+            return
+        for index, buffers in self.buffers.items():
+            layer = cache.kv_layers[index]
+            if layer.holds(buffers):
+                layer.move_out()
+        if cache.rows.own_start is self.decoding.plan.own_start and cache.rows.own_start is not None:
+            cache.rows.own_start = cache.rows.own_start.clone()
+
+    def leads_on(self, cache: RelayCache, inputs: Mapping[str, Any]) -> bool:
+        """Whether the coming forward of `cache` with `inputs` is the next step of the one that was last replayed."""
+        if self._borrower is None or self._borrower() is not cache or cache.rows.holes is not None:
+            return False
+        if any(not cache.kv_layers[index].holds(buffers) for index, buffers in self.buffers.items()):
+            return False
+        if not self.decoding.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(self.inputs):
+            return False
+        shared = [layer.shared for layer in cache.kv_layers.values()]
+        if any(mine is not theirs for mine, theirs in zip(self._shared, shared, strict=True)):
+            self._shared = shared  # rows use other segments than before
+            return self.decoding.plan.tables.take(segments_of(cache))
+        return True
+
+    def replay(self, cache: RelayCache, inputs: Mapping[str, Any]) -> ModelOutput:
+        """The step of `cache`'s rows with `inputs`."""
+        for index in self.buffers:
+            cache.kv_layers[index].own_length += 1
+        self.decoding.replayed()
+        given = [inputs[name] for name in self._given]
+        if not self._ahead:
+            torch._foreach_copy_([self.inputs[name] for name in self._given], given)
+            return self.launch(cache)
+        self._ahead = False
+        for name, value in zip(self._given, given, strict=True):
+            differs = (value != self.inputs[name]).any()
+            self._differs = differs if self._differs is None else self._differs | differs
+        self.device_graph.join()
+        return self._outputs_of(cache)
+
+    @property
+    def _given(self) -> list[str]:
+        return [name for name, value in self.inputs.items() if isinstance(value, Tensor)]
+
+    def run_ahead(self, tokens: Tensor) -> None:
+        """Launch the step after the one that was last replayed, with `tokens` `[B, 1]`: those that are to come next."""
+        names = set(self._given)
+        cache = None if self._borrower is None else self._borrower()
+        if self._ahead or cache is None or names != {"input_ids", "position_ids"}:
+            return
+        if not all(cache.kv_layers[index].has_room for index in self.buffers):
+            return
+        self.inputs["input_ids"].copy_(tokens)
+        self.inputs["position_ids"] += 1
+        self.device_graph.replay_beside()
+        self._ahead = True
+
+    def settle(self) -> None:
+        """Undo a step that was launched ahead and that nobody has asked for."""
+        if self._ahead:
+            self._ahead = False
+            self.device_graph.join()
+            self.decoding.step_back()
+
+    def ran_astray(self) -> bool:
+        """Whether any step ran ahead with other inputs than were then given. Waits for the device."""
+        differs, self._differs = self._differs, None
+        return differs is not None and bool(differs)
+
+    def launch(self, cache: RelayCache) -> ModelOutput:
+        """Launch it, and hand out copies of what it writes: the next launch writes there again."""
+        self.device_graph.replay()
+        return self._outputs_of(cache)
+
+    def _outputs_of(self, cache: RelayCache) -> ModelOutput:
+        outputs = {name: _handed_out(name, value, cache) for name, value in self.outputs.items()}
+        return type(self.outputs)(**outputs)
+
+    def leave(self) -> None:
+        """Note that a call is done with it."""
+        position = self.decoding.position
+        if position.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(position.device))
+
+
+def _handed_out(name: str, value: Any, cache: RelayCache) -> Any:
+    return value.clone() if isinstance(value, Tensor) else cache
+
+
+def check_outputs(outputs: Any, cache: RelayCache) -> None:
+    """Raise an UnfitStepError where a forward returns something else than tensors and the cache."""
+    if not isinstance(outputs, ModelOutput):
+        raise UnfitStepError(f"the model returns a {type(outputs).__name__}")
+    for name, value in outputs.items():
+        if not isinstance(value, Tensor) and value is not cache:
+            raise UnfitStepError(f"the model returns {name!r}, a {type(value).__name__}")

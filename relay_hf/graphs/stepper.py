@@ -1,0 +1,242 @@
+"""The decode steps of one call: one sets up, one is recorded, one captured, and the others are replays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..frame import RelayError
+from . import device
+from .recorder import Operations
+from .step import _NOT_READ, StepGraph, UnfitStepError, check_outputs, segments_of, signature
+
+if TYPE_CHECKING:
+    from ..cache_utils import RelayCache
+    from ..call import Call
+    from ..decoding import Decoding
+    from .kept import Graphs
+
+logger = logging.getLogger("relay_hf")
+
+_TRIED_AGAIN = 3  # captures in one call, of which each outgrew its buffers or lost its rows
+
+
+class Stepper:
+    """Runs the forwards of a call behind its prefill.
+
+    Args:
+        graphs: what the model keeps.
+        call: the generate() call.
+        cache: its cache, prefilled.
+        steps: decode steps that the call may make.
+        refused: why none of them is to be a graph, or None.
+        ahead: the loop feeds the very tokens that it shows its stopping criteria.
+
+    Attributes:
+        replayed: steps that were replays.
+        why_not: why others were not, or None.
+        nbytes: of the graphs that the call used.
+    """
+
+    def __init__(
+        self, graphs: Graphs, call: Call, cache: RelayCache, steps: int, refused: str | None, ahead: bool = False
+    ) -> None:
+        self._graphs, self._call, self._cache, self._left = graphs, call, cache, steps
+        self._ahead = ahead
+        self.replayed, self.nbytes = 0, 0
+        self.why_not = refused
+        self._graph: StepGraph | None = None
+        self._recorded: tuple[Operations, Hashable] | None = None
+        self._noting: Operations | None = None
+        self._setting_up = False
+        self._tables: Any = None
+        self._captures = 0
+        self._astray = False
+
+    def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """`forward(*args, **kwargs)`, by a graph where that is the same."""
+        if self.why_not is not None or not self._is_step(args, kwargs):
+            return forward(*args, **kwargs)
+        self._left -= 1
+        graph = self._graph
+        if graph is not None and not graph.leads_on(self._cache, kwargs):
+            self.close()
+            graph = None
+        if graph is None and self._recorded is None:
+            graph = self._graph = self._graphs.find(self._call, self._cache, self._left + 1, signature(kwargs))
+        if graph is not None:
+            return self._replay(graph, kwargs)
+        if self._recorded is not None:
+            return self._capture(forward, kwargs, *self._recorded)
+        if (
+            self._tables is not None
+            and self._call.decoding is not None
+            and self._call.decoding.plan.tables is self._tables
+        ):
+            return self._record(forward, kwargs)
+        return self._set_up(forward, kwargs)
+
+    def prepare(self, decoding: Decoding) -> None:
+        """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
+        if not self._setting_up:
+            return
+        from ..kernels.triton_path import DecodeTables
+
+        layers = [layer.buffers for layer in self._cache.kv_layers.values() if layer.own_tensors()]
+        if len({tensor.device for pair in layers for tensor in pair}) > 1:
+            self._refuse("the model lies on several devices")
+            return
+        try:
+            tables = DecodeTables(layers, segments_of(self._cache))
+        except ValueError as error:
+            self._refuse(str(error))
+        else:
+            self._tables = decoding.plan.tables = tables
+
+    def run_ahead(self, input_ids: Tensor) -> None:
+        """Start the step that the loop is about to ask for: it feeds the last of `input_ids` `[B, n]`."""
+        if self._graph is not None and self._ahead and self._left > 0:
+            self._graph.run_ahead(input_ids[:, -1:])
+
+    def check(self) -> None:
+        """Raise if a step ran ahead with other tokens than the loop then fed."""
+        if self._astray or (self._graph is not None and self._graph.ran_astray()):
+            raise RelayError(
+                "the decoding loop fed other tokens or positions than it showed its stopping criteria, so a step was "
+                "computed from the wrong ones. Use cuda_graphs=False for this call."
+            )
+
+    def entered(self) -> None:
+        """Note that the forward begins: what came before, such as making the tables, was ours, and may come once."""
+        if self._noting is not None:
+            self._noting.noted.clear()
+
+    def close(self) -> None:
+        """Give the graph back."""
+        if self._graph is not None:
+            self._graph.settle()
+            self._astray |= self._graph.ran_astray()
+            self._graphs.give_back(self._graph, self._call)
+        self._graph = self._recorded = self._tables = None
+
+    def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        ids = kwargs.get("input_ids")
+        mine = self._cache in (kwargs.get("past_key_values"), kwargs.get("cache_params"))
+        return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1
+
+    def _set_up(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A step as it is, whose kernels look up everything in tables that they make."""
+        if self._captures >= _TRIED_AGAIN:
+            self._refuse("the call has changed its rows or outgrown its buffers too often")
+            return forward(**kwargs)
+        if self._left < self._graphs.least_steps:
+            if not self.replayed:
+                self.why_not = "too few steps may follow for a capture to pay"
+            return forward(**kwargs)
+        self._setting_up = True
+        try:
+            outputs = forward(**kwargs)
+        finally:
+            self._setting_up = False
+        decoding = self._call.decoding
+        if decoding is None:
+            self._refuse("the steps are not static: they read masks, or attention takes what the cache does not store")
+        elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
+            self._refuse(self.why_not or "the kernels do not compute attention")
+        return outputs
+
+    def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A step as it is; what it does is noted."""
+        outputs, operations = self._noted(forward, kwargs)
+        self._recorded = operations, signature(kwargs)
+        return outputs
+
+    def _capture(
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, inputs_were: Hashable
+    ) -> Any:
+        """A step as a graph, if it does what the one before did."""
+        self._recorded = None
+        decoding, cache = self._call.decoding, self._cache
+        if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
+            return self._set_up(forward, kwargs)
+        if inputs_were != signature(kwargs):
+            return self._set_up(forward, kwargs)
+        self._captures += 1
+        before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
+        transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
+        try:
+            graph = self._captured(forward, kwargs, recorded, decoding)
+        except Exception as error:
+            for index, length in before.items():
+                cache.kv_layers[index].own_length = length
+            self._call.decoding = None
+            self._refuse(str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}")
+            self._call.transcript = transcript
+            return forward(**kwargs)
+        self._call.transcript = transcript
+        self._graph = graph
+        self.nbytes += graph.nbytes
+        self._note(kwargs)
+        return graph.launch(cache)
+
+    def _captured(
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: Decoding
+    ) -> StepGraph:
+        cache, where = self._cache, kwargs["input_ids"].device
+        inputs = {name: _kept(value) for name, value in kwargs.items() if name not in _NOT_READ}
+        device_graph = device.new_graph(where)
+        held = {index: layer.own_length for index, layer in cache.kv_layers.items() if layer.own_tensors()}
+        allocated = _allocated(where)
+
+        def run() -> Any:
+            outputs, operations = self._noted(forward, {**kwargs, **inputs})
+            if difference := recorded.differs(operations):
+                raise UnfitStepError(f"two steps of the model differ: {difference[:300]}")
+            check_outputs(outputs, cache)
+            return outputs
+
+        outputs = device_graph.capture(run)
+        if any(cache.kv_layers[index].own_length != length + 1 for index, length in held.items()):
+            raise UnfitStepError("a step does not add a token to every layer")
+        buffers = {index: cache.kv_layers[index].buffers for index in held}
+        nbytes = _allocated(where) - allocated
+        nbytes += sum(tensor.numel() * tensor.element_size() for pair in buffers.values() for tensor in pair)
+        key = self._graphs.key(self._call, cache, signature(kwargs))
+        graph = StepGraph(key, device_graph, decoding, buffers, inputs, outputs, nbytes)
+        graph.lent_to(cache)
+        return graph
+
+    def _noted(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Operations]:
+        try:
+            with Operations() as self._noting:
+                outputs = forward(**kwargs)
+            return outputs, self._noting
+        finally:
+            self._noting = None
+
+    def _replay(self, graph: StepGraph, kwargs: dict[str, Any]) -> Any:
+        self._call.decoding = graph.decoding
+        self._call.backends.add("triton")
+        self._note(kwargs)
+        return graph.replay(self._cache, kwargs)
+
+    def _note(self, kwargs: Mapping[str, Any]) -> None:
+        self.replayed += 1
+        if self._call.transcript is not None:
+            self._call.transcript.feed(self._cache, kwargs["input_ids"])
+
+    def _refuse(self, why: str) -> None:
+        self.why_not = why
+        logger.info("relay_hf: decode steps of this call are not replayed as a CUDA graph: %s", why)
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _allocated(where: torch.device) -> int:
+    return torch.cuda.memory_allocated(where) if where.type == "cuda" else 0

@@ -1,0 +1,200 @@
+"""The work of a decode step in device memory that stays where it is, for CUDA graphs.
+
+A graph holds the addresses and the numbers that it was captured with. So that one serves calls with longer prefixes and
+other trees, all that differs between them lies in tables of a fixed room: `take` writes another call's into them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from ..segment import Segment
+from .tiles import Tile, multiprocessors
+from .work import Schedule, WorkList, schedule
+
+_VECTOR = 16  # bytes of the widest load
+_LEAST_SEGMENTS = 4
+
+LayerSegments = Sequence[Sequence[Segment]]
+
+
+class Launch(NamedTuple):
+    """What a work list depends on beside the segments: KV heads, queries of a row for each (`G * T`), and tile."""
+
+    kv_heads: int
+    queries: int
+    tile: Tile
+
+
+class DecodeTables:
+    """What the kernels of a decode step look up, at fixed addresses.
+
+    Args:
+        buffers: of each layer own keys `[B, Hkv, S, D]` and values `[B, Hkv, S, Dv]`. Where its segments lie is counted
+            from there: they stay, where segments come and go.
+        segments: of each layer, those with tokens and rows: alike in all layers but for where they lie.
+
+    Attributes:
+        uses: the most rows that use one segment: the tiles depend on it.
+        aligned: whether every segment can be read 16 bytes at a time.
+        shared_length: `[B]` int32, tokens that precede a row's own.
+
+    Raises:
+        ValueError: the layers do not share alike, or hold segments in a way that would have to be copied.
+    """
+
+    def __init__(self, buffers: Sequence[tuple[torch.Tensor, torch.Tensor]], segments: LayerSegments) -> None:
+        key = buffers[0][0]
+        self._buffers = list(buffers)
+        self._index = {keys.data_ptr(): index for index, (keys, _) in enumerate(buffers)}
+        self._batch, self._device = len(key), key.device
+        if not _alike(segments):
+            raise ValueError("segments must be alike, and dense in their last dimension, in all layers")
+        self._segments = list(segments[0])
+        self.uses = _uses(self._segments, self._batch)
+        self._room = max(_LEAST_SEGMENTS, _power_of_2(len(self._segments)))
+        self._addresses = torch.zeros(len(buffers), self._room, 6, dtype=torch.int64, device=self._device)
+        self.shared_length = torch.zeros(self._batch, dtype=torch.int32, device=self._device)
+        self._works: dict[Launch, WorkList] = {}
+        offsets = self._offsets(segments)
+        self.aligned = _aligned(offsets, key.element_size())
+        self._write(offsets)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether kernels have looked anything up."""
+        return bool(self._works)
+
+    def addresses(self, keys: torch.Tensor) -> torch.Tensor:
+        """Of the layer whose own keys are `keys`: `[segments, 6]` int64, as in `Call.addresses`, from its own buffers.
+
+        Raises:
+            RuntimeError: these are no layer's.
+        """
+        index = self._index.get(keys.data_ptr())
+        if index is None:
+            raise RuntimeError("relay attention was given other own keys than its tables were made for")
+        return self._addresses[index]
+
+    def work(self, kv_heads: int, queries: int, tile: Tile) -> WorkList:
+        """The work list of a launch, with room for any other lengths. Made at its first use.
+
+        Raises:
+            RuntimeError: it would have to be made while a CUDA graph is captured.
+        """
+        launch = Launch(kv_heads, queries, tile)
+        work = self._works.get(launch)
+        if work is None:
+            if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError("relay attention was captured into a CUDA graph before the same step ran once")
+            host = self._schedule(launch, self._segments)
+            work = self._works[launch] = self._make(launch, host)
+            _put(work, host)
+        return work
+
+    def take(self, segments: LayerSegments) -> bool:
+        """Hold another call's segments. False, and nothing is changed, where they do not fit or need other kernels."""
+        if not _alike(segments) or len(segments) != len(self._buffers) or len(segments[0]) > self._room:
+            return False
+        if _uses(segments[0], self._batch) != self.uses:
+            return False
+        offsets = self._offsets(segments)
+        if _aligned(offsets, self._buffers[0][0].element_size()) != self.aligned:
+            return False
+        hosts = {launch: self._schedule(launch, segments[0]) for launch in self._works}
+        if not all(_fits(work, hosts[launch]) for launch, work in self._works.items()):
+            return False
+        self._segments = list(segments[0])
+        self._write(offsets)
+        for launch, work in self._works.items():
+            _put(work, hosts[launch])
+        return True
+
+    def _write(self, offsets: list[list[list[int]]]) -> None:
+        if self._segments:
+            self._addresses[:, : len(self._segments)] = torch.tensor(offsets).to(self._device)
+        lengths = [0] * self._batch
+        for segment in self._segments:
+            for row in range(self._batch) if segment.rows is None else segment.rows:
+                lengths[row] += segment.length
+        self.shared_length.copy_(torch.tensor(lengths, dtype=torch.int32))
+
+    def _offsets(self, segments: LayerSegments) -> list[list[list[int]]]:
+        """Of each layer and segment: offset, head stride and token stride of keys, then of values, in elements."""
+        size = self._buffers[0][0].element_size()
+        return [
+            [
+                [
+                    number
+                    for tensor, base in zip((segment.key, segment.value), bases, strict=True)
+                    for number in ((tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1))
+                ]
+                for segment in layer
+            ]
+            for layer, bases in zip(segments, self._buffers, strict=True)
+        ]
+
+    def _schedule(self, launch: Launch, segments: Sequence[Segment]) -> Schedule:
+        return schedule(segments, self._batch, *launch, self._device)
+
+    def _make(self, launch: Launch, host: Schedule) -> WorkList:
+        """Room for the lists of the same uses at any lengths.
+
+        Segments are split so that `waves * multiprocessors` programs come of it, and never less than once. So there
+        are at most as many items as that over the KV heads, and one for each tile of queries; and a tile writes at
+        most so many parts as rows are in it.
+        """
+        tile, filling = launch.tile, launch.tile.waves * multiprocessors(self._device) / launch.kv_heads
+        tiles = sum(math.ceil(_rows(s, self._batch) * launch.queries / tile.block_m) for s in self._segments)
+        items = math.ceil(filling) + 2 * max(tiles, 1)
+        parts = items * max(1, tile.block_m // launch.queries)
+        uses = max(2 * self._batch, _power_of_2(len(host.uses)))
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(*shape, dtype=torch.int32, device=self._device)
+
+        # Items of zeros are no work: no query is before the end of theirs.
+        return WorkList(zeros(items, 8), zeros(uses, 2), zeros(self._batch + 1), parts, most_parts=parts)
+
+
+def _fits(work: WorkList, host: Schedule) -> bool:
+    return len(host.items) <= len(work.items) and len(host.uses) <= len(work.uses) and host.row_parts[-1] <= work.parts
+
+
+def _put(work: WorkList, host: Schedule) -> None:
+    """Write a list into the room of another; the rest of the items is no work."""
+    if not _fits(work, host):
+        raise RuntimeError(f"a work list has {len(host.items)} items, and room for {len(work.items)}")
+    for table, numbers in ((work.items, host.items), (work.uses, host.uses), (work.row_parts, host.row_parts)):
+        full = torch.zeros(table.shape, dtype=table.dtype)
+        if numbers:
+            full[: len(numbers)] = torch.tensor(numbers, dtype=table.dtype)
+        table.copy_(full)
+
+
+def _alike(segments: LayerSegments) -> bool:
+    def geometry(layer: Sequence[Segment]) -> Hashable:
+        return tuple((segment.length, segment.start, segment.rows) for segment in layer)
+
+    dense = all(part.stride(-1) == 1 for layer in segments for s in layer for part in (s.key, s.value))
+    return dense and all(geometry(layer) == geometry(segments[0]) for layer in segments)
+
+
+def _rows(segment: Segment, batch: int) -> int:
+    return batch if segment.rows is None else len(segment.rows)
+
+
+def _uses(segments: Sequence[Segment], batch: int) -> int:
+    return max((_rows(segment, batch) for segment in segments), default=0)
+
+
+def _aligned(offsets: list[list[list[int]]], itemsize: int) -> bool:
+    return not any(number % (_VECTOR // itemsize) for layer in offsets for segment in layer for number in segment)
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << max(number - 1, 0).bit_length()

@@ -1,0 +1,30 @@
+"""Graphs on the CPU, in the place of CUDA's."""
+
+import pytest
+
+from relay_hf import layer_attention
+from relay_hf.graphs import device
+
+from .cpu_graph import CpuGraph, attend_by_tables
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that were made, in their order."""
+    made = []
+
+    def new_graph(where):
+        made.append(CpuGraph())
+        return made[-1]
+
+    attend = layer_attention.attend
+
+    def attend_or_by_tables(plan, query, segments, key, value, **how):
+        if plan.tables is None:
+            return attend(plan, query, segments, key, value, **how)
+        return attend_by_tables(plan, query, key, value, **how)
+
+    monkeypatch.setattr(device, "supports", lambda where: True)
+    monkeypatch.setattr(device, "new_graph", new_graph)
+    monkeypatch.setattr(layer_attention, "attend", attend_or_by_tables)
+    return made
