@@ -17,6 +17,7 @@ import pytest
 from benchmarks.gpu import (
     baselines,
     decode,
+    e2e_cells,
     flashinfer,
     processes,
     sanitizer,
@@ -45,7 +46,7 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
     path = tmp_path / "results" / "gpu.json"
     out = run("benchmarks.gpu", "--minutes", 0, "--out", path)
     none = json.loads(path.read_text())
-    assert list(none["sections"]) == ["ceilings", "correctness", "sanitizer", "operator", "gate"]
+    assert list(none["sections"]) == ["ceilings", "correctness", "sanitizer", "operator", "gate", "e2e"]
     for name, section in none["sections"].items():
         assert section["cells"] == {}
         assert set(section["left_out"].values()) == {"out of time"}
@@ -69,11 +70,21 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
         assert record["flashinfer_us"] is None
     for record in sections["gate"]["cells"].values():
         assert record["gain"].keys() == record["predicted_gain"].keys() == {"relay-cold", "relay-kept"}
+    assert sections["e2e"]["cells"].keys() == e2e_cells.cells(dry_run=True).keys()
+    for key, cell in e2e_cells.cells(dry_run=True).items():
+        record = sections["e2e"]["cells"][key]
+        assert record["contenders"].keys() == set(cell.contenders)
+        for name, entry in record["contenders"].items():
+            assert entry["rounds"] == 2
+            assert ("step_s" in entry) == (name != "continuous-batching")
+            assert entry.get("relayed") is (True if name.startswith("relay") else None)
+            if record["rows"] > 1 and name in ("prefix-copied", "relay-cold", "relay-kept", "static-cache"):
+                assert entry["tokens"]["equal_tokens"] == 1.0
     judged = {verdict["goal"]: verdict["met"] for verdict in full["verdicts"]}
     errors = "times 2 in float32, times 1.5 in bfloat16, times 1.5 in float16"
     assert judged.pop(f"right: no further from float64 than stock, {errors}") is True
     assert set(judged.values()) == {None}, "times of a dry run meet no goal and miss none"
-    assert "the gate's choice" in out.rstrip().splitlines()[-1], "the verdicts come last"
+    assert "the device idles" in out.rstrip().splitlines()[-1], "the verdicts come last"
 
     out = run("benchmarks.gpu", "--out", path)
     assert out.count(": 0 cells run,") == len(sections)

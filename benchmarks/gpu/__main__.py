@@ -4,24 +4,48 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 
-SECTIONS = ("ceilings", "correctness", "sanitizer", "operator", "gate")  # in the order in which they run
+SECTIONS = ("ceilings", "correctness", "sanitizer", "operator", "gate", "e2e")  # in the order in which they run
+
+CONTENDERS = (  # of e2e
+    "stock",
+    "prefix-copied",
+    "continuous-batching",
+    "relay-cold",
+    "relay-kept",
+    "relay-16",
+    "static-cache",
+)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=8, help="for everything (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=13, help="for everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/results/gpu_<chip>.json)")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="NAME")
+    parser.add_argument(
+        "--cells", type=_pattern, metavar="REGEX", help="only cells whose key matches somewhere; the ceilings always"
+    )
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of e2e, of {', '.join(CONTENDERS)}"
+    )
     parser.add_argument("--fresh", action="store_true", help="measure again what the JSON has")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes on a CPU: checks the benchmark itself")
     parser.add_argument(
         "--workers", type=int, default=12, help="processes that compile and check (default: %(default)s)"
     )
     return parser.parse_args()
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"expected a regular expression, got {text!r}: {error}") from error
 
 
 def main() -> int:

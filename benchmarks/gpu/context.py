@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -27,6 +28,9 @@ class Context:
         ahead: the records of what workers did ahead of a section, by key.
         save: stores what a cell has so far, in case it does not come to its end.
         broken_by: what the device computes nothing any more since, if anything.
+        deadline: when the section's time is over, of `time.monotonic`.
+        before: what the file has of the cell that is run.
+        contenders: those of generate() end to end that are asked for; None: all.
     """
 
     def __init__(self, dry_run: bool, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -38,6 +42,9 @@ class Context:
         self.ahead: dict[str, Record] = {}
         self.save: Callable[[Record], None] = lambda record: None
         self.broken_by: str | None = None
+        self.deadline = math.inf
+        self.before: Record | None = None
+        self.contenders: Sequence[str] | None = None
 
     @cached_property
     def arena(self) -> Arena:
@@ -48,6 +55,21 @@ class Context:
     def cache_bytes(self) -> int:
         """Of the L2 cache."""
         return 0 if self.dry_run else torch.cuda.get_device_properties(self.device).L2_cache_size
+
+    def free_bytes(self) -> int:
+        """Of the device's memory, with what the allocator holds for later; without end in a dry run."""
+        if self.dry_run:
+            return 2**50
+        reserved = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return torch.cuda.mem_get_info(self.device)[0] + reserved
+
+    def peak_bytes(self) -> int:
+        """The most that was allocated at once since the last call of this; 0 in a dry run."""
+        if self.dry_run:
+            return 0
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
 
     def probe(self, what: str) -> None:
         """See whether the device still computes now that `what` has failed: many a CUDA error ends one call only."""

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import statistics
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -19,6 +15,7 @@ from benchmarks.measure import measure
 from benchmarks.workloads import ModelShape, Workload
 from relay_hf import gate
 
+from . import models
 from .context import Context
 from .store import Record
 
@@ -62,7 +59,7 @@ def cells(dry_run: bool) -> dict[str, Workload]:
 def run(context: Context, workload: Workload) -> Record:
     """Three rounds or more of stock and of the relay, cold and with the prefix kept."""
     logging.set_verbosity_error()
-    model = _model(workload.model, context.device)
+    model = models.build(workload.model, context.device)
     bench = DeviceBench(workload, model, context)
     least = 1 if context.dry_run else 4
 
@@ -97,20 +94,3 @@ def predicted_gain(model: PreTrainedModel, workload: Workload, kept: bool) -> fl
     if machine is None:
         raise RuntimeError(f"the gate knows nothing of {model.device}")
     return gate.expected_gain(shape, gate.ModelCost.of(model.modules(), model.config), machine)
-
-
-@lru_cache(maxsize=1)
-def _model(shape: ModelShape, device: torch.device) -> PreTrainedModel:
-    """The model in bf16 (float32 on a CPU), made where it is to be: copying it there would take longer."""
-    with device, _default_dtype(torch.float32 if device.type == "cpu" else torch.bfloat16):
-        return shape.build()
-
-
-@contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import ceilings, correctness, decode, gate, sanitizer
+from . import ceilings, correctness, decode, e2e, e2e_cells, gate, sanitizer
 from .context import Context, LeftOut
 from .store import Record
 
@@ -23,6 +23,7 @@ class Section:
         parallel: cells time nothing and may run side by side, in workers.
         ahead: what workers do before the first cell, by the cell's key or another, so that this process finds
             everything compiled.
+        done: whether nothing is left to do for a cell, of which the file has this record, or none.
     """
 
     cells: Callable[[bool], dict[str, Any]]
@@ -30,6 +31,7 @@ class Section:
     share: float
     parallel: bool = False
     ahead: Callable[[bool], dict[str, Callable[[Context], Record]]] = lambda dry_run: {}
+    done: Callable[[Context, Any, Record | None], bool] = lambda context, cell, record: record is not None
 
 
 SECTIONS = {
@@ -38,6 +40,7 @@ SECTIONS = {
     "sanitizer": Section(sanitizer.cells, sanitizer.run, share=0.10, parallel=True),
     "operator": Section(decode.cells, decode.run, share=0.42, ahead=decode.ahead),
     "gate": Section(gate.cells, gate.run, share=0.18),
+    "e2e": Section(e2e_cells.cells, e2e.run, share=0.60, done=e2e.done),
 }
 
 

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
+from . import e2e_tables
 from .store import Record
 from .verdicts import Verdict
 from .workload import BATCHES, HEADS
@@ -28,6 +29,7 @@ def summary(content: Record, verdicts: list[Verdict]) -> Iterator[Any]:
             yield _operator_table(heads, mine)
     if sections.get("gate", {}).get("cells"):
         yield _gate_table(sections["gate"]["cells"])
+    yield from e2e_tables.summary(sections.get("e2e", {}).get("cells", {}))
     yield from _ceilings(sections)
     yield from _baselines(operator)
     yield from _not_there(sections)

@@ -10,7 +10,7 @@ from .store import Record
 from .workload import PAPER
 
 _SLACK = 10.0  # us over the floor, where the floor is short
-_NOISE = 0.97  # of stock's speed, that passes as equal
+NOISE = 0.97  # of stock's speed, that passes as equal
 _ERRORS = ", ".join(f"times {factor:g} in {dtype}" for dtype, factor in FACTOR.items())
 
 
@@ -134,7 +134,7 @@ def gate(records: Mapping[str, Record]) -> list[Verdict]:
             right += (predicted > 0) == (record["gain"][name] > 0)
             if predicted > 0:
                 speeds[f"{key} {name}"] = {"speed": record["seconds"]["stock"] / record["seconds"][name]}
-    goal = Goal("where the gate relays: not slower than stock", lambda _: True, lambda record: record["speed"], _NOISE)
+    goal = Goal("where the gate relays: not slower than stock", lambda _: True, lambda record: record["speed"], NOISE)
     found = f"{right} of {total}"
     return [
         goal.judge(speeds),
