@@ -11,12 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 import relay_hf
 from benchmarks.steps import decode_step
 from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
+from relay_hf.decision import decide
+from relay_hf.generation import lay_out
 from relay_hf.kernels.segment import Segment
 from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, divided, pruned, shared_runs
 
@@ -54,7 +56,7 @@ def build(ids: Tensor, store: PrefixStore) -> None:
     """What a call does with its prompts before it runs anything: the tree, what of it is kept, and pruning."""
     prompts = Prompts.of(ids, None)
     runs = shared_runs(prompts, own=1)
-    rows = [prompts.row(row, own=1) for row in range(len(ids))]
+    rows = prompts.rows(own=1)
     matches = [store.match(row, None) for row in rows] if len(store) else [Match()] * len(rows)
     pruned(divided(runs, lambda row, first: matches[row].within(first), rows), lambda tokens, run: tokens >= 16)
 
@@ -89,6 +91,34 @@ def token_side(table: Table) -> None:
     table.add_row("lookup and insertion of another, 32 layers", f"{median_ms(lambda: keep(store, next(new))):.3f}")
 
 
+def before_the_first_forward(table: Table) -> None:
+    """What a call of which the prefix is kept does before its own tokens go through the model."""
+    rows = torch.randint(3, 1000, (32, 2048))
+    rows[:, :2000] = rows[0, :2000]
+    model = relay_hf.patch_model(model_with_parameters(300), policy="always")
+    relay, config = model.relay, model.generation_config
+    relay.warm(rows[0, :2000])
+    config.max_length = 2048 + 32
+    # As generate() has them: it makes a cache for each call, and drops a mask that is all ones.
+    inputs = {
+        "past_key_values": DynamicCache(config=relay.text_config),
+        "attention_mask": None,
+        "position_ids": torch.arange(2048).repeat(32, 1),
+        "logits_to_keep": 1,
+    }
+
+    def call(layout: bool) -> None:
+        with torch.no_grad(), relay.open_call():
+            decision = decide(relay, rows, config, inputs)
+            relay.keeper.touch(decision.matches)
+            if layout:
+                lay_out(relay, decision, rows, config, inputs)
+
+    what = "32 rows of 2048 tokens, 300 parameters"
+    table.add_row(f"detection, lookup and witness: {what}", f"{median_ms(lambda: call(layout=False)):.2f}")
+    table.add_row("... and layout", f"{median_ms(lambda: call(layout=True)):.2f}")
+
+
 def main() -> int:
     """Print the table."""
     logging.set_verbosity_error()
@@ -98,12 +128,7 @@ def main() -> int:
     tensors = len(list(model.parameters()))
     table.add_row(f"witness of {tensors} parameters", f"{median_ms(lambda: witness.holds(list(model.modules()))):.2f}")
 
-    rows = torch.randint(3, 1000, (32, 2048))
-    rows[:, :2000] = rows[0, :2000]
-    model = relay_hf.patch_model(model_with_parameters(300), policy="always")
-    model.relay.warm(rows[0, :2000])
-    ms = median_ms(lambda: model.relay.explain(rows))
-    table.add_row("detection, lookup and witness: 32 rows of 2048 tokens, 300 parameters", f"{ms:.2f}")
+    before_the_first_forward(table)
     token_side(table)
     stock, relayed = decode_step()
     table.add_row("layer of a decode step of a tiny model, 8 rows, stock", f"{stock:.3f}")

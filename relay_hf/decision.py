@@ -43,9 +43,11 @@ def decide(
     refused = refused or eligibility.rope_refusal(call.configs, input_ids.shape[1])
     if refused:
         return Decision(refused)
+    # All that is read of the ids and the mask is read here: on a GPU each look waits for it.
     prompts = Prompts.of(input_ids, mask)
+    refused = eligibility.padding_refusal(prompts.attended)
     recurrent = keeps_state(cache)
-    if recurrent:
+    if recurrent and refused is None:
         chunked = generation_config.prefill_chunk_size is not None
         padded = bool(prompts.start.any())
         refused = eligibility.recurrent_refusal(architecture, model, chunked, padded, prompts.holes)
@@ -66,9 +68,7 @@ def decide(
         _prune(relay, found, new)
     if not found.relays:
         return found
-    refused = eligibility.position_refusal(
-        inputs, mask, input_ids.shape[1], bool(prompts.start.any()), prompts.holes, positions
-    )
+    refused = eligibility.position_refusal(inputs.get("position_ids"), prompts, positions)
     if refused is None and relay.config.policy == "auto":
         refused = _gate_refusal(relay, found, new, architecture, cache)
     return Decision(refused, prompts=prompts) if refused else found

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
@@ -13,6 +15,9 @@ from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
 from .selection import users_implementation
+
+if TYPE_CHECKING:
+    from .prefix import Prompts
 
 # Inputs of a forward that a relayed call understands. Any other that is given may change what a token's KV is
 # (images, token types, adapters by row), so such a call is not touched.
@@ -81,8 +86,8 @@ def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
     `ours` is the handle whose bound methods are the relay's own hooks.
     """
     for module in modules:
-        for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for hook in hooks.values():
+        if module._forward_hooks or module._forward_pre_hooks:
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                 known = getattr(hook, "__self__", None) is ours or getattr(hook, "__module__", None) in _HARMLESS_HOOKS
                 if not known:
                     return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
@@ -130,13 +135,17 @@ def call_refusal(
         return "logits of prompt tokens are asked for"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
-    mask = inputs.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
-        # What it is generated from may see nothing at all, and then each implementation makes up something else.
-        return "a row ends in padding"
     if getattr(stock_cache, "_is_user_defined", False) and not isinstance(stock_cache, RelayCache):
         return "past_key_values was given by the caller"
     return cache_refusal(stock_cache)
+
+
+def padding_refusal(attended: Tensor | None) -> str | None:
+    """Why a mask forbids it, or None. `attended`: `[B, n]` bool, on the host, or None where all tokens are."""
+    if attended is None or bool(attended[:, -1].all()):
+        return None
+    # What it is generated from may see nothing at all, and then each implementation makes up something else.
+    return "a row ends in padding"
 
 
 def cache_refusal(stock_cache: Cache | None) -> str | None:
@@ -193,32 +202,27 @@ def _shows_padding(module: nn.Module) -> bool:
     return bool(convolutions) and any(child not in convolutions for child in biased)
 
 
-def position_refusal(
-    inputs: dict, attention_mask: Tensor | None, columns: int, padded: bool, holes: bool, positions: str
-) -> str | None:
+def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: str) -> str | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
-    `columns`: of the prompts; `padded`: any row has padding before its first token; `holes`: behind it; `positions`: as
-    in the table of types.
+    `position_ids`: those of the call; `positions`: as in the table of types.
     """
-    position_ids = inputs.get("position_ids")
     given = position_ids is not None and positions != "columns"
-    if padded and not given and positions != "relative":
+    if bool(prompts.start.any()) and not given and positions != "relative":
         return "the model counts columns, and rows are padded"
     if position_ids is None:
         return None
-    if holes and not given:  # GIT takes those of a prompt's first forward alone
+    if prompts.holes and not given:  # GIT takes those of a prompt's first forward alone
         return "the model counts columns, and a mask with holes leaves some out"
     if position_ids.dim() != 2:
         return f"position_ids have {position_ids.dim()} dimensions"
-    fits = position_ids.shape[1] == columns
-    if not fits or (attention_mask is not None and position_ids.shape != attention_mask.shape):
-        return "position_ids were given by the caller"
-    if attention_mask is None:
-        expected = torch.arange(position_ids.shape[1], device=position_ids.device)[None]
-    else:
-        expected = (attention_mask.long().cumsum(-1) - 1).masked_fill(attention_mask == 0, 0)
-    same = torch.equal(position_ids, expected.expand_as(position_ids).to(position_ids))
+    rows, columns = prompts.ids.shape
+    expected = np.arange(columns)
+    if prompts.attended is not None:
+        attended = prompts.attended.numpy()
+        expected = np.where(attended, attended.cumsum(axis=1) - 1, 0)
+    fits = position_ids.shape[1] == columns and (prompts.attended is None or len(position_ids) == rows)
+    same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
     return None if same else "position_ids were given by the caller"
 
 
@@ -254,9 +258,9 @@ def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
     table = getattr(model.get_input_embeddings(), "weight", None)
     if table is None:
         return
-    size = table.shape[0]
-    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= size):
-        wrong = ids[(ids < 0) | (ids >= size)][0]
+    size, found = table.shape[0], ids.cpu().numpy()  # why not by torch: `prefix/find.py`
+    if found.size and (found.min() < 0 or found.max() >= size):
+        wrong = found[(found < 0) | (found >= size)][0]
         raise TokenIdError(
             f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
             "Is the tokenizer the model's own?"

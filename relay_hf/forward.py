@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .cache_utils import RelayCache, RelayLayer, StateLayer
 from .frame import Frame, RelayError, UnfitModelError, active_frame
 from .parted import Columns, PartedTensor
+from .prefix import on_host
 from .selection import deselect, select
 
 if TYPE_CHECKING:
@@ -121,7 +123,7 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
         attention_mask: `[B, n]` over the caller's columns, those of the coming forward included; or None.
 
     Returns:
-        `[B, n - offset]` bool, or None.
+        `[B, n - offset]` bool, where the mask is, or None.
 
     Raises:
         RelayError: the mask hides a token of the shared prefix, or shows padding that was hidden before.
@@ -133,15 +135,14 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
         return None
     if attention_mask.dim() != 2:
         raise RelayError(f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions")
-    attended = attention_mask.bool()
-    columns = torch.arange(attended.shape[1], device=attended.device)
-    own_start = 0 if rows.own_start is None else rows.own_start.to(attended.device)[:, None]
+    attended = on_host(attention_mask)
+    columns = np.arange(attended.shape[1])
+    own_start = 0 if rows.own_start is None else rows.own_start.cpu().numpy()[:, None]
     prefix_end = rows.offset + own_start
     before_own = columns < prefix_end
-    shared = torch.tensor(rows.shared_lengths, device=attended.device)[:, None]
-    in_prefix = before_own & (columns >= prefix_end - shared)
-    if not torch.equal(attended & before_own, in_prefix.expand_as(attended)):
+    in_prefix = before_own & (columns >= prefix_end - np.array(rows.shared_lengths)[:, None])
+    if ((attended & before_own) != in_prefix).any():
         raise RelayError("attention_mask differs from the padding that this RelayCache was filled with")
-    if bool((attended | before_own).all()):
+    if (attended | before_own).all():
         return None
-    return attended[:, rows.offset :]
+    return torch.from_numpy(attended[:, rows.offset :]).to(attention_mask.device)

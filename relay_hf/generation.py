@@ -12,13 +12,14 @@ from .architectures import MINOR, architecture_of
 from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
-from .eligibility import TokenIdError
+from .eligibility import TokenIdError, padding_refusal
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
 from .memory import free_bytes
 from .passes import run, run_gapless
+from .prefix import on_host
 from .report import RelayReport
 from .sharing import Decision
 from .transcript import Transcript
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from transformers import GenerationConfig
 
+    from .cache_utils import SharedRun
     from .relay import Relay
 
 logger = logging.getLogger("relay_hf")
@@ -112,41 +114,55 @@ def _relayed(
 ) -> Any:
     call, prompts = open_call(), decision.prompts
     chunk = generation_config.prefill_chunk_size
-    given = inputs.get(relay.cache_name)
-    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config)
-    filled = _fill(relay, decision, inputs, chunk)
-    lengths = decision.shared_lengths
-    ends = prompts.start + torch.tensor(lengths)
-    offset = int(ends.min())
-    own_start = ends - offset
-    new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
-    rows = RowLayout(
-        offset=offset,
-        shared_length=lengths,
-        own_start=own_start.to(relay.model.device) if bool(own_start.any()) else None,
-        reserve=input_ids.shape[1] - offset + new_tokens,
-        spare=_spare(relay, cache),
-    )
-    shared = [(each.rows, piece) for each, own in filled for piece in own]
-    cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
-    rows.holes = own_columns(cache, inputs.get("attention_mask"))
+    cache, shared = lay_out(relay, decision, input_ids, generation_config, inputs)
     call.cache = cache
     call.report = decision.report()
     transcript = None
     if decision.keep_row:
         goes_on = architecture_of(relay.text_config).steps_alike and not prompts.holes
-        transcript = Transcript(relay, cache, prompts.row(0), lengths[0], goes_on, decision.witness)
+        shared_length = decision.shared_lengths[0]
+        transcript = Transcript(relay, cache, prompts.row(0), shared_length, goes_on, decision.witness)
         call.capture = transcript.expanded
     if cache.state_layers:  # filled group by group
         outputs = run_gapless(relay, input_ids, inputs, cache, shared, chunk)
         call.cache = cache
     else:
-        outputs = run(relay, input_ids, inputs, cache, offset, chunk)
+        outputs = run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
     call.transcript = transcript
     if transcript is not None and transcript.ends_with_prompt:
         relay.keep_row(call)
     inputs[relay.cache_name] = cache
     return outputs
+
+
+def lay_out(
+    relay: Relay, decision: Decision, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
+) -> tuple[RelayCache, list[tuple[tuple[int, ...], SharedRun]]]:
+    """The cache that the rows' own tokens are to go through the model with, and what is shared in it, with its rows.
+
+    What is not kept of that is prefilled. Arguments as for `decide`.
+    """
+    given, prompts = inputs.get(relay.cache_name), decision.prompts
+    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config, like=given)
+    filled = _fill(relay, decision, inputs, generation_config.prefill_chunk_size)
+    lengths = decision.shared_lengths
+    ends = [start + length for start, length in zip(prompts.start.tolist(), lengths, strict=True)]
+    offset = min(ends)
+    own_start = [end - offset for end in ends]
+    new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
+    rows = RowLayout(
+        offset=offset,
+        shared_length=lengths,
+        own_start=torch.tensor(own_start) if any(own_start) else None,
+        reserve=input_ids.shape[1] - offset + new_tokens,
+        spare=_spare(relay, cache),
+    )
+    shared = [(each.rows, piece) for each, own in filled for piece in own]
+    cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
+    rows.holes = own_columns(cache, prompts.attended)  # all of it on the host, and only then to the device
+    rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
+    rows.own_start = None if rows.own_start is None else rows.own_start.to(relay.model.device)
+    return cache, shared
 
 
 def _spare(relay: Relay, cache: RelayCache) -> int:
@@ -185,7 +201,8 @@ def _continue(
         reason = "a returned cache of recurrent layers alone; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
-    refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
+    attended = None if mask is None else torch.from_numpy(on_host(mask))
+    refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
     if refused is None and cache.context not in (None, context_of(relay.model)):
         refused = "the cache was filled on another device, in another dtype or under another autocast"
     if generation_config.prefill_chunk_size is not None and MINOR < _CHUNKS_GO_ON_SINCE:
@@ -194,11 +211,12 @@ def _continue(
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
         refused = "a returned cache that shares nothing"
     try:
-        cache.rows.holes = own_columns(cache, mask)
+        holes = own_columns(cache, attended)
+        cache.rows.holes = None if holes is None else holes.to(input_ids.device)
     except RelayError as error:
         refused = refused or str(error)
-    columns = max(input_ids.shape[1] - past, 0) if mask is None else mask.shape[1] - past
-    computed = len(input_ids) * columns if mask is None else int(mask[:, past:].sum())
+    columns = max(input_ids.shape[1] - past, 0)
+    computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
     if refused is not None:
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
         reason = f"{refused}; continued on a DynamicCache"

@@ -157,5 +157,7 @@ def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:
     table = getattr(embedding, "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2:
         return torch.zeros(len(ids), 0)
-    columns = torch.tensor([0, table.shape[1] - 1], device=table.device)
-    return table.detach()[ids.to(table.device)[:, None], columns].cpu()
+    # By column: torch selects from one on a single thread, and starts others for the 4,000 elements of a table's rows
+    # (8 ms where other work holds the cores, not 0.01).
+    where = ids.to(table.device)
+    return torch.stack([table.detach()[:, column].index_select(0, where) for column in (0, -1)], dim=1).cpu()

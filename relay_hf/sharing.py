@@ -136,7 +136,7 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     if one_level:
         runs = [Run(0, run.ids, run.rows) for run in runs if len(run.rows) == count]
     longest = max((run.end for _, run in walk(runs)), default=0)
-    rows = [prompts.row(row, own) for row in range(count)]
+    rows = prompts.rows(own)
     if one_level and count > 1:
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
     matches, witness = match(relay, rows) if keep else ([Match()] * count, None)

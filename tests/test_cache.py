@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import relay_hf
 from helpers import generate
+from relay_hf.cache_utils import RelayCache
 from relay_hf.testing import prompts, tiny_model
 
 RAGGED = (3, 7, 1, 5)
@@ -66,6 +68,20 @@ def test_holds_prefix_once_and_own_per_row(model, cache):
     assert model.relay.last.kv_bytes == cache.nbytes()
     window = 12  # what stock's sliding layers hold is one less
     assert model.relay.last.kv_bytes_stock == len(RAGGED) * (window - 1) * heads * size * item * 2 * len(cache.layers)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "falcon_h1", "lfm2", "gptj"])
+def test_a_stock_cache_tells_the_layers_that_the_configuration_does(family):
+    config = tiny_model(family).config.get_text_config(decoder=True)
+
+    def layers(like):
+        kinds = ("sliding_window", "number_of_states")
+        return [(type(x), *(getattr(x, kind, None) for kind in kinds)) for x in RelayCache(config, like=like).layers]
+
+    partial = DynamicCache()
+    partial.update(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), 0)  # lists but the layer that stored something
+    expected = layers(None)
+    assert layers(DynamicCache(config=config)) == layers(partial) == layers(DynamicCache()) == expected
 
 
 def test_growth_is_geometric_and_slack_bounded(model):

@@ -26,6 +26,16 @@ def assign_data(parameter):
     parameter.data = parameter.data + 0.1
 
 
+def test_the_same_bits_in_another_dtype_are_noticed():
+    weight = torch.nn.Parameter(torch.ones(4, 4), requires_grad=False)
+    modules = [torch.nn.ParameterList([weight])]
+    witness = Witness(modules)
+    address = weight.data_ptr()
+    weight.data = weight.data.view(torch.int32)
+    assert weight.data_ptr() == address
+    assert not witness.holds(modules)
+
+
 CHANGES = {
     "foreach AdamW": lambda p: adamw(p, foreach=True),
     "fused AdamW": lambda p: adamw(p, fused=True),

@@ -37,6 +37,8 @@ class RelayCache(Cache):
 
     Args:
         config: the model's configuration; it says which layers there are.
+        like: the cache that Transformers has made for it, if there is one. Asking the configuration for its layers once
+            more takes longer than all else that is done here: 0.5 of 0.6 ms for 33 layers.
 
     Attributes:
         context: device, dtype and autocast under which the cache was filled, by generate().
@@ -52,8 +54,8 @@ class RelayCache(Cache):
         ValueError: a layer of the model keeps something else than keys and values per token.
     """
 
-    def __init__(self, config: PreTrainedConfig) -> None:
-        template = DynamicCache(config=config)
+    def __init__(self, config: PreTrainedConfig, like: Cache | None = None) -> None:
+        template = like if isinstance(like, DynamicCache) and _says_layers(like) else DynamicCache(config=config)
         unfit = unsupported_layer(template)
         if unfit is not None:
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
@@ -314,6 +316,12 @@ def _counterpart(layer: Any, rows: RowLayout) -> Any:
         return kind()
     window = getattr(layer, "sliding_window", None)
     return HybridLayer(rows, window, layer.number_of_states) if kind in _BOTH else RelayLayer(rows, window)
+
+
+def _says_layers(cache: DynamicCache) -> bool:
+    """Whether a cache lists all layers of a model; made without a configuration, it lists those that have stored."""
+    filled = any(getattr(layer, "is_initialized", False) for layer in cache.layers)
+    return type(cache) is DynamicCache and bool(cache.layers) and not filled
 
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,6 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
-from .find import Prompts
+from .find import Prompts, on_host
 from .kept import KeptPrefix, Match
 from .outline import outline
 from .store import PrefixStore
@@ -16,6 +16,7 @@ __all__ = [
     "Witness",
     "divided",
     "keeping_refusal",
+    "on_host",
     "outline",
     "pruned",
     "shared_runs",

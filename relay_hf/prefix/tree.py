@@ -64,9 +64,12 @@ def shared_runs(prompts: Prompts, own: int) -> list[Run]:
     Every token of every row is compared at most twice for each run that it is in.
     """
     lengths = (prompts.end - prompts.start).numpy() - own
-    width = max(int(lengths.max(initial=0)), 0)
-    columns = prompts.start[:, None] + torch.arange(width)
-    ids = prompts.ids.gather(1, columns.clamp(max=prompts.ids.shape[1] - 1)).numpy()
+    ids = prompts.ids.numpy()
+    if prompts.start.any():
+        lefts = np.zeros((len(ids), max(int(lengths.max(initial=0)), 0)), np.int64)
+        for target, row in zip(lefts, prompts.rows(own), strict=True):
+            target[: len(row)] = row.numpy()
+        ids = lefts
     roots: list[Run] = []
     todo = [(np.arange(len(ids)), 0, roots)]
     while todo:
@@ -97,10 +100,10 @@ def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
     window = _FIRST_WINDOW
     while start < limit:
         stop = min(start + window, limit)
-        part = ids[rows, start:stop]
-        same = (part == part[0]).all(axis=0)
+        part = ids[:, start:stop] if len(rows) == len(ids) else ids[rows, start:stop]  # a view, or a copy
+        same = part == part[0]
         if not same.all():
-            return start + int(same.argmin())
+            return start + int(same.all(axis=0).argmin())
         start, window = stop, min(2 * window, _LAST_WINDOW)
     return limit
 

@@ -1,7 +1,7 @@
 """Whether a model still computes what it computed when a prefix was prefilled.
 
 Fused optimizers, writes through `.data` and a LoRA merge change weights without moving `_version` or `data_ptr`. So a
-witness holds, for every parameter, its identity, version, address and gradient *and* 32 of its elements, spread
+witness holds, for every parameter, its identity, version, address, dtype and gradient *and* 32 of its elements, spread
 evenly; for every buffer the same; and what else a forward reads: adapters, and the configuration. What it can't see
 is a write through `.data` that misses all 32 elements, a single row of a matrix, say; `model.relay.clear()` is the
 answer to that. (The rows of the embedding that a kept prefix uses are looked at one by one: `keeping.py`.)
@@ -10,8 +10,10 @@ answer to that. (The rows of the embedding that a kept prefix uses are looked at
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,8 +49,10 @@ class Witness:
                 if buffer is not None and (index, name) not in ignore:
                     buffers[index, name] = buffer
         self._marks = _marks(parameters)
-        self._samples = _sample(parameters)
-        self._buffers = {key: (_marks([buffer]), _sample([buffer])) for key, buffer in buffers.items()}
+        samples = _samples([*parameters, *buffers.values()])
+        self._samples = samples[: len(parameters)]
+        seen = zip(buffers.items(), samples[len(parameters) :], strict=True)
+        self._buffers = {key: (_marks([buffer]), sample) for (key, buffer), sample in seen}
         self._state = _module_state(modules)
 
     def holds(self, modules: Sequence[nn.Module]) -> bool:
@@ -87,6 +91,8 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
             return "the model is in training mode"
         if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
             return "a module's forward was replaced"
+        if not module._parameters:
+            continue
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
@@ -94,9 +100,10 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
                 return "the parameters were made in inference mode"
             if type(parameter) is not nn.Parameter:
                 return f"a parameter is a {type(parameter).__name__}"
-            if device is not None and parameter.device != device:
+            if device is None:
+                device = parameter.device
+            elif parameter.device != device:
                 return "the model lies on several devices"
-            device = parameter.device
     return None
 
 
@@ -112,32 +119,47 @@ def structure(modules: Sequence[nn.Module]) -> list[Any]:
     return places + _module_state(modules)
 
 
-def _marks(tensors: Iterable[Tensor]) -> list[int]:
-    """Identity, version, address and gradient of each, flat: a tuple for each sets off the garbage collector."""
-    return [mark for t in tensors for mark in (id(t), _version(t), t.data_ptr(), id(t.grad))]
-
-
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _marks(tensors: Sequence[Tensor]) -> list[Any]:
+    """Identities, versions, addresses, dtypes and gradients, flat: a tuple for each sets off the garbage collector."""
+    try:
+        versions = [t._version for t in tensors]
+    except RuntimeError:  # one was born in inference mode, and has none
+        versions = [0 if t.is_inference() else t._version for t in tensors]
+    addresses, gradients = [t.data_ptr() for t in tensors], [id(t.grad) for t in tensors]
+    return [*map(id, tensors), *versions, *addresses, *[t.dtype for t in tensors], *gradients]
 
 
 @torch.no_grad()
-def _sample(tensors: Iterable[Tensor]) -> dict[torch.dtype, bytes]:
-    """Evenly spread elements of every tensor, as bytes: a NaN equals itself."""
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        count = tensor.numel()
-        if count == 0:
-            continue
-        step = _step(count, tensor.shape[-1] if tensor.dim() > 1 else 1)
+def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
+    """Evenly spread elements of each tensor, as bytes: a NaN equals itself. A device is waited for once."""
+    views: list[Tensor] = []
+    groups: dict[torch.device, dict[torch.dtype, list[int]]] = {}
+    for index, tensor in enumerate(tensors):
+        size, stride = _grid(tensor.shape)
         if tensor.is_contiguous():
             # One call where view(-1)[::step] takes three: 0.9 us a parameter.
-            view = tensor.as_strided((min(_SAMPLES, count),), (step,))
+            views.append(tensor.as_strided(size, stride))
         else:
-            view = tensor.reshape(-1)[::step][:_SAMPLES]
-        groups.setdefault(tensor.dtype, []).append(view)
-    # Compared by Python: a comparison by torch would start its threads, which takes milliseconds on a busy machine.
-    return {kind: torch.cat(views).cpu().view(torch.uint8).numpy().tobytes() for kind, views in groups.items()}
+            views.append(tensor.reshape(-1)[:: stride[0]][: size[0]])
+        groups.setdefault(tensor.device, {}).setdefault(tensor.dtype, []).append(index)
+    found = [b""] * len(views)
+    for device, kinds in groups.items():
+        parts = [torch.cat([views[index] for index in members]).view(torch.uint8) for members in kinds.values()]
+        if device.type != "cpu":
+            parts = [torch.cat(parts).cpu()]
+        # Compared by Python: a comparison by torch would start its threads, which takes milliseconds on a busy machine.
+        data, start = b"".join(part.numpy().tobytes() for part in parts), 0
+        for index in itertools.chain(*kinds.values()):
+            end = start + views[index].nbytes
+            found[index], start = data[start:end], end
+    return found
+
+
+@lru_cache(maxsize=4096)
+def _grid(shape: torch.Size) -> tuple[tuple[int], tuple[int]]:
+    """How many samples a tensor has, and the elements from one to the next. Models have many tensors of few shapes."""
+    count = math.prod(shape)
+    return (min(_SAMPLES, count),), (_step(count, shape[-1] if len(shape) > 1 else 1),)
 
 
 def _step(count: int, columns: int) -> int:
@@ -151,10 +173,9 @@ def _step(count: int, columns: int) -> int:
 
 
 def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
-    state: list[Any] = []
+    state: list[Any] = [*map(id, modules), *map(type, modules)]
     for module in modules:
         members = module.__dict__
-        state += (id(module), type(module))
         if "_active_adapter" in members:
             state += [repr(members.get(name)) for name in _ADAPTER_STATE]
     for config in attention_configs(modules):

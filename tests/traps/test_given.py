@@ -114,4 +114,6 @@ def test_an_encoder_and_a_decoder_have_four_guards(monkeypatch):
     all_inputs_known(monkeypatch)
     assert_untouched(models, EQUAL, "generate() uses a EncoderDecoderCache here", **decoded)
     no_guard(monkeypatch)
-    assert_untouched(models, EQUAL, "a relayed prefill raised RuntimeError", **decoded)
+    assert_untouched(
+        models, EQUAL, "a relayed prefill raised ValueError: attention_mask must be as large as input_ids", **decoded
+    )

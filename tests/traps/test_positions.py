@@ -165,3 +165,9 @@ def test_positions_of_one_row_for_all_are_untouched():
     models = pair("gpt2")
     assert_untouched(models, RAGGED, GIVEN, position_ids=torch.arange(27)[None])
     assert_relayed(models, RAGGED)
+
+
+def test_a_mask_of_other_numbers_than_one_counts_other_positions():
+    """Stock sums the mask up: of twos, a prefix alone would be put at half of its positions."""
+    twos = {**EQUAL, "attention_mask": 2 * EQUAL["attention_mask"]}
+    assert_untouched(pair("llama"), twos, GIVEN)
