@@ -11,7 +11,7 @@ from pathlib import Path
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
-    parser.add_argument("--kernel", choices=("decode", "prefill"), help="only that one (default: both)")
+    parser.add_argument("--kernel", choices=("decode", "few", "prefill"), help="only that one (default: all)")
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default: %(default)s)")
     parser.add_argument("--write", action="store_true", help="rewrite the chip's rows of the table")
     parser.add_argument("--table", type=Path, help="the file to write (default: the table in use)")

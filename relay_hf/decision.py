@@ -92,6 +92,7 @@ def _gate_refusal(
         keeping=prompts.tokens - sum(len(run.ids) for _, run in walk(found.runs)) if found.keep_row else 0,
         passes=passes,
         own_code=architecture.parted,
+        replayed=relay.graphs.expected(new) and not keeps_state(cache) and not architecture.parted,
     )
     attending = sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
     return gate.refusal(shape, open_call().modules, relay.text_config, model.device, model.dtype, attending)
@@ -151,7 +152,7 @@ def _prune(relay: Relay, found: Decision, new: int) -> None:
     def pays(tokens: int, run: Run) -> bool:
         # What all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
         whole = len(run.rows) == len(found.prompts.ids)
-        return whole or gate.run_gain(tokens, run.ways, run.kept, new, *known) > 0
+        return whole or gate.run_gain(tokens, run.ways, run.kept, new, *known, relay.graphs.expected(new)) > 0
 
     found.runs = pruned(found.runs, pays)
     if not found.relays:

@@ -5,10 +5,10 @@ copies all KV at every step); it costs another pass over the weights when a pref
 layer of every decode step. Where the constants err they should err towards stock.
 
 On a CPU they were fitted on two cores of a 2.6 GHz AVX-512 machine in float32 over calls of 1 to 16 rows, 64 to 512
-shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU they are bounds and not yet fitted: the data sheet's rates
-of the fastest chip of a generation, so that what is saved is underestimated, and host times above what a 2.5 GHz core
-needs. `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them; a kind of GPU of which
-no such result is committed is left to stock.
+shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU rates are the data sheet's of the fastest chip of a
+generation, so that what is saved is underestimated, and times were measured on an H200 (Llama shapes of 8 and 32
+layers, 1 to 32 rows). `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them; a kind
+of GPU of which no such result is committed is left to stock.
 """
 
 from __future__ import annotations
@@ -34,14 +34,20 @@ class Machine:
     Attributes:
         flops: operations a second that a prefill reaches.
         bandwidth: bytes a second, of weights and KV alike.
-        layer_overhead: seconds that relaying adds to a decoder layer of a decode step.
+        layer_overhead: seconds that relaying adds to a decoder layer of a decode step, once for each part.
         layer_host: seconds that the host needs for a decoder layer beside the device, which it does not wait for.
+        layer_device: seconds that the device needs for a decoder layer of a step beside moving weights and KV.
+        replayed_overhead: `layer_overhead` where the step is replayed as a CUDA graph, and the host needs no time.
+        layer_capture: seconds that it takes to capture a decoder layer.
     """
 
     flops: float
     bandwidth: float
     layer_overhead: float
     layer_host: float = 0.0
+    layer_device: float = 0.0
+    replayed_overhead: float = 0.0
+    layer_capture: float = 0.0
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> Machine | None:
@@ -54,14 +60,15 @@ class Machine:
             return None
         generation = torch.cuda.get_device_capability(device)[0]
         half, single, bandwidth = next(rates for first, rates in _GENERATIONS.items() if generation >= first)
-        # A step of stock takes the host 1.2e-3 s a layer on a 2.5 GHz core; a call of the kernels takes 7e-5 of Python
-        # (measured with the launches left out), and two launches.
-        return cls(single if dtype is torch.float32 else half, bandwidth, 2.0e-4, 1.5e-3)
+        # A step of stock takes the host 0.9e-3 to 1.1e-3 s a layer, a relayed one that is not replayed 1.3e-3 to
+        # 1.5e-3. Replayed, it takes the device 1.3e-4 s a layer on top of its bytes, for norms, rotations and launches.
+        rate = single if dtype is torch.float32 else half
+        return cls(rate, bandwidth, 4.0e-4, 0.9e-3, 1.0e-4, 3.0e-5, 5.0e-3)
 
 
 # First numbers of the compute capabilities of which a result of `python -m benchmarks.gpu` is committed: there kernels
 # are known to be right and the constants fitted. On others "auto" leaves calls to stock.
-MEASURED: frozenset[int] = frozenset()
+MEASURED = frozenset({9})
 
 # By first number of the compute capability: FLOP/s in 16 bit (dense, float32 sums) and in float32, bytes/s. From data
 # sheets: of the B200 and the H200, and for all before them the best of the A100 and the RTX 4090.
@@ -120,6 +127,7 @@ class Shape:
         keeping: own prompt tokens of a single row that is to be kept for later calls.
         passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
         own_code: attention is the model's own code, over tensors in two parts.
+        replayed: decode steps will be replays of a CUDA graph.
     """
 
     rows: int
@@ -129,6 +137,7 @@ class Shape:
     keeping: int = 0
     passes: int = 1
     own_code: bool = False
+    replayed: bool = False
 
 
 def costs(
@@ -166,7 +175,9 @@ def refusal(
     return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
 
 
-def run_gain(tokens: int, ways: int, kept: bool, new: int, model: ModelCost, machine: Machine) -> float:
+def run_gain(
+    tokens: int, ways: int, kept: bool, new: int, model: ModelCost, machine: Machine, replayed: bool = False
+) -> float:
     """Seconds that sharing one more run is expected to save, over leaving its tokens to each of the `ways` on from it.
 
     Saved are the prefill of all but one way (of all, if it is kept) and, in each of `new` steps, the reading of the
@@ -174,7 +185,8 @@ def run_gain(tokens: int, ways: int, kept: bool, new: int, model: ModelCost, mac
     more.
     """
     copies = (ways - 1) * tokens
-    step = model.layers * (copies * model.kv_bytes / machine.bandwidth - machine.layer_overhead)
+    overhead = machine.replayed_overhead if replayed else machine.layer_overhead
+    step = model.layers * (copies * model.kv_bytes / machine.bandwidth - overhead)
     prefill = (copies + kept * tokens) * 2 * model.parameters / machine.flops
     return prefill - (not kept) * _forward(model, machine) + new * step
 
@@ -189,15 +201,20 @@ def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     passes = (shape.forwards + shape.passes - 1) * _forward(model, machine)
 
     # A step takes what the device takes, or the host where that is longer.
-    weights = model.parameters * model.itemsize / machine.bandwidth
+    device = model.parameters * model.itemsize / machine.bandwidth + model.layers * machine.layer_device
     host = model.layers * machine.layer_host
     token = model.layers * model.kv_bytes / machine.bandwidth
-    stock_step = max(host, weights + _STOCK_COPIES * (stocks + shape.keeping) * token)
+    stock_step = max(host, device + _STOCK_COPIES * (stocks + shape.keeping) * token)
     parts = len(shape.runs) or bool(shape.keeping)
-    overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code and shape.runs else parts)
-    step = max(host, weights + (shared + shape.keeping) * token) + model.layers * overhead
-    keeping = model.layers * _KEEPING if shape.keeping else 0.0
-    return prefill - passes - keeping + shape.new * (stock_step - step)
+    once = model.layers * _KEEPING if shape.keeping else 0.0
+    device += (shared + shape.keeping) * token
+    if shape.replayed:
+        once += model.layers * machine.layer_capture
+        step = device + model.layers * machine.replayed_overhead * parts
+    else:
+        overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code and shape.runs else parts)
+        step = max(host, device) + model.layers * overhead
+    return prefill - passes - once + shape.new * (stock_step - step)
 
 
 def _forward(model: ModelCost, machine: Machine) -> float:

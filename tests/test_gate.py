@@ -14,7 +14,7 @@ from relay_hf.testing import VOCABULARY, prompts, tiny_model
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
 TWO_CORES = Machine(flops=4e11, bandwidth=2e10, layer_overhead=1.2e-4)
 LLAMA_3_8B = ModelCost(parameters=7_000_000_000, itemsize=2, layers=32, kv_bytes=4096)
-H200 = Machine(flops=9.9e14, bandwidth=4.8e12, layer_overhead=2e-4, layer_host=1.5e-3)
+H200 = Machine(9.9e14, 4.8e12, 4e-4, 0.9e-3, layer_device=1e-4, replayed_overhead=3e-5, layer_capture=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,19 @@ def test_where_it_pays(shape, pays):
             False,
         ),  # nothing is shared: another pass, host time
         (Shape(rows=4, new=128, runs=((512, 4, False),), forwards=1), False),  # the host is what decoding waits for
-        (Shape(rows=32, new=128, runs=((2048, 32, False),), forwards=1), True),  # 63,000 tokens of prefill
+        (
+            Shape(rows=32, new=128, runs=((2048, 32, False),), forwards=1),
+            False,
+        ),  # 1.7 s of prefill for as much host time
+        (Shape(rows=32, new=128, runs=((2048, 32, False),), forwards=1, replayed=True), True),
         (Shape(rows=128, new=512, runs=((8192, 128, True),)), True),  # 400 GB a step of stock
+        (Shape(rows=4, new=128, runs=((512, 4, False),), forwards=1, replayed=True), True),  # nothing waits for it
+        (Shape(rows=1, new=128, keeping=64, replayed=True), True),
+        (Shape(rows=1, new=8, keeping=64, replayed=True), False),  # the capture is what it costs
     ],
 )
 def test_where_it_is_expected_to_pay_on_a_gpu(shape, pays):
-    """The model's logic, by hand: no figure of it is measured yet."""
+    """As `benchmarks.gpu` found it, in its section "gate"."""
     assert (expected_gain(shape, LLAMA_3_8B, H200) > 0) == pays
 
 
@@ -89,6 +96,7 @@ def test_a_machine_is_read_off_the_device():
 
 def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(relay_hf.gate, "MEASURED", frozenset())
     device, call = torch.device("cuda"), Shape(rows=128, new=512, runs=((8192, 128, True),))
     machine = Machine.of(device, torch.bfloat16)
     assert machine == H200

@@ -89,7 +89,8 @@ def run(context: Context, workload: Workload) -> Record:
 def predicted_gain(model: PreTrainedModel, workload: Workload, kept: bool) -> float:
     """Seconds that the gate expects relaying to save, with the prefix kept from before or not."""
     runs = ((workload.prefix, workload.rows, kept),)
-    shape = gate.Shape(workload.rows, workload.new, runs, forwards=int(not kept))
+    replayed = model.device.type == "cuda"  # where as many tokens are asked for
+    shape = gate.Shape(workload.rows, workload.new, runs, forwards=int(not kept), replayed=replayed)
     machine = gate.Machine.of(model.device, model.dtype)
     if machine is None:
         raise RuntimeError(f"the gate knows nothing of {model.device}")

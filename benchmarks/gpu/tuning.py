@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from relay_hf.kernels.triton_path.tiles import Tile
 
 _BLOCK_N, _WARPS, _STAGES, _WAVES = (32, 64, 128), (4, 8), (2, 3, 4), (1.0, 2.0, 3.0, 4.0)
+_FEW = ((8, 16, 32), (1, 2), (1, 2, 3))  # tokens, warps and stages of what takes queries without matrix units
 GAIN = 0.02  # less than that is noise: the row stays as it is
 
 
@@ -76,7 +77,7 @@ def settings(tile: Tile) -> str:
 
 def name(tile: Tile) -> str:
     """The class of shapes that a row is for."""
-    return f"{tile.kernel} head_size={tile.head_size} itemsize={tile.itemsize} block_m={tile.block_m}"
+    return f"{tile.kernel} head_size={tile.head_size} itemsize={tile.itemsize} queries={tile.most}"
 
 
 def label(shape: Shape) -> str:
@@ -89,18 +90,19 @@ def label(shape: Shape) -> str:
 def is_largest(tile: Tile, rows: Sequence[Tile]) -> bool:
     """Whether none of `rows` is for the same calls and more queries."""
     same = [row for row in rows if _calls(row) == _calls(tile)]
-    return tile.block_m == max(row.block_m for row in same)
+    return tile.most == max(row.most for row in same)
 
 
 def order(rows: Sequence[Tile], chip: str) -> list[Tile]:
     """The chip's rows, the most used first: 16-bit, head size 128, decode."""
     mine = [row for row in rows if chip in row.chips]
-    return sorted(mine, key=lambda t: (t.itemsize, t.head_size != 128, t.head_size, t.kernel, t.block_m))
+    return sorted(mine, key=lambda t: (t.itemsize, t.head_size != 128, t.head_size, t.kernel, t.most))
 
 
 def first_candidates(tile: Tile, dry_run: bool = False) -> list[Tile]:
     """The row itself, and other tiles of tokens with other launch options."""
-    options = itertools.product((16, 32), (4,), (1,)) if dry_run else itertools.product(_BLOCK_N, _WARPS, _STAGES)
+    choices = _FEW if tile.kernel == "few" else (_BLOCK_N, _WARPS, _STAGES)
+    options = itertools.product((16, 32), (4,), (1,)) if dry_run else itertools.product(*choices)
     found = [dataclasses.replace(tile, block_n=n, num_warps=w, num_stages=s) for n, w, s in options]
     return [tile, *(each for each in found if each != tile)]
 
@@ -123,13 +125,16 @@ def shapes_of(tile: Tile, largest: bool, dry_run: bool = False) -> list[Shape]:
     options = {"head_size": tile.head_size, "itemsize": tile.itemsize}
     if dry_run:
         options["head_size"] = 16
-        length = 1 if tile.kernel == "decode" else 64
+        length = 64 if tile.kernel == "prefill" else 1
         return [Shape(Decode(2, 2, 2, 20, own=length + 4, **options), length)]
+    if tile.kernel == "few":  # so many rows that their own tokens are read by the second launch
+        kv_heads = 32 // tile.block_m
+        return [Shape(Decode(32, kv_heads, rows, prefix, **options)) for rows, prefix in ((256, 128), (32, 2048))]
     if tile.kernel == "decode":
-        rows = max(1, tile.block_m // 4)
-        found = [(32, 8, rows, 2048), (32, 8, rows, 16384), (32, 32, tile.block_m, 4096)]
+        rows = max(1, tile.most // 4)
+        found = [(32, 8, rows, 2048), (32, 8, rows, 16384), (32, 32, tile.most, 4096)]
         shapes = [Shape(Decode(*each, **options)) for each in found]
-        shapes.append(Shape(Decode(64, 8, max(1, tile.block_m // 8), 2048, own=1024, **options)))
+        shapes.append(Shape(Decode(64, 8, max(1, tile.most // 8), 2048, own=1024, **options)))
         return [*shapes, Shape(Decode(32, 8, 1, 4096, **options), rows)]
     found = [(32, 8, 8, 2048), (32, 8, 1, 8192), (32, 32, 4, 1024)]
     shapes = []

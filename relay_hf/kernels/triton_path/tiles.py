@@ -31,10 +31,11 @@ class Tile:
         chips: what it is for, such as `"sm_90"`.
         head_size: the largest head size (of queries or values) it is for.
         itemsize: bytes of an element, 2 or 4.
-        block_m: queries of a tile.
+        block_m: queries of a tile ("few": the most queries that it is for).
         block_n: tokens of a tile.
         num_warps, num_stages: Triton's.
         own_block_n: tokens of a tile where rows read their own (decode).
+        queries: the most stacked queries that the row is for, where that is not `block_m`.
         waves: programs of a decode's first launch for each multiprocessor; segments are split to make that many.
         reason: why these and not others.
     """
@@ -49,7 +50,13 @@ class Tile:
     num_stages: int
     own_block_n: int = 0
     waves: float = 0.0
+    queries: int = 0
     reason: str = ""
+
+    @property
+    def most(self) -> int:
+        """Stacked queries up to which a call takes the row; with more of them it does if no row is for more."""
+        return self.queries or self.block_m
 
     def to_json(self) -> dict[str, object]:
         """The row as it stands in the table."""
@@ -65,7 +72,7 @@ def table() -> tuple[Tile, ...]:
 
 @contextmanager
 def override(tile: Tile) -> Iterator[None]:
-    """Within it `tile` stands in the place of the table's row of its kernel, head size, item size and `block_m`."""
+    """Within it `tile` stands in the place of the table's row of its kernel, head size, item size and `most`."""
     _overrides.append(tile)
     try:
         yield
@@ -93,10 +100,10 @@ def choose(kernel: str, chip: str, head_size: int, itemsize: int, queries: int) 
 def _choose(kernel: str, chip: str, head_size: int, itemsize: int, queries: int, overrides: tuple[Tile, ...]) -> Tile:
     rows = [tile for tile in table() if tile.kernel == kernel and chip in tile.chips and tile.itemsize == itemsize]
     width = min(tile.head_size for tile in rows if tile.head_size >= head_size)
-    by_size = {tile.block_m: tile for tile in rows if tile.head_size == width}
+    by_size = {tile.most: tile for tile in rows if tile.head_size == width}
     for tile in overrides:
-        if (tile.kernel, tile.head_size, tile.itemsize) == (kernel, width, itemsize) and tile.block_m in by_size:
-            by_size[tile.block_m] = tile
+        if (tile.kernel, tile.head_size, tile.itemsize) == (kernel, width, itemsize) and tile.most in by_size:
+            by_size[tile.most] = tile
     sizes = sorted(by_size)
     return by_size[next((size for size in sizes if size >= queries), sizes[-1])]
 
