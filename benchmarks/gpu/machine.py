@@ -67,12 +67,14 @@ def _version(*packages: str) -> str:
 
 
 def _commit() -> str:
-    commit = _output("git", "rev-parse", "HEAD")
-    return os.environ.get("RELAY_COMMIT", commit) if commit == "unknown" else commit
+    """Of the checkout; of a copy whose history is another's, or that has none, what `RELAY_COMMIT` says."""
+    return os.environ.get("RELAY_COMMIT") or _output("git", "rev-parse", "HEAD")
 
 
 def _dirty() -> bool | str:
     """Whether the checkout differs from its commit, results aside."""
+    if "RELAY_COMMIT" in os.environ:
+        return "unknown"  # `source` tells
     changed = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results", empty="clean")
     return changed if changed == "unknown" else changed != "clean"
 
