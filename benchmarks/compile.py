@@ -30,7 +30,7 @@ from relay_hf.kernels.triton_path import tiles
 from relay_hf.kernels.triton_path.decode import _decode_kernel
 from relay_hf.kernels.triton_path.few import _few_kernel, parts_at_once
 from relay_hf.kernels.triton_path.merge import _MOST_PARTS, _merge_kernel
-from relay_hf.kernels.triton_path.own import _own_kernel, parts_at_a_time
+from relay_hf.kernels.triton_path.own import _own_kernel, most_queries, parts_at_a_time
 from relay_hf.kernels.triton_path.prefill import _prefill_kernel
 from relay_hf.kernels.triton_path.tiles import Tile, choose
 
@@ -99,7 +99,7 @@ class Compiled:
 def jobs(chips: list[str]) -> Iterator[Job]:
     """The kernels of every row on its chips, as most calls are; on some also otherwise."""
     for tile in tiles.table():
-        kernels = ("decode", "own") if tile.kernel == "decode" else (tile.kernel,)
+        kernels = [tile.kernel, "own"] if tile.kernel == "decode" and is_for_own(tile) else [tile.kernel]
         for chip in (chip for chip in tile.chips if chip in chips):
             for kernel in kernels:
                 yield Job(chip, kernel, tile)
@@ -107,6 +107,11 @@ def jobs(chips: list[str]) -> Iterator[Job]:
                     yield Job(chip, kernel, tile, _ALL)
             if tile.kernel == "decode" and chip in _THOROUGH:
                 yield Job(chip, "split", tile)
+
+
+def is_for_own(tile: Tile) -> bool:
+    """Whether a decode's second launch takes a row."""
+    return tile.block_m <= most_queries(tile.head_size)
 
 
 def compile_job(job: Job) -> Compiled:

@@ -20,7 +20,7 @@ from .call import NUMBERS, Call, ceil_div
 from .few import FEW, _launch_few
 from .merge import _launch_merge
 from .online import attend_range, finish, load_query, load_slopes, start
-from .own import _launch_own, attend_own
+from .own import _launch_own, attend_own, most_queries
 from .tiles import MAX_REGISTERS, chip_of, choose
 from .work import own_splits, rows_of, work_list
 
@@ -293,7 +293,7 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     else:
         uses = tables.uses
     tile = choose("decode", chip, call.width, itemsize, uses * queries)
-    own_tile = choose("decode", chip, call.width, itemsize, queries)
+    own_tile = choose("decode", chip, call.width, itemsize, min(queries, most_queries(call.width)))
     if tables is None:
         work = work_list(call.segments, batch, kv_heads, queries, tile, device)
         shared_length = rows_of(call.segments, batch, device).shared_length

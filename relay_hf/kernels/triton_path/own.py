@@ -13,6 +13,11 @@ from .tiles import MAX_REGISTERS, Tile
 from .work import WorkList
 
 
+def most_queries(head_size: int) -> int:
+    """Queries of a tile that goes through a row's own tokens: 64 of head size 256 spill where parts are added."""
+    return 128 if head_size <= 128 else 32
+
+
 def parts_at_a_time(tile: Tile) -> int:
     """Parts whose loads are under way together: 64 registers a thread at head size 128."""
     return max(1, min(4, 64 // tile.block_m))
@@ -126,7 +131,7 @@ def add_parts(
     """The state after `PARTS` (1, 2 or 4) parts from `part` on, each like a token: `load_part`.
 
     Loads come before anything that waits for one: they are under way together. (As one tensor [PARTS, M, DV] the
-    same took 220 registers, and 5.6 us on an H200 for 4 parts of 16 queries.)
+    same took 220 registers, which left two programs to a multiprocessor.)
     """
     score, value = load_part(
         part, last_part, query_head, t, valid, out_ptr, lse_ptr, query_length, HEADS, VALUE_SIZE, BLOCK_DV
