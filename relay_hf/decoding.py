@@ -42,7 +42,8 @@ class Decoding:
 
     def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
         keys, rows = layer.own_tensors()[0], cache.rows
-        self._cache, self._layer = cache, layer
+        self._cache: RelayCache | None = cache
+        self._layer: RelayLayer | None = layer
         self._changes = rows.changes
         self.masks: Any = None
         self.windows: dict[int, tuple[Tensor, float | None]] = {}
@@ -82,6 +83,7 @@ class Decoding:
         layer, rows = self._layer, cache.rows
         return (
             cache is self._cache
+            and layer is not None
             and layer.own_length == self._columns + 1
             and layer.capacity == self.capacity
             and layer.has_room
@@ -102,6 +104,10 @@ class Decoding:
             self._own_start.copy_(rows.own_start)
         rows.own_start = self._own_start
 
+    def let_go(self) -> None:
+        """Hold on to no cache."""
+        self._cache = self._layer = None
+
     def replayed(self) -> None:
         """Note that a CUDA graph has moved the tensors to the next step, and all else."""
         self._columns += 1
@@ -115,8 +121,9 @@ class Decoding:
         self._counters += 1
         self._columns += 1
         self.plan.advance()
-        if self._changes != self._cache.rows.changes:
-            self._changes = self._cache.rows.changes
+        rows = None if self._cache is None else self._cache.rows
+        if rows is not None and self._changes != rows.changes:
+            self._changes = rows.changes
             if self._mask is not None and self._holes is not None:
                 self._mask[:, : self._holes.shape[1]] = self._holes
             self.plan.change_rows()

@@ -15,6 +15,7 @@ from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
 from .forward import own_columns
 from .frame import RelayError, UnfitModelError
+from .graphs import own_copy
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
 from .memory import free_bytes
@@ -221,6 +222,8 @@ def _continue(
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
         reason = f"{refused}; continued on a DynamicCache"
         return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
+    if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
+        cache.rows.own_start = own_copy(cache.rows.own_start)  # it would be one for good
     cache.rows.reserve = max((generation_config.max_length or 0) - cache.rows.offset, 0)
     cache.rows.spare = _spare(relay, cache)
     return RelayReport(

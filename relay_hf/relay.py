@@ -143,7 +143,7 @@ class Relay:
                 inspect.signature(self.stock["generate"]).bind_partial(*args, **kwargs).arguments if args else kwargs
             )
             call.own_loop = given.get("custom_generate") is not None
-            if used and not call.own_loop:
+            if used and not call.own_loop and not call.names_cache:
                 kwargs = with_criterion(args, kwargs)
             try:
                 outputs = call.with_given_cache(self.stock["generate"](*args, **kwargs))
@@ -298,8 +298,6 @@ class Relay:
 
     def _finish(self, call: Call) -> None:
         stepper = call.stepper
-        if stepper is not None:
-            stepper.close()
         if call.stand_in is not None:
             given, dynamic = call.stand_in
             given.adopt(dynamic, context_of(self.model))
@@ -308,6 +306,11 @@ class Relay:
             report.backend = "+".join(sorted(call.backends)) or "model"
         if call.cache is not None and report.relayed:
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
+        if stepper is not None:
+            try:
+                stepper.finish()
+            except Exception:  # what the caller is to see is how the call ended
+                logger.warning("relay_hf: the CUDA graph of this call could not be given back", exc_info=True)
         if stepper is not None and report.relayed:
             report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
             report.graph_reason = stepper.why_not or ""

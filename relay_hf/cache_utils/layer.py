@@ -130,7 +130,11 @@ class RelayLayer(CacheLayerMixin):
 
     def move_out(self) -> None:
         """Hold own KV in memory of its own, without room for more."""
-        self._hold(*(part.clone(memory_format=torch.contiguous_format) for part in self.own()))
+        with torch.inference_mode(False):
+            new = [part.new_empty(part.shape) for part in self.own()]
+        for target, source in zip(new, self.own(), strict=True):
+            target.copy_(source)
+        self._hold(new[0], new[1])
 
     def share(self, part: SharedKV) -> None:
         """Let its rows use a segment behind those that they use."""

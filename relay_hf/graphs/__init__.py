@@ -2,6 +2,7 @@
 
 from .ahead import with_criterion
 from .kept import Graphs
+from .step import own_copy
 from .stepper import Stepper
 
-__all__ = ["Graphs", "Stepper", "with_criterion"]
+__all__ = ["Graphs", "Stepper", "own_copy", "with_criterion"]

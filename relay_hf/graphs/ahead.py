@@ -31,9 +31,9 @@ class RunAhead(StoppingCriteria):
 def with_criterion(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """generate()'s named arguments, with a `RunAhead` behind the caller's own criteria, which are left as they are.
 
-    Without it where the criteria are given by position.
+    Without it where the criteria are given by position, or the call is not for generate()'s own loop.
     """
-    if len(args) > _POSITION:
+    if len(args) > _POSITION or kwargs.get("cache_implementation") is not None:
         return kwargs
     given = kwargs.get("stopping_criteria")
     return {**kwargs, "stopping_criteria": StoppingCriteriaList([*(given or ()), RunAhead()])}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Protocol, TypeVar
 
@@ -48,7 +48,7 @@ class CudaGraph:
         torch.cuda.synchronize(self._device)
         stream, pool = _stream(self._device), torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.device(self._device), torch.cuda.stream(stream):
+            with torch.cuda.device(self._device), torch.cuda.stream(stream), _workspace_of_its_own():
                 self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     result = run()
@@ -80,16 +80,35 @@ class CudaGraph:
         torch.cuda.current_stream(self._device).wait_stream(self._beside)
 
     def _abandon(self, stream: torch.cuda.Stream, pool: tuple, ended: bool = False) -> None:
-        """End a capture that failed, and the allocator's part of it, which torch then leaves half done."""
-        _abandoned.append(self._graph)  # the allocator may still ask it
-        if not ended:
-            with suppress(Exception):
-                self._graph.capture_end()
-        with suppress(Exception):  # ended after all, or not to be ended so in this version
-            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        """End a capture that failed, and what torch then leaves half done: its allocator's part, its generators'."""
+        try:
+            if ended:
+                raise RuntimeError
+            self._graph.capture_end()
+            self._graph.reset()
+        except Exception:
+            _abandoned.append(self._graph)  # the allocator may still ask it
+            with suppress(Exception):  # ended after all, or not to be ended so in this version
+                torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        with suppress(Exception):  # a capture that succeeds leaves random numbers to be drawn as before
+            probe = torch.cuda.CUDAGraph()
+            probe.capture_begin(capture_error_mode="thread_local")
+            torch.zeros(1, device=self._device)
+            probe.capture_end()
 
 
 _abandoned: list[torch.cuda.CUDAGraph] = []
+
+
+@contextmanager
+def _workspace_of_its_own() -> Iterator[None]:
+    """Within it cuBLAS takes its workspace from the graph's memory: two graphs with one could not run at once."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
 
 
 @lru_cache(maxsize=16)

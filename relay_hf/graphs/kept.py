@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..call import current_call
 from ..keeping import context_of
 from ..prefix.witness import keeping_refusal, structure
 from . import device
-from .step import StepGraph
+from .step import StepGraph, signature
 
 if TYPE_CHECKING:
     from ..cache_utils import RelayCache
@@ -36,13 +36,18 @@ class Graphs:
 
     While a generate() runs, calls of the model come here first, as they come to a compiled model's `torch.compile`:
     a replay needs no hooks and no forward.
+
+    Attributes:
+        epoch: how often everything was dropped: what a call that began before that gives back is dropped too.
     """
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._lock = threading.RLock()
         self._kept: list[StepGraph] = []  # the least recently used first
+        self._refused: dict[Hashable, str] = {}
         self._open = 0
+        self.epoch = 0
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +72,9 @@ class Graphs:
     def clear(self) -> None:
         """Drop all of them."""
         with self._lock:
+            self.epoch += 1
             self._kept.clear()
+            self._refused.clear()
 
     @contextmanager
     def in_the_way(self) -> Iterator[bool]:
@@ -94,6 +101,7 @@ class Graphs:
         if self._relay.config.cuda_graphs is False:
             return "cuda_graphs=False"
         if not device.supports(model.device):
+            self.clear()  # the model was on a device before that does
             return f"there are no CUDA graphs on {model.device.type}"
         if model.__dict__.get(_PATH) != self._call_model:
             return "the model is compiled"
@@ -109,16 +117,28 @@ class Graphs:
             return "autocast is on"
         return None
 
-    def key(self, call: Call, cache: RelayCache, inputs: Hashable) -> Hashable:
-        """What must be equal for a graph of one call to serve another."""
+    def key(self, call: Call, cache: RelayCache, inputs: Hashable) -> tuple[Hashable, Hashable]:
+        """What must be equal for a graph of one call to serve another: where weights lie, and all else."""
         rows, layers = cache.rows, cache.kv_layers
         shapes = tuple(
             (index, *((len(t), t.shape[1], t.shape[3], t.dtype) for t in layer.own_tensors()))
             for index, layer in layers.items()
         )
-        model = tuple(structure(call.modules))
+        places, state = structure(call.modules)
         context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
-        return (inputs, shapes, rows.own_start is None, context, model)
+        return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
+
+    def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
+        """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
+        with self._lock:
+            if len(self._refused) >= _MOST:
+                self._refused.clear()
+            self._refused[self.key(call, cache, signature(inputs))] = why or ""
+
+    def refused(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any]) -> str | None:
+        """Why such steps could not be captured before, or None."""
+        with self._lock:
+            return self._refused.get(self.key(call, cache, signature(inputs))) if self._refused else None
 
     def find(self, call: Call, cache: RelayCache, steps: int, inputs: Hashable) -> StepGraph | None:
         """A kept graph for the coming `steps` of a call, taken out, its buffers holding the call's rows."""
@@ -126,6 +146,8 @@ class Graphs:
             if not self._kept:
                 return None
             key = self.key(call, cache, inputs)
+            # Of weights that are no more, nothing is used again.
+            self._kept = [graph for graph in self._kept if graph.key[0] == key[0]]
             own = max(layer.own_length for layer in cache.kv_layers.values())
             for graph in sorted(self._kept, key=lambda graph: graph.capacity):
                 if graph.key == key and graph.capacity >= own + steps and graph.take_up(cache):
@@ -135,15 +157,14 @@ class Graphs:
 
     def give_back(self, graph: StepGraph, call: Call) -> None:
         """Keep a graph that a call is done with, if there is room and the model is one that things are kept of."""
-        graph.leave()
         budget = self._budget()
         if keeping_refusal(self._relay.model, call.modules) is not None or graph.nbytes > budget:
-            graph.detach()
             return
         with self._lock:
-            self._kept.append(graph)
+            if graph.epoch == self.epoch:
+                self._kept.append(graph)
             while len(self._kept) > _MOST or sum(each.nbytes for each in self._kept) > budget:
-                self._kept.pop(0).detach()
+                self._kept.pop(0)
 
     def stepper(self, call: Call, cache: RelayCache, steps: int, ahead: bool) -> Stepper:
         """What runs the steps of a call behind its prefill; the arguments are the stepper's."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -31,10 +30,16 @@ class DifferentStepError(UnfitStepError):
     """A step that does something else than the one before."""
 
 
+def unfit_input(inputs: Mapping[str, Any]) -> str | None:
+    """The name of an argument that is neither a tensor nor a plain value, or None."""
+    fit = (Tensor, bool, int, float, str, type(None))
+    return next((name for name, value in inputs.items() if name not in _NOT_READ and not isinstance(value, fit)), None)
+
+
 def signature(inputs: Mapping[str, Any]) -> Hashable:
     """What a graph's inputs have in common from step to step: shapes and dtypes of tensors, and all that is none."""
     return tuple(
-        (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else repr(value))
+        (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
         for name, value in inputs.items()
         if name not in _NOT_READ
     )
@@ -52,24 +57,28 @@ class StepGraph:
     """One forward of the model, of one token a row.
 
     Attributes:
-        key: what a call must have in common with the one that it was captured in.
+        key: what a call must have in common with the one that it was captured in (`Graphs.key`).
         device_graph: what launches it.
         decoding: position, lengths and tables that it reads.
         buffers: own keys and values of each layer, by the layer's number.
         inputs: the forward's arguments by name; what of them are tensors is read.
-        outputs: what the forward returned; its tensors are written.
+        outputs: the tensors that the forward returned, by name, which are written; None in the place of the cache.
+        output_type: what holds them.
         nbytes: bytes that it keeps: own buffers, and what the forward works in.
+        epoch: `Graphs.epoch` when it was captured.
     """
 
-    key: Hashable
+    key: tuple[Hashable, Hashable]
     device_graph: DeviceGraph
     decoding: Decoding
     buffers: dict[int, tuple[Tensor, Tensor]]
     inputs: dict[str, Any]
-    outputs: ModelOutput
+    outputs: dict[str, Tensor | None]
+    output_type: type[ModelOutput]
     nbytes: int = 0
-    _borrower: ReferenceType | None = None
-    _shared: list[list] = field(default_factory=list)
+    epoch: int = 0
+    _cache: RelayCache | None = None
+    _rows: list[Any] = field(default_factory=list)
     _ahead: bool = False
     _differs: Tensor | None = None
     _done: Any = None
@@ -79,50 +88,57 @@ class StepGraph:
         """Own columns that fit."""
         return self.decoding.capacity
 
-    def lent_to(self, cache: RelayCache) -> None:
-        """Note that `cache`, which the graph was captured with or has taken up, holds its rows in these buffers."""
-        self._borrower = ref(cache)
-        self._shared = [layer.shared for layer in cache.kv_layers.values()]
+    def lend(self, cache: RelayCache) -> None:
+        """Serve `cache`, which holds its rows in the graph's buffers."""
+        self._cache, self._rows = cache, _rows_of(cache)
 
     def take_up(self, cache: RelayCache) -> bool:
-        """Let `cache` hold its rows in these buffers. False, and nothing is changed, where its segments do not fit."""
-        if not self.decoding.plan.tables.take(segments_of(cache)):
-            return False
-        self.detach()
+        """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
         if self._done is not None:
             self._done.wait()  # for what another call launched last, on whatever stream
+        if not self.decoding.plan.tables.take(segments_of(cache)):
+            return False
         for index, buffers in self.buffers.items():
             cache.kv_layers[index].move_into(buffers)
         self.decoding.take_up(cache)
-        self.lent_to(cache)
+        self.lend(cache)
         return True
 
-    def detach(self) -> None:
-        """Give the cache that holds its rows here, if there still is one, memory of its own."""
-        cache = None if self._borrower is None else self._borrower()
-        self._borrower = None
-        if cache is None:
-            return
-        for index, buffers in self.buffers.items():
-            layer = cache.kv_layers[index]
-            if layer.holds(buffers):
-                layer.move_out()
-        if cache.rows.own_start is self.decoding.plan.own_start and cache.rows.own_start is not None:
-            cache.rows.own_start = cache.rows.own_start.clone()
+    def leave(self, cache: RelayCache | None) -> None:
+        """Serve nobody. `cache`: what was served, if it lives on: its rows get memory of their own."""
+        self.settle()
+        own_start = self.decoding.plan.own_start
+        if cache is not None:
+            for index, buffers in self.buffers.items():
+                if cache.kv_layers[index].holds(buffers):
+                    cache.kv_layers[index].move_out()
+            if own_start is not None and cache.rows.own_start is own_start:
+                cache.rows.own_start = own_copy(own_start)
+        self.forget()
+        position = self.decoding.position
+        if position.is_cuda:
+            self._done = torch.cuda.Event()
+            self._done.record(torch.cuda.current_stream(position.device))
+
+    def forget(self) -> None:
+        """Hold on to no cache, so that it is seen who else does."""
+        self._cache, self._rows = None, []
+        self.decoding.let_go()
 
     def leads_on(self, cache: RelayCache, inputs: Mapping[str, Any]) -> bool:
         """Whether the coming forward of `cache` with `inputs` is the next step of the one that was last replayed."""
-        if self._borrower is None or self._borrower() is not cache or cache.rows.holes is not None:
+        if self._cache is not cache or cache.rows.holes is not None:
             return False
         if any(not cache.kv_layers[index].holds(buffers) for index, buffers in self.buffers.items()):
             return False
         if not self.decoding.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(self.inputs):
             return False
-        shared = [layer.shared for layer in cache.kv_layers.values()]
-        if any(mine is not theirs for mine, theirs in zip(self._shared, shared, strict=True)):
-            self._shared = shared  # rows use other segments than before
-            return self.decoding.plan.tables.take(segments_of(cache))
-        return True
+        rows = _rows_of(cache)
+        if all(mine is theirs for mine, theirs in zip(self._rows, rows, strict=True)):
+            return True
+        # Rows were reordered, or use other segments than before: too late for a step that is under way.
+        self._rows = rows
+        return not self._ahead and self.decoding.plan.tables.take(segments_of(cache))
 
     def replay(self, cache: RelayCache, inputs: Mapping[str, Any]) -> ModelOutput:
         """The step of `cache`'s rows with `inputs`."""
@@ -146,9 +162,11 @@ class StepGraph:
 
     def run_ahead(self, tokens: Tensor) -> None:
         """Launch the step after the one that was last replayed, with `tokens` `[B, 1]`: those that are to come next."""
-        names = set(self._given)
-        cache = None if self._borrower is None else self._borrower()
-        if self._ahead or cache is None or names != {"input_ids", "position_ids"}:
+        cache = self._cache
+        if self._ahead or cache is None or set(self._given) != {"input_ids", "position_ids"}:
+            return
+        rows = _rows_of(cache)
+        if any(mine is not theirs for mine, theirs in zip(self._rows, rows, strict=True)):
             return
         if not all(cache.kv_layers[index].has_room for index in self.buffers):
             return
@@ -175,25 +193,30 @@ class StepGraph:
         return self._outputs_of(cache)
 
     def _outputs_of(self, cache: RelayCache) -> ModelOutput:
-        outputs = {name: _handed_out(name, value, cache) for name, value in self.outputs.items()}
-        return type(self.outputs)(**outputs)
-
-    def leave(self) -> None:
-        """Note that a call is done with it."""
-        position = self.decoding.position
-        if position.is_cuda:
-            self._done = torch.cuda.Event()
-            self._done.record(torch.cuda.current_stream(position.device))
+        outputs = {name: cache if value is None else value.clone() for name, value in self.outputs.items()}
+        return self.output_type(**outputs)
 
 
-def _handed_out(name: str, value: Any, cache: RelayCache) -> Any:
-    return value.clone() if isinstance(value, Tensor) else cache
+def _rows_of(cache: RelayCache) -> list[Any]:
+    """What is another object, or another number, once rows have moved or use other segments."""
+    return [cache.rows.changes, *(layer.shared for layer in cache.kv_layers.values())]
 
 
-def check_outputs(outputs: Any, cache: RelayCache) -> None:
-    """Raise an UnfitStepError where a forward returns something else than tensors and the cache."""
+def own_copy(tensor: Tensor) -> Tensor:
+    """A copy that may be written to in and out of inference mode."""
+    with torch.inference_mode(False):
+        return torch.empty_like(tensor, requires_grad=False).copy_(tensor)
+
+
+def tensors_of(outputs: Any, cache: RelayCache) -> dict[str, Tensor | None]:
+    """What a forward returned by name: tensors, and None in the place of the cache.
+
+    Raises:
+        UnfitStepError: it returns something else.
+    """
     if not isinstance(outputs, ModelOutput):
         raise UnfitStepError(f"the model returns a {type(outputs).__name__}")
     for name, value in outputs.items():
         if not isinstance(value, Tensor) and value is not cache:
             raise UnfitStepError(f"the model returns {name!r}, a {type(value).__name__}")
+    return {name: value if isinstance(value, Tensor) else None for name, value in outputs.items()}

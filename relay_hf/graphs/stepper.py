@@ -5,14 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from ..frame import RelayError
+from ..prefix.witness import adapter_state
 from . import device
 from .recorder import Operations
-from .step import _NOT_READ, DifferentStepError, StepGraph, UnfitStepError, check_outputs, segments_of, signature
+from .step import (
+    _NOT_READ,
+    DifferentStepError,
+    StepGraph,
+    UnfitStepError,
+    segments_of,
+    signature,
+    tensors_of,
+    unfit_input,
+)
 
 if TYPE_CHECKING:
     from ..cache_utils import RelayCache
@@ -22,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relay_hf")
 
-_TRIED_AGAIN = 3  # captures in one call, of which each outgrew its buffers or lost its rows
+_TRIED_AGAIN = 4  # steps recorded in one call: each before outgrew its buffers, or lost its rows
 
 
 class Stepper:
@@ -52,7 +63,8 @@ class Stepper:
         self._graph: StepGraph | None = None
         self._recorded: tuple[Operations, Hashable] | None = None
         self._noting: Operations | None = None
-        self._captures = self._differed = 0
+        self._recordings = self._differed = 0
+        self._adapters = adapter_state(call.modules)
         self._astray = False
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -60,9 +72,13 @@ class Stepper:
         if self.why_not is not None or not self._is_step(args, kwargs):
             return forward(*args, **kwargs)
         self._left -= 1
+        if self._adapters and adapter_state(self._call.modules) != self._adapters:
+            self._refuse("adapters changed within the call")
+            self._close()
+            return forward(**kwargs)
         graph = self._graph
         if graph is not None and not graph.leads_on(self._cache, kwargs):
-            self.close()
+            self._close()
             graph = None
         if graph is None and self._recorded is None:
             graph = self._graph = self._graphs.find(self._call, self._cache, self._left + 1, signature(kwargs))
@@ -94,7 +110,9 @@ class Stepper:
 
     def check(self) -> None:
         """Raise if a step ran ahead with other tokens than the loop then fed."""
-        if self._astray or (self._graph is not None and self._graph.ran_astray()):
+        if self._graph is not None:
+            self._astray |= self._graph.ran_astray()
+        if self._astray:
             raise RelayError(
                 "the decoding loop fed other tokens or positions than it showed its stopping criteria, so a step was "
                 "computed from the wrong ones. Use cuda_graphs=False for this call."
@@ -105,13 +123,25 @@ class Stepper:
         if self._noting is not None:
             self._noting.noted.clear()
 
-    def close(self) -> None:
-        """Give the graph back."""
-        if self._graph is not None:
-            self._graph.settle()
-            self._astray |= self._graph.ran_astray()
-            self._graphs.give_back(self._graph, self._call)
-        self._graph = self._recorded = None
+    def finish(self) -> None:
+        """The call is over: its cache is let go, and if others hold on to it, it gets memory of its own."""
+        cache = ref(self._cache)
+        self._cache = self._call.cache = self._call.decoding = self._call.transcript = None  # type: ignore[assignment]
+        graph, self._graph, self._recorded = self._graph, None, None
+        if graph is not None:
+            graph.forget()
+            self._give_back(graph, cache())
+
+    def _close(self) -> None:
+        """Give the graph back in the middle of a call."""
+        graph, self._graph, self._recorded = self._graph, None, None
+        if graph is not None:
+            self._give_back(graph, self._cache)
+
+    def _give_back(self, graph: StepGraph, cache: RelayCache | None) -> None:
+        graph.leave(cache)
+        self._astray |= graph.ran_astray()
+        self._graphs.give_back(graph, self._call)
 
     def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         ids = kwargs.get("input_ids")
@@ -120,12 +150,18 @@ class Stepper:
 
     def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
-        if self._captures >= _TRIED_AGAIN:
+        self._recordings += 1
+        if self._recordings > _TRIED_AGAIN:
             self._refuse("the call has changed its rows or outgrown its buffers too often")
             return forward(**kwargs)
         if self._left < self._graphs.least_steps:
             if not self.replayed:
                 self.why_not = "too few steps may follow for a capture to pay"
+            return forward(**kwargs)
+        name = unfit_input(kwargs)
+        why = None if name is None else f"the model is given {name!r}, a {type(kwargs[name]).__name__}"
+        if why := why or self._graphs.refused(self._call, self._cache, kwargs):
+            self._refuse(why)
             return forward(**kwargs)
         outputs, operations = self._noted(forward, kwargs)
         decoding = self._call.decoding
@@ -147,7 +183,6 @@ class Stepper:
             return self._record(forward, kwargs)
         if inputs_were != signature(kwargs):
             return self._record(forward, kwargs)
-        self._captures += 1
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
         try:
@@ -160,6 +195,7 @@ class Stepper:
                 self._differed += 1  # a first step may do what no other does; two that differ are no chance
                 return self._record(forward, kwargs)
             self._refuse(str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}")
+            self._graphs.refuse(self._call, cache, kwargs, self.why_not)
             return forward(**kwargs)
         self._call.transcript = transcript
         self._graph = graph
@@ -174,24 +210,24 @@ class Stepper:
         inputs = {name: _kept(value) for name, value in kwargs.items() if name not in _NOT_READ}
         device_graph = device.new_graph(where)
         held = {index: layer.own_length for index, layer in cache.kv_layers.items() if layer.own_tensors()}
-        allocated = _allocated(where)
+        allocated = _held(where)
 
         def run() -> Any:
             outputs, operations = self._noted(forward, {**kwargs, **inputs})
             if difference := recorded.differs(operations):
                 raise DifferentStepError(f"two steps of the model differ: {difference[:300]}")
-            check_outputs(outputs, cache)
-            return outputs
+            return tensors_of(outputs, cache), type(outputs)
 
-        outputs = device_graph.capture(run)
+        outputs, output_type = device_graph.capture(run)
         if any(cache.kv_layers[index].own_length != length + 1 for index, length in held.items()):
             raise UnfitStepError("a step does not add a token to every layer")
         buffers = {index: cache.kv_layers[index].buffers for index in held}
-        nbytes = _allocated(where) - allocated
+        nbytes = _held(where) - allocated
         nbytes += sum(tensor.numel() * tensor.element_size() for pair in buffers.values() for tensor in pair)
         key = self._graphs.key(self._call, cache, signature(kwargs))
-        graph = StepGraph(key, device_graph, decoding, buffers, inputs, outputs, nbytes)
-        graph.lent_to(cache)
+        epoch = self._graphs.epoch
+        graph = StepGraph(key, device_graph, decoding, buffers, inputs, outputs, output_type, nbytes, epoch)
+        graph.lend(cache)
         return graph
 
     def _noted(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Operations]:
@@ -222,5 +258,6 @@ def _kept(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _allocated(where: torch.device) -> int:
-    return torch.cuda.memory_allocated(where) if where.type == "cuda" else 0
+def _held(where: torch.device) -> int:
+    """Bytes that PyTorch holds on a device: a graph's own pool counts whole, though nothing in it may be in use."""
+    return torch.cuda.memory_reserved(where) if where.type == "cuda" else 0

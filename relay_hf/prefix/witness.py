@@ -24,6 +24,7 @@ from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
 _SAMPLES = 32
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+_PLAIN = (bool, int, float, str)
 
 BufferKey = tuple[int, str]
 
@@ -107,16 +108,30 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     return None
 
 
-def structure(modules: Sequence[nn.Module]) -> list[Any]:
-    """What a CUDA graph of a forward has in it for good: where weights and buffers lie, not what they hold.
+def structure(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
+    """What a CUDA graph of a forward has in it for good.
 
-    And what else a forward reads: adapters, and the configuration.
+    Returns:
+        Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
+        plain numbers of modules, adapters, and the configuration.
     """
     places: list[Any] = []
+    state: list[Any] = []
     for module in modules:
-        for tensors in (module._parameters, module._buffers):
-            places += [mark for t in tensors.values() if t is not None for mark in (id(t), t.data_ptr(), t.dtype)]
-    return places + _module_state(modules)
+        tensors = [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
+        for name, value in module.__dict__.items():
+            if type(value) in _PLAIN:
+                state += (name, value)
+            elif isinstance(value, Tensor):
+                tensors.append(value)
+        places += [mark for t in tensors for mark in (id(t), t.data_ptr(), t.dtype, t.shape, t.stride())]
+    return places, state + _module_state(modules)
+
+
+def adapter_state(modules: Sequence[nn.Module]) -> list[str]:
+    """What of peft's layers decides what a forward adds; nothing of a model without."""
+    tuned = (module.__dict__ for module in modules if "_active_adapter" in module.__dict__)
+    return [repr(members.get(name)) for members in tuned for name in _ADAPTER_STATE]
 
 
 def _marks(tensors: Sequence[Tensor]) -> list[Any]:
@@ -174,10 +189,7 @@ def _step(count: int, columns: int) -> int:
 
 def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
     state: list[Any] = [*map(id, modules), *map(type, modules)]
-    for module in modules:
-        members = module.__dict__
-        if "_active_adapter" in members:
-            state += [repr(members.get(name)) for name in _ADAPTER_STATE]
+    state += adapter_state(modules)
     for config in attention_configs(modules):
         fields = {name: value for name, value in vars(config).items() if name != ATTENTION_FIELD}
         state += (repr(fields), users_implementation(config))

@@ -11,6 +11,7 @@ import ctypes
 import threading
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from relay_hf.kernels import reference
@@ -73,8 +74,12 @@ class Noted(TorchDispatchMode):
         outputs = operation(*args, **kwargs)
         if written:
             self.graph.note(lambda: operation(*args, **kwargs))
-        elif not any(r.alias_info for r in operation._schema.returns) and "empty" not in operation.name():
-            kept = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        kept = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        there = {
+            t.untyped_storage().data_ptr() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
+        views = all(t.untyped_storage().data_ptr() in there for t in kept if isinstance(t, torch.Tensor))
+        if not written and not views and "empty" not in operation.name():
 
             def again():
                 new = operation(*args, **kwargs)

@@ -307,6 +307,8 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     part_lse = torch.empty(parts, heads, length, dtype=torch.float32, device=device)
     segment_programs = len(work.items) * kv_heads
     programs = segment_programs + split_parts * ceil_div(queries, own_tile.block_m) * kv_heads
+    # Without a first launch, what a second one would overlap is the launch that makes its queries.
+    overlapping = call.overlapping if programs else {"OVERLAP": False}
     if programs:
         _decode_kernel[(programs,)](
             call.query,
@@ -335,16 +337,16 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
             OWN_BLOCK_N=tile.own_block_n,
             SPLIT_OWN=split_parts > 0,
             CAUSAL=length > 1,
-            OVERLAP=call.overlapping["OVERLAP"],
+            OVERLAP=overlapping["OVERLAP"],
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             maxnreg=MAX_REGISTERS,
         )
     if split_parts:
         most = work.most_parts + splits
-        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, most, call.overlapping)
+        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, most, overlapping)
     elif queries <= FEW:
         few = choose("few", chip, call.width, itemsize, queries)
-        _launch_few(call, part_out, part_lse, out, work, few)
+        _launch_few(call, part_out, part_lse, out, work, few, overlapping)
     else:
-        _launch_own(call, part_out, part_lse, out, work, own_tile)
+        _launch_own(call, part_out, part_lse, out, work, own_tile, overlapping)

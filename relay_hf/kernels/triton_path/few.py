@@ -7,6 +7,8 @@ meets them as a vector. So a program is small, many are under way together, and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -179,7 +181,13 @@ def parts_at_once(queries: int) -> int:
 
 
 def _launch_few(
-    call: Call, part_out: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, work: WorkList, tile: Tile
+    call: Call,
+    part_out: torch.Tensor,
+    part_lse: torch.Tensor,
+    out: torch.Tensor,
+    work: WorkList,
+    tile: Tile,
+    overlapping: Mapping[str, object],
 ) -> None:
     """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
     batch, length = out.shape[:2]
@@ -199,7 +207,7 @@ def _launch_few(
         call.sinks,
         *call.numbers,
         **call.constants,
-        **call.overlapping,
+        **overlapping,
         QUERIES=queries,
         BLOCK_Q=next_power_of_2(queries),
         BLOCK_N=tile.block_n,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import triton
 import triton.language as tl
@@ -254,7 +256,13 @@ def _own_kernel(
 
 
 def _launch_own(
-    call: Call, part_out: torch.Tensor, part_lse: torch.Tensor, out: torch.Tensor, work: WorkList, tile: Tile
+    call: Call,
+    part_out: torch.Tensor,
+    part_lse: torch.Tensor,
+    out: torch.Tensor,
+    work: WorkList,
+    tile: Tile,
+    overlapping: Mapping[str, object],
 ) -> None:
     """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
     batch, length = out.shape[:2]
@@ -279,7 +287,7 @@ def _launch_own(
         PARTS=parts_at_a_time(tile),
         CAUSAL=length > 1,
         SINKS=call.sinks is not None,
-        **call.overlapping,
+        **overlapping,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=MAX_REGISTERS,

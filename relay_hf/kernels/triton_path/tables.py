@@ -31,6 +31,14 @@ class Launch(NamedTuple):
     tile: Tile
 
 
+class _Extent(NamedTuple):
+    """A segment without its keys and values, which are not to be held on to."""
+
+    length: int
+    start: int
+    rows: tuple[int, ...] | None
+
+
 class DecodeTables:
     """What the kernels of a decode step look up, at fixed addresses.
 
@@ -55,7 +63,7 @@ class DecodeTables:
         self._batch, self._device = len(key), key.device
         if not _alike(segments):
             raise ValueError("segments must be alike, and dense in their last dimension, in all layers")
-        self._segments = list(segments[0])
+        self._segments = [_Extent(s.length, s.start, s.rows) for s in segments[0]]
         self.uses = _uses(self._segments, self._batch)
         self._room = max(_LEAST_SEGMENTS, _power_of_2(len(self._segments)))
         self._addresses = torch.zeros(len(buffers), self._room, 6, dtype=torch.int64, device=self._device)
@@ -110,7 +118,7 @@ class DecodeTables:
         hosts = {launch: self._schedule(launch, segments[0]) for launch in self._works}
         if not all(_fits(work, hosts[launch]) for launch, work in self._works.items()):
             return False
-        self._segments = list(segments[0])
+        self._segments = [_Extent(s.length, s.start, s.rows) for s in segments[0]]
         self._write(offsets)
         for launch, work in self._works.items():
             _put(work, hosts[launch])
@@ -140,7 +148,7 @@ class DecodeTables:
             for layer, bases in zip(segments, self._buffers, strict=True)
         ]
 
-    def _schedule(self, launch: Launch, segments: Sequence[Segment]) -> Schedule:
+    def _schedule(self, launch: Launch, segments: Sequence[Segment | _Extent]) -> Schedule:
         return schedule(segments, self._batch, *launch, self._device)
 
     def _make(self, launch: Launch, host: Schedule) -> WorkList:
@@ -186,11 +194,11 @@ def _alike(segments: LayerSegments) -> bool:
     return dense and all(geometry(layer) == geometry(segments[0]) for layer in segments)
 
 
-def _rows(segment: Segment, batch: int) -> int:
+def _rows(segment: Segment | _Extent, batch: int) -> int:
     return batch if segment.rows is None else len(segment.rows)
 
 
-def _uses(segments: Sequence[Segment], batch: int) -> int:
+def _uses(segments: Sequence[Segment | _Extent], batch: int) -> int:
     return max((_rows(segment, batch) for segment in segments), default=0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -141,9 +142,12 @@ class Schedule:
 
 
 def schedule(
-    segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+    segments: Sequence[Any], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> Schedule:
-    """Who does what, the longest items first: what is left at the end is short."""
+    """Who does what, the longest items first: what is left at the end is short.
+
+    Of `segments` length, start and rows are read.
+    """
     used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
     tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
     sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))

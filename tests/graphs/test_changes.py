@@ -1,0 +1,164 @@
+"""What changes between two calls, or within one, and what becomes of the graph."""
+
+import pytest
+import torch
+
+import relay_hf
+from helpers import generate
+from relay_hf.testing import prompts, tiny_model
+
+INPUTS = prompts(20, (4, 4))
+
+
+def patch(model, **options):
+    return relay_hf.patch_model(model, **{"policy": "always", "cuda_graphs": True, **options})
+
+
+class Steer(torch.nn.Module):
+    """A part of a model with a number and a tensor that are neither parameter nor buffer."""
+
+    def __init__(self, inner, width):
+        super().__init__()
+        self.inner, self.vector, self.factor = inner, torch.zeros(width), 1.0
+
+    def forward(self, hidden):
+        return self.inner(hidden) + self.factor * self.vector
+
+
+@pytest.mark.parametrize("name", ["vector", "factor"])
+def test_numbers_and_tensors_of_modules_are_looked_at(graphs, name):
+    model = tiny_model("llama")
+    steer = Steer(model.model.layers[1].mlp, 32)
+    model.model.layers[1].mlp = steer
+    steer.vector = torch.linspace(-9, 9, 32)
+    patch(model)
+    generate(model, INPUTS)
+    setattr(steer, name, -getattr(steer, name))
+    model.relay.keeper.clear()  # what is kept of a prefix knows nothing of these
+    ours = generate(model, INPUTS)
+    assert len(graphs) == 2
+    relay_hf.unpatch_model(model)
+    assert torch.equal(generate(model, INPUTS), ours)
+
+
+def test_the_graph_of_weights_that_are_no_more_is_dropped(graphs):
+    model = patch(tiny_model("llama"))
+    generate(model, INPUTS)
+    for module in model.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = torch.nn.Parameter(parameter.detach().clone())
+    generate(model, INPUTS)
+    assert len(graphs) == 2
+    assert len(model.relay.graphs) == 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about itself
+def test_adapters_that_are_switched_between_calls_and_within_one(graphs):
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model("llama"), config).eval()
+
+    def run(columns=999):
+        def switch(ids, scores):
+            if ids.shape[1] == columns:
+                model.base_model.disable_adapter_layers()
+            return scores
+
+        tokens = model.generate(**INPUTS, max_new_tokens=14, min_new_tokens=14, logits_processor=[switch])
+        model.base_model.enable_adapter_layers()
+        return tokens
+
+    def off():
+        with model.disable_adapter():
+            return run()
+
+    stock = [run(), off(), run(), off(), run(31)]
+    assert not torch.equal(stock[0], stock[4])
+    patch(model)
+    assert all(torch.equal(*pair) for pair in zip([run(), off(), run(), off(), run(31)], stock, strict=True))
+    assert model.get_base_model().relay.last.graph_reason == "adapters changed within the call"
+
+
+@pytest.mark.parametrize("place", ["logits", "inputs"])
+@pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices"])
+def test_rows_that_move_between_two_steps(graphs, monkeypatch, change, place):
+    """From a logits processor, and, after the next step has been started ahead, where the loop prepares its inputs."""
+    model, held = tiny_model("llama"), []
+    update, prepare = type(model)._update_model_kwargs_for_generation, type(model).prepare_inputs_for_generation
+
+    def move(columns):
+        if held and columns in (29, 31):
+            getattr(held[-1], change)(torch.tensor([1, 0]))
+
+    def updating(self, outputs, inputs, **kwargs):
+        held.append(outputs.past_key_values)
+        return update(self, outputs, inputs, **kwargs)
+
+    def preparing(self, input_ids, **kwargs):
+        if place == "inputs":
+            move(input_ids.shape[1])
+        return prepare(self, input_ids, **kwargs)
+
+    def processor(ids, scores):
+        if place == "logits":
+            move(ids.shape[1])
+        return scores
+
+    preparing.__wrapped__ = prepare
+    monkeypatch.setattr(type(model), "_update_model_kwargs_for_generation", updating)
+    monkeypatch.setattr(type(model), "prepare_inputs_for_generation", preparing)
+    stock = generate(model, INPUTS, logits_processor=[processor])
+    patch(model)
+    for _ in range(2):
+        held.clear()
+        assert torch.equal(generate(model, INPUTS, logits_processor=[processor]), stock)
+        assert model.relay.last.graph_steps > 5
+
+
+@pytest.mark.parametrize("act", ["options", "clear", "unpatch"])
+def test_what_is_dropped_while_a_call_runs_does_not_come_back_with_it(graphs, act):
+    model = patch(tiny_model("llama"))
+    handle, stock = model.relay, generate(model, INPUTS)
+    acts = {
+        "options": lambda: patch(model, cuda_graphs=False),
+        "clear": lambda: model.relay.clear(),
+        "unpatch": lambda: relay_hf.unpatch_model(model),
+    }
+
+    def criterion(ids, scores):
+        if ids.shape[1] == 30:
+            acts[act]()
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    assert torch.equal(generate(model, INPUTS, stopping_criteria=[criterion]), stock)
+    assert len(handle.graphs) == 0
+
+
+def test_what_could_not_be_captured_is_not_tried_in_every_call(graphs):
+    model = patch(tiny_model("gpt_oss"))
+    made = []
+    for _ in range(3):
+        generate(model, INPUTS)
+        made.append(len(graphs))
+        assert model.relay.last.graph_reason.startswith("two steps of the model differ")
+    assert made == [made[0]] * 3
+    model.relay.clear()
+    generate(model, INPUTS)
+    assert len(graphs) > made[0]
+
+
+def test_a_call_that_is_not_for_the_models_own_loop_is_left_as_it_is(graphs):
+    """Paged generation refuses stopping criteria."""
+    model = tiny_model("llama")
+
+    def run():
+        try:
+            return model.generate(**INPUTS, max_new_tokens=4, cache_implementation="paged").tolist()
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    stock = run()
+    patch(model)
+    assert run() == stock

@@ -1,0 +1,129 @@
+"""Who owns the memory of a graph: a cache while its call runs, and nobody after it."""
+
+import copy
+import gc
+import weakref
+
+import pytest
+import torch
+
+import relay_hf
+from helpers import generate
+from relay_hf.testing import prompts, tiny_model
+
+
+@pytest.fixture
+def patch(graphs):
+    return lambda model: relay_hf.patch_model(model, policy="always", cuda_graphs=True)
+
+
+def at(columns):
+    """Stopping criteria of a call that ends before it has made all its tokens."""
+    return [lambda ids, scores, **kwargs: torch.full((len(ids),), ids.shape[1] >= columns)]
+
+
+def turn(model, inputs, one, tokens=3, **options):
+    """A next turn on a returned cache."""
+    text = torch.cat([one.sequences, one.sequences[:, 5 : 5 + tokens]], dim=1).clone()
+    mask = torch.nn.functional.pad(inputs["attention_mask"], (0, text.shape[1] - inputs["input_ids"].shape[1]), value=1)
+    options = {"max_new_tokens": 9, "min_new_tokens": 9, **options}
+    return model.generate(text, attention_mask=mask, past_key_values=one.past_key_values, **options)
+
+
+def test_two_graphs_never_have_the_same_buffers(patch):
+    """A call that ends early leaves a graph with less room than its next turn needs, which captures another."""
+    model = tiny_model("llama")
+    calls = [prompts(20, own, seed) for own, seed in (((3, 5), 0), ((5, 4), 3), ((2, 5), 4))]
+    returned = {"return_dict_in_generate": True}
+
+    def talk():
+        early = {"max_new_tokens": 40, "min_new_tokens": 0, **returned}
+        one = generate(model, calls[0], stopping_criteria=at(33), **early)
+        two = turn(model, calls[0], one, stopping_criteria=at(42), **early)
+        others = [generate(model, inputs, **returned) for inputs in calls[1:]]
+        return [one.sequences, two.sequences, *(o.sequences for o in others), turn(model, calls[1], others[0])]
+
+    stock = talk()
+    patch(model)
+    assert all(torch.equal(*pair) for pair in zip(talk(), stock, strict=True))
+    buffers = [graph.buffers[0][0].data_ptr() for graph in model.relay.graphs._kept]
+    assert len(set(buffers)) == len(buffers) > 1
+
+
+def test_calls_in_and_out_of_inference_mode(patch):
+    model = tiny_model("llama")
+    calls = [prompts(20, (3, 5)), prompts(22, (4, 2), seed=8)]
+
+    def talk():
+        found = []
+        for mode in (True, False, True, False):
+            with torch.inference_mode(mode):
+                ones = [generate(model, inputs, return_dict_in_generate=True) for inputs in calls]
+            with torch.inference_mode(not mode):
+                found.append(turn(model, calls[0], ones[0]))
+                ones.append(generate(model, calls[1], return_dict_in_generate=True))
+            found += [turn(model, calls[1], one) for one in ones[1:]]
+        return found
+
+    stock = talk()
+    patch(model)
+    assert all(torch.equal(*pair) for pair in zip(talk(), stock, strict=True))
+
+
+def test_what_a_caller_holds_of_a_returned_cache_stays(patch):
+    model = patch(tiny_model("llama"))
+    cache = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True).past_key_values
+    held, twin = cache.layers[0].keys, copy.copy(cache)
+    before = held.clone()
+    del cache
+    generate(model, prompts(20, (5, 4), seed=3))
+    assert model.relay.last.graph_steps == 11
+    assert torch.equal(held, before)
+    assert torch.equal(twin.layers[0].keys, before)
+
+
+def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
+    model = patch(tiny_model("llama"))
+    outputs = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True)
+    cache = weakref.ref(outputs.past_key_values)
+    key = weakref.ref(outputs.past_key_values.layers[1].shared[0].segment.key)
+    model.relay.keeper.clear()
+    del outputs
+    gc.collect()
+    assert len(model.relay.graphs) == 1
+    assert (cache(), key()) == (None, None)
+
+
+def test_a_call_within_a_call(patch):
+    model = tiny_model("llama")
+    inputs, other = prompts(20, (3, 5)), prompts(22, (4, 2), seed=8)
+
+    def run():
+        inner = []
+
+        def nest(ids, scores):
+            if ids.shape[1] in (27, 30, 33):
+                inner.append(generate(model, other))
+            return torch.zeros(len(ids), dtype=torch.bool)
+
+        return [generate(model, inputs, stopping_criteria=[nest]), *inner]
+
+    stock = run()
+    patch(model)
+    for _ in range(3):
+        assert all(torch.equal(*pair) for pair in zip(run(), stock, strict=True))
+
+
+def test_guidance_runs_the_model_beside_the_graph(patch):
+    model = tiny_model("llama")
+    negative = prompts(9, (3, 5), seed=9)
+    options = {
+        "guidance_scale": 1.7,
+        "negative_prompt_ids": negative["input_ids"],
+        "negative_prompt_attention_mask": negative["attention_mask"],
+    }
+    stock = generate(model, prompts(20, (3, 5)), **options)
+    patch(model)
+    for steps in (10, 11):
+        assert torch.equal(generate(model, prompts(20, (3, 5)), **options), stock)
+        assert model.relay.last.graph_steps == steps
