@@ -93,8 +93,10 @@ class CudaGraph:
         with suppress(Exception):  # a capture that succeeds leaves random numbers to be drawn as before
             probe = torch.cuda.CUDAGraph()
             probe.capture_begin(capture_error_mode="thread_local")
-            torch.zeros(1, device=self._device)
-            probe.capture_end()
+            try:
+                torch.zeros(1, device=self._device)
+            finally:
+                probe.capture_end()
 
 
 _abandoned: list[torch.cuda.CUDAGraph] = []

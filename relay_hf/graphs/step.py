@@ -90,7 +90,7 @@ class StepGraph:
 
     def lend(self, cache: RelayCache) -> None:
         """Serve `cache`, which holds its rows in the graph's buffers."""
-        self._cache, self._rows = cache, _rows_of(cache)
+        self._cache, self._rows = cache, rows_of(cache)
 
     def take_up(self, cache: RelayCache) -> bool:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
@@ -133,8 +133,8 @@ class StepGraph:
             return False
         if not self.decoding.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(self.inputs):
             return False
-        rows = _rows_of(cache)
-        if all(mine is theirs for mine, theirs in zip(self._rows, rows, strict=True)):
+        rows = rows_of(cache)
+        if same_rows(self._rows, rows):
             return True
         # Rows were reordered, or use other segments than before: too late for a step that is under way.
         self._rows = rows
@@ -165,8 +165,7 @@ class StepGraph:
         cache = self._cache
         if self._ahead or cache is None or set(self._given) != {"input_ids", "position_ids"}:
             return
-        rows = _rows_of(cache)
-        if any(mine is not theirs for mine, theirs in zip(self._rows, rows, strict=True)):
+        if not same_rows(self._rows, rows_of(cache)):
             return
         if not all(cache.kv_layers[index].has_room for index in self.buffers):
             return
@@ -197,9 +196,14 @@ class StepGraph:
         return self.output_type(**outputs)
 
 
-def _rows_of(cache: RelayCache) -> list[Any]:
+def rows_of(cache: RelayCache) -> list[Any]:
     """What is another object, or another number, once rows have moved or use other segments."""
     return [cache.rows.changes, *(layer.shared for layer in cache.kv_layers.values())]
+
+
+def same_rows(one: list[Any], other: list[Any]) -> bool:
+    """Whether two of `rows_of` speak of rows in the same place that use the same segments."""
+    return one[0] == other[0] and all(mine is theirs for mine, theirs in zip(one[1:], other[1:], strict=True))
 
 
 def own_copy(tensor: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from .step import (
     DifferentStepError,
     StepGraph,
     UnfitStepError,
+    rows_of,
+    same_rows,
     segments_of,
     signature,
     tensors_of,
@@ -61,7 +63,7 @@ class Stepper:
         self.replayed, self.nbytes = 0, 0
         self.why_not = refused
         self._graph: StepGraph | None = None
-        self._recorded: tuple[Operations, Hashable] | None = None
+        self._recorded: tuple[Operations, Hashable, list[Any]] | None = None
         self._noting: Operations | None = None
         self._recordings = self._differed = 0
         self._adapters = adapter_state(call.modules)
@@ -73,8 +75,8 @@ class Stepper:
             return forward(*args, **kwargs)
         self._left -= 1
         if self._adapters and adapter_state(self._call.modules) != self._adapters:
-            self._refuse("adapters changed within the call")
             self._close()
+            self._refuse("adapters changed within the call")
             return forward(**kwargs)
         graph = self._graph
         if graph is not None and not graph.leads_on(self._cache, kwargs):
@@ -140,6 +142,8 @@ class Stepper:
 
     def _give_back(self, graph: StepGraph, cache: RelayCache | None) -> None:
         graph.leave(cache)
+        if self._call.decoding is graph.decoding:
+            self._call.decoding = None
         self._astray |= graph.ran_astray()
         self._graphs.give_back(graph, self._call)
 
@@ -170,18 +174,24 @@ class Stepper:
         elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
             self._refuse(self.why_not or "the kernels do not compute attention")
         else:
-            self._recorded = operations, signature(kwargs)
+            self._recorded = operations, signature(kwargs), rows_of(self._cache)
         return outputs
 
     def _capture(
-        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, inputs_were: Hashable
+        self,
+        forward: Callable[..., Any],
+        kwargs: dict[str, Any],
+        recorded: Operations,
+        inputs_were: Hashable,
+        rows_were: list[Any],
     ) -> Any:
         """A step as a graph, if it does what the one before did."""
         self._recorded = None
         decoding, cache = self._call.decoding, self._cache
         if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
             return self._record(forward, kwargs)
-        if inputs_were != signature(kwargs):
+        if inputs_were != signature(kwargs) or not same_rows(rows_were, rows_of(cache)):
+            self._call.decoding = None  # with tables of rows as they were
             return self._record(forward, kwargs)
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
@@ -251,6 +261,8 @@ class Stepper:
 
     def _refuse(self, why: str) -> None:
         self.why_not = why
+        if self._call.decoding is not None:
+            self._call.decoding.plan.tables = None  # nobody keeps them up to date any more
         logger.info("relay_hf: decode steps of this call are not replayed as a CUDA graph: %s", why)
 
 

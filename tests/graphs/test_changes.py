@@ -81,16 +81,26 @@ def test_adapters_that_are_switched_between_calls_and_within_one(graphs):
     assert model.get_base_model().relay.last.graph_reason == "adapters changed within the call"
 
 
+def tree():
+    """Four rows that share 20 tokens, and two and two of them 18 more."""
+    inputs = prompts(20, (30, 30, 30, 30))
+    ids = inputs["input_ids"]
+    ids[1, 20:38], ids[3, 20:38] = ids[0, 20:38].clone(), ids[2, 20:38].clone()
+    return inputs
+
+
 @pytest.mark.parametrize("place", ["logits", "inputs"])
 @pytest.mark.parametrize("change", ["reorder_cache", "batch_select_indices"])
-def test_rows_that_move_between_two_steps(graphs, monkeypatch, change, place):
+@pytest.mark.parametrize("inputs", [INPUTS, tree()], ids=["flat", "tree"])
+def test_rows_that_move_between_two_steps(graphs, monkeypatch, inputs, change, place):
     """From a logits processor, and, after the next step has been started ahead, where the loop prepares its inputs."""
-    model, held = tiny_model("llama"), []
+    model, held, given = tiny_model("llama"), [], inputs["input_ids"]
+    order = torch.arange(len(given)).roll(len(given) // 2)  # rows of one group for those of another
     update, prepare = type(model)._update_model_kwargs_for_generation, type(model).prepare_inputs_for_generation
 
     def move(columns):
-        if held and columns in (29, 31):
-            getattr(held[-1], change)(torch.tensor([1, 0]))
+        if held and columns - given.shape[1] in (2, 5, 7):  # after the step that is recorded, and later
+            getattr(held[-1], change)(order)
 
     def updating(self, outputs, inputs, **kwargs):
         held.append(outputs.past_key_values)
@@ -109,12 +119,13 @@ def test_rows_that_move_between_two_steps(graphs, monkeypatch, change, place):
     preparing.__wrapped__ = prepare
     monkeypatch.setattr(type(model), "_update_model_kwargs_for_generation", updating)
     monkeypatch.setattr(type(model), "prepare_inputs_for_generation", preparing)
-    stock = generate(model, INPUTS, logits_processor=[processor])
+    stock = generate(model, inputs, logits_processor=[processor])
     patch(model)
     for _ in range(2):
         held.clear()
-        assert torch.equal(generate(model, INPUTS, logits_processor=[processor]), stock)
-        assert model.relay.last.graph_steps > 5
+        assert torch.equal(generate(model, inputs, logits_processor=[processor]), stock)
+        assert model.relay.last.relayed
+        assert model.relay.last.graph_steps > (4 if change == "reorder_cache" else 0)
 
 
 @pytest.mark.parametrize("act", ["options", "clear", "unpatch"])
