@@ -112,10 +112,6 @@ class Decoding:
         """Note that a CUDA graph has moved the tensors to the next step, and all else."""
         self._columns += 1
 
-    def step_back(self) -> None:
-        """Undo what a CUDA graph did that nobody has asked for."""
-        self._counters -= 1
-
     def advance(self) -> None:
         """To the next step."""
         self._counters += 1

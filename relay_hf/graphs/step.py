@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from ..cache_utils import RelayCache
+    from ..cache_utils import RelayCache, SharedKV
     from ..decoding import Decoding
     from ..kernels.segment import Segment
     from .device import DeviceGraph
@@ -52,6 +52,18 @@ def segments_of(cache: RelayCache) -> list[list[Segment]]:
     return [[segment for segment in layer if segment.length and segment.rows != ()] for layer in parts]
 
 
+class Rows(NamedTuple):
+    """Which rows a cache holds: how often they were changed, and the segments that each layer has them use."""
+
+    changes: int = -1
+    users: tuple[tuple[SharedKV, ...], ...] = ()
+
+
+def rows_of(cache: RelayCache) -> Rows:
+    """The rows of a cache. A segment is another object once other rows use it."""
+    return Rows(cache.rows.changes, tuple(tuple(layer.shared) for layer in cache.kv_layers.values()))
+
+
 @dataclass(eq=False)
 class StepGraph:
     """One forward of the model, of one token a row.
@@ -78,7 +90,7 @@ class StepGraph:
     nbytes: int = 0
     epoch: int = 0
     _cache: RelayCache | None = None
-    _rows: list[Any] = field(default_factory=list)
+    _rows: Rows = field(default_factory=Rows)
     _ahead: bool = False
     _differs: Tensor | None = None
     _done: Any = None
@@ -106,7 +118,9 @@ class StepGraph:
 
     def leave(self, cache: RelayCache | None) -> None:
         """Serve nobody. `cache`: what was served, if it lives on: its rows get memory of their own."""
-        self.settle()
+        if self._ahead:  # nobody has asked for it; it has written behind the rows' end
+            self._ahead = False
+            self.device_graph.join()
         own_start = self.decoding.plan.own_start
         if cache is not None:
             for index, buffers in self.buffers.items():
@@ -122,7 +136,7 @@ class StepGraph:
 
     def forget(self) -> None:
         """Hold on to no cache, so that it is seen who else does."""
-        self._cache, self._rows = None, []
+        self._cache, self._rows = None, Rows()
         self.decoding.let_go()
 
     def leads_on(self, cache: RelayCache, inputs: Mapping[str, Any]) -> bool:
@@ -133,12 +147,10 @@ class StepGraph:
             return False
         if not self.decoding.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(self.inputs):
             return False
-        rows = rows_of(cache)
-        if same_rows(self._rows, rows):
-            return True
-        # Rows were reordered, or use other segments than before: too late for a step that is under way.
-        self._rows = rows
-        return not self._ahead and self.decoding.plan.tables.take(segments_of(cache))
+        before, self._rows = self._rows, rows_of(cache)
+        if self._ahead and before != self._rows:
+            return False  # too late for a step that is under way
+        return before.users == self._rows.users or self.decoding.plan.tables.take(segments_of(cache))
 
     def replay(self, cache: RelayCache, inputs: Mapping[str, Any]) -> ModelOutput:
         """The step of `cache`'s rows with `inputs`."""
@@ -165,21 +177,16 @@ class StepGraph:
         cache = self._cache
         if self._ahead or cache is None or set(self._given) != {"input_ids", "position_ids"}:
             return
-        if not same_rows(self._rows, rows_of(cache)):
+        rows = rows_of(cache)
+        if rows.users != self._rows.users:
             return
         if not all(cache.kv_layers[index].has_room for index in self.buffers):
             return
+        self._rows = rows
         self.inputs["input_ids"].copy_(tokens)
         self.inputs["position_ids"] += 1
         self.device_graph.replay_beside()
         self._ahead = True
-
-    def settle(self) -> None:
-        """Undo a step that was launched ahead and that nobody has asked for."""
-        if self._ahead:
-            self._ahead = False
-            self.device_graph.join()
-            self.decoding.step_back()
 
     def ran_astray(self) -> bool:
         """Whether any step ran ahead with other inputs than were then given. Waits for the device."""
@@ -194,16 +201,6 @@ class StepGraph:
     def _outputs_of(self, cache: RelayCache) -> ModelOutput:
         outputs = {name: cache if value is None else value.clone() for name, value in self.outputs.items()}
         return self.output_type(**outputs)
-
-
-def rows_of(cache: RelayCache) -> list[Any]:
-    """What is another object, or another number, once rows have moved or use other segments."""
-    return [cache.rows.changes, *(layer.shared for layer in cache.kv_layers.values())]
-
-
-def same_rows(one: list[Any], other: list[Any]) -> bool:
-    """Whether two of `rows_of` speak of rows in the same place that use the same segments."""
-    return one[0] == other[0] and all(mine is theirs for mine, theirs in zip(one[1:], other[1:], strict=True))
 
 
 def own_copy(tensor: Tensor) -> Tensor:

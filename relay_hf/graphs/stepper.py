@@ -17,10 +17,10 @@ from .recorder import Operations
 from .step import (
     _NOT_READ,
     DifferentStepError,
+    Rows,
     StepGraph,
     UnfitStepError,
     rows_of,
-    same_rows,
     segments_of,
     signature,
     tensors_of,
@@ -63,7 +63,7 @@ class Stepper:
         self.replayed, self.nbytes = 0, 0
         self.why_not = refused
         self._graph: StepGraph | None = None
-        self._recorded: tuple[Operations, Hashable, list[Any]] | None = None
+        self._recorded: tuple[Operations, Hashable, Rows] | None = None
         self._noting: Operations | None = None
         self._recordings = self._differed = 0
         self._adapters = adapter_state(call.modules)
@@ -183,14 +183,14 @@ class Stepper:
         kwargs: dict[str, Any],
         recorded: Operations,
         inputs_were: Hashable,
-        rows_were: list[Any],
+        rows_were: Rows,
     ) -> Any:
         """A step as a graph, if it does what the one before did."""
         self._recorded = None
         decoding, cache = self._call.decoding, self._cache
         if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
             return self._record(forward, kwargs)
-        if inputs_were != signature(kwargs) or not same_rows(rows_were, rows_of(cache)):
+        if inputs_were != signature(kwargs) or rows_were.users != rows_of(cache).users:
             self._call.decoding = None  # with tables of rows as they were
             return self._record(forward, kwargs)
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
