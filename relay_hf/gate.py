@@ -60,10 +60,10 @@ class Machine:
             return None
         generation = torch.cuda.get_device_capability(device)[0]
         half, single, bandwidth = next(rates for first, rates in _GENERATIONS.items() if generation >= first)
-        # A step of stock takes the host 0.9e-3 to 1.1e-3 s a layer, a relayed one that is not replayed 1.3e-3 to
-        # 1.5e-3. Replayed, it takes the device 1.3e-4 s a layer on top of its bytes, for norms, rotations and launches.
+        # A step of stock takes the host 0.66e-3 to 1.1e-3 s a layer, a relayed one that is not replayed 0.4e-3 more.
+        # Replayed, it takes the device 1.3e-4 s a layer on top of its bytes, for norms, rotations and launches.
         rate = single if dtype is torch.float32 else half
-        return cls(rate, bandwidth, 4.0e-4, 0.9e-3, 1.0e-4, 3.0e-5, 5.0e-3)
+        return cls(rate, bandwidth, 4.0e-4, 0.6e-3, 1.0e-4, 3.0e-5, 5.0e-3)
 
 
 # First numbers of the compute capabilities of which a result of `python -m benchmarks.gpu` is committed: there kernels

@@ -14,7 +14,7 @@ from relay_hf.testing import VOCABULARY, prompts, tiny_model
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
 TWO_CORES = Machine(flops=4e11, bandwidth=2e10, layer_overhead=1.2e-4)
 LLAMA_3_8B = ModelCost(parameters=7_000_000_000, itemsize=2, layers=32, kv_bytes=4096)
-H200 = Machine(9.9e14, 4.8e12, 4e-4, 0.9e-3, layer_device=1e-4, replayed_overhead=3e-5, layer_capture=5e-3)
+H200 = Machine(9.9e14, 4.8e12, 4e-4, 0.6e-3, layer_device=1e-4, replayed_overhead=3e-5, layer_capture=5e-3)
 
 
 @pytest.mark.parametrize(

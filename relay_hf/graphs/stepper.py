@@ -154,13 +154,13 @@ class Stepper:
 
     def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
-        self._recordings += 1
-        if self._recordings > _TRIED_AGAIN:
-            self._refuse("the call has changed its rows or outgrown its buffers too often")
-            return forward(**kwargs)
         if self._left < self._graphs.least_steps:
             if not self.replayed:
                 self.why_not = "too few steps may follow for a capture to pay"
+            return forward(**kwargs)
+        self._recordings += 1
+        if self._recordings > _TRIED_AGAIN:
+            self._refuse("the call has changed its rows or outgrown its buffers too often")
             return forward(**kwargs)
         name = unfit_input(kwargs)
         why = None if name is None else f"the model is given {name!r}, a {type(kwargs[name]).__name__}"

@@ -5,6 +5,8 @@ import torch
 
 import relay_hf
 from helpers import generate
+from relay_hf import generation
+from relay_hf.cache_utils import layer
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(20, (4, 4))
@@ -173,3 +175,13 @@ def test_a_call_that_is_not_for_the_models_own_loop_is_left_as_it_is(graphs):
     stock = run()
     patch(model)
     assert run() == stock
+
+
+def test_a_call_that_outgrows_its_buffers_near_its_end_goes_on_step_by_step(graphs, monkeypatch):
+    monkeypatch.setattr(generation, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(layer, "_LEAST_RESERVED", 30)
+    model = patch(tiny_model("llama"), cuda_graphs="auto")
+    generate(model, prompts(20, (3, 5)), max_new_tokens=40, min_new_tokens=40)
+    report = model.relay.last
+    assert (len(graphs), report.graph_reason) == (1, "")
+    assert 25 < report.graph_steps < 35
