@@ -6,6 +6,7 @@ PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
+DOCS := requirements/docs.txt
 
 .PHONY: help demo test test-floor models models-floor fuzz numerics lint format compile bench clean
 
@@ -55,6 +56,10 @@ clean: ## remove the virtual environments
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet -r $(PINS)
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.docs: .venv/.ready $(DOCS)
+	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(DOCS)
 	touch $@
 
 .venv-floor/.ready: $(PINS) $(FLOOR) pyproject.toml

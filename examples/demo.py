@@ -10,70 +10,19 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Column, Table
-from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel
 
 import relay_hf
+from relay_hf import showcase
 
-TEXTS = Path(__file__).parent / "support_bot"
-SYSTEM_PROMPT = (TEXTS / "system_prompt.md").read_text(encoding="utf-8")
-QUESTIONS = (TEXTS / "questions.txt").read_text(encoding="utf-8").splitlines()
 COLUMNS = ("seconds", "speed-up", "new tokens/s", "KV MiB", "same tokens")
 
 console = Console(width=None if sys.stdout.isatty() else 120)
-
-
-def build_tokenizer() -> PreTrainedTokenizerBase:
-    """A byte-level BPE, trained on the shipped texts."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(
-        [SYSTEM_PROMPT, *QUESTIONS], vocab_size=32000, min_frequency=1, special_tokens=["<pad>"], show_progress=False
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", padding_side="left")
-
-
-def build_model(tiny: bool) -> PreTrainedModel:
-    """A Llama of 134 million random weights, or a tiny one."""
-    torch.manual_seed(0)
-    hidden, intermediate, layers, heads = (64, 128, 2, 4) if tiny else (768, 2048, 12, 12)
-    config = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        vocab_size=32000,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
-
-
-def load(arguments: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that were asked for."""
-    if arguments.model is None:
-        model, tokenizer = build_model(arguments.tiny), build_tokenizer()
-    else:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=arguments.dtype)
-        tokenizer = AutoTokenizer.from_pretrained(arguments.model, padding_side="left")
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device, getattr(torch, arguments.dtype)).eval(), tokenizer
 
 
 def timed(name: str, model: PreTrainedModel, inputs: Mapping[str, Tensor], new_tokens: int) -> tuple[float, Tensor]:
@@ -94,13 +43,14 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="two small layers, for a look in seconds")
     arguments = parser.parse_args()
 
-    model, tokenizer = load(arguments)
-    questions = (QUESTIONS * (1 + arguments.rows // len(QUESTIONS)))[: arguments.rows]
-    inputs = tokenizer([f"{SYSTEM_PROMPT}\n{question}" for question in questions], padding=True, return_tensors="pt")
+    shown = showcase.load(
+        arguments.model, size="tiny" if arguments.tiny else "base", dtype=getattr(torch, arguments.dtype)
+    )
+    model, prompts = shown.model, showcase.support_prompts(arguments.rows)
+    inputs = shown.tokenizer(prompts, padding=True, return_tensors="pt")
     inputs = inputs.to(model.device)
     rows, width = inputs.input_ids.shape
-    weights = arguments.model or f"{model.num_parameters() / 1e6:.0f} million random weights: the text is noise"
-    console.print(f"{type(model).__name__}, {weights}; {arguments.dtype} on {model.device.type}")
+    console.print(f"{shown.about}; {arguments.dtype} on {model.device.type}")
     console.print(f"{rows} prompts of up to {width} tokens, {arguments.new_tokens} new tokens each")
 
     timed("warming up", model, {name: value[:1] for name, value in inputs.items()}, 2)
