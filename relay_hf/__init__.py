@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from .config import RelayConfig
     from .frame import RelayError
     from .patching import patch_model, patched, unpatch_model
+    from .prefix import PrefixFileError
     from .report import RelayReport
 
 __version__ = "0.1.0"
 __all__ = [
+    "PrefixFileError",
     "RelayCache",
     "RelayConfig",
     "RelayError",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "PrefixFileError": "prefix",
     "RelayCache": "cache_utils",
     "RelayConfig": "config",
     "RelayError": "frame",

@@ -39,9 +39,9 @@ class RelayConfig:
             value = getattr(self, name)
             if not any(type(value) is type(choice) and value == choice for choice in choices):
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
-        _check_count("min_prefix_length", self.min_prefix_length, least=1)
+        check_count("min_prefix_length", self.min_prefix_length, least=1)
         if self.max_store_bytes is not None:
-            _check_count("max_store_bytes", self.max_store_bytes, least=0)
+            check_count("max_store_bytes", self.max_store_bytes, least=0)
 
     @classmethod
     def build(cls, base: RelayConfig | None, options: dict[str, Any]) -> RelayConfig:
@@ -55,7 +55,8 @@ class RelayConfig:
         return dataclasses.replace(base or cls(), **options)
 
 
-def _check_count(name: str, value: object, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise an error that names the argument where it is no int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}.")
     if value < least:

@@ -229,7 +229,7 @@ def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: s
 def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> str | None:
     """Why RoPE forbids a prompt of `length` tokens: its frequencies are others than those of a shorter prefix."""
     for config in configs:
-        limit = _rope_limit(config)
+        limit = rope_limit(config)
         if limit is not None and length >= limit:
             return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
     return None
@@ -239,7 +239,7 @@ def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
     return model.config.get_text_config(decoder=True)
 
 
-def _rope_limit(config: object) -> int | None:
+def rope_limit(config: object) -> int | None:
     """Length from which the config's RoPE has other frequencies, or None if it never does."""
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, dict):

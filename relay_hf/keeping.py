@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from .cache_utils import SharedRun
-from .prefix import KeptPrefix, Match, PrefixStore, Witness
+from .prefix import KeptPrefix, Match, PrefixStore, StoredPrefix, Witness
+from .prefix.kept import Node
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,15 +76,60 @@ class Keeper:
             only if the model has not changed since. None where nothing is kept.
         """
         with self._lock:
-            if len(self.store):
-                now = self.witness(modules)
-                if self._witness is not None and self._witness.same(now):
-                    matches = [self.store.match(ids, context) for ids in rows]
-                    if _embeddings_hold(embedding, {node for match in matches for node in match.path}):
-                        return matches, now
-                logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
-                self.clear()
+            now = self._unchanged(modules)
+            if now is not None:
+                matches = [self.store.match(ids, context) for ids in rows]
+                if self._embedded_alike(embedding, {node for match in matches for node in match.path}):
+                    return matches, now
             return [Match()] * len(rows), None
+
+    def stored(
+        self,
+        modules: Sequence[nn.Module],
+        embedding: nn.Module,
+        context: Hashable,
+        chosen: Collection[KeptPrefix] | None,
+    ) -> tuple[list[KeptPrefix], list[StoredPrefix], Witness | None]:
+        """What is kept, to be written to a file: nothing if the model changed.
+
+        Args:
+            chosen: the prefixes that are wanted; None: all. What they extend comes along.
+
+        Returns:
+            The prefixes, each after the one that it extends; the same as a file has them; the model at this moment.
+        """
+        with self._lock:
+            now = self._unchanged(modules)
+            nodes = [] if now is None else list(self.store.under(context))
+            if chosen is not None:
+                wanted = {node for each in chosen for node in each.path()}
+                nodes = [node for node in nodes if node in wanted]
+            if not self._embedded_alike(embedding, nodes):
+                return [], [], None
+            places: dict[Node, int] = {node: place for place, node in enumerate(nodes)}
+            files = [StoredPrefix(node.tokens, node.run, places.get(node.parent), node.pinned) for node in nodes]
+            return nodes, files, now
+
+    def _unchanged(self, modules: Sequence[nn.Module]) -> Witness | None:
+        """The model now, if anything is kept and still holds; what doesn't hold any more is dropped."""
+        if not len(self.store):
+            return None
+        now = self.witness(modules)
+        if self._witness is not None and self._witness.same(now):
+            return now
+        self._drop()
+        return None
+
+    def _embedded_alike(self, embedding: nn.Module, prefixes: Iterable[KeptPrefix]) -> bool:
+        """Whether the tokens of prefixes are embedded as they were; if not, all that is kept is dropped."""
+        if _embeddings_hold(embedding, prefixes):
+            return True
+        self._drop()
+        return False
+
+    def _drop(self) -> None:
+        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
+        self.clear()
 
     def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
         """The kept prefix of just these tokens (`[P]`), or None if not all of them are kept."""
@@ -108,10 +154,11 @@ class Keeper:
         prefixes: Iterable[Prefilled],
         context: Hashable,
         most: int | None = None,
+        join: bool = True,
     ) -> list[KeptPrefix | None]:
         """Keep what was prefilled since `before`, unless the model changed meanwhile.
 
-        `context`, `most` and what is returned: see `PrefixStore.add`.
+        `context`, `most`, `join` and what is returned: see `PrefixStore.add`.
         """
         with self._lock:
             # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
@@ -122,7 +169,7 @@ class Keeper:
             if self._witness is None or not self._witness.without(after.ignore).same(after):
                 self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
             self._witness = after
-            return [self.store.add(each.ids, each.run, each.embedded, context, most) for each in prefixes]
+            return [self.store.add(each.ids, each.run, each.embedded, context, most, join) for each in prefixes]
 
     def __getstate__(self) -> dict[str, object]:
         """Copies start empty."""
@@ -132,7 +179,7 @@ class Keeper:
         self.__init__(state["_budget"])  # type: ignore[misc]
 
 
-def context_of(model: PreTrainedModel) -> Hashable:
+def context_of(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
     """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
     device = model.device
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None

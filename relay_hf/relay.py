@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +19,7 @@ from transformers import GenerationConfig
 
 from . import attention
 from .call import Call, current_call
-from .config import RelayConfig
+from .config import RelayConfig, check_count
 from .decoding import static_step
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
@@ -27,8 +29,9 @@ from .keeping import Keeper, context_of
 from .ops import resolve_backend
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
+from .saving import load_prefixes, save_prefixes
 from .selection import attention_configs
-from .warming import explain, keep_prefix, read_prefix
+from .warming import explain, read_prefix, warm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -93,7 +96,13 @@ class Relay:
         self._forget_refusal()
 
     def warm(
-        self, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any = None, *, pin: bool = False
+        self,
+        text_or_ids: str | Sequence[int] | Tensor,
+        tokenizer: Any = None,
+        *,
+        pin: bool = False,
+        prefill_chunk_size: int | None = 4096,
+        progress: bool | None = None,
     ) -> KeptPrefix:
         """Prefill and keep a prefix ahead of its first request.
 
@@ -102,17 +111,67 @@ class Relay:
             tokenizer: turns text into ids as it does for the requests to come, special tokens included.
             pin: keep it whatever else is to be kept, until `clear()`, a change of the model, or its `pinned` set to
                 False.
+            prefill_chunk_size: tokens that go through the model at once (at least 1), which bounds the memory that the
+                prefill takes beside the KV; None: all. Models with recurrent layers always take all at once.
+            progress: show a progress bar over the chunks; None: on a terminal and in a notebook.
 
         Returns:
             The kept prefix. The requests' ids must start with its `ids` for it to be used.
 
         Raises:
-            TypeError, ValueError: no token ids, ids out of the vocabulary, or more than the model's context.
+            TypeError, ValueError: no token ids, ids out of the vocabulary, or more than the model's context; no such
+                chunk.
             RelayError: prefixes of this model can't be kept now; it says why.
         """
         ids = read_prefix(self.model, text_or_ids, tokenizer)
+        if prefill_chunk_size is not None:
+            check_count("prefill_chunk_size", prefill_chunk_size, least=1)
         with torch.no_grad(), self.open_call():
-            return keep_prefix(self, ids, pin)
+            return warm(self, ids, pin, prefill_chunk_size, progress)
+
+    def save(
+        self, path: str | os.PathLike[str], prefixes: Collection[KeptPrefix] | None = None
+    ) -> tuple[KeptPrefix, ...]:
+        """Write kept prefixes to a file, for another process of the same model.
+
+        Args:
+            path: of the file, a safetensors file whatever its name; one that is there is replaced as a whole. The file
+                holds the prefixes' token ids, so it is as confidential as the prompts are.
+            prefixes: those to be written, of `prefixes`, with what they extend; None: all. All that requests have left
+                is among these too.
+
+        Returns:
+            The prefixes that were written, each after the one that it extends.
+
+        Raises:
+            RelayError: nothing is kept.
+            ValueError: one of `prefixes` is not kept any more.
+            OSError: the file can't be written.
+        """
+        with torch.no_grad(), self.open_call():
+            return save_prefixes(self, Path(path), prefixes)
+
+    def load(self, path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[KeptPrefix, ...]:
+        """Keep the prefixes of a file that `save` has written, on the device that this model is on.
+
+        All is checked first: that every byte is what was written, and that it is of this very model: type,
+        configuration, all weights and adapters, dtype, autocast, and version of Transformers.
+
+        Args:
+            path: of the file.
+            mmap: leave the tensors mapped to the file, so that processes on one machine share their memory; on a CPU.
+                The file must then not be written to in place while it is in use. False: they are copied.
+
+        Returns:
+            The prefixes, each after the one that it extends; those that were pinned are pinned again.
+
+        Raises:
+            PrefixFileError: the file is damaged, of another format, or of another model; it says which.
+            RelayError: prefixes of this model can't be kept now, or not so many bytes.
+            OSError: the file can't be read.
+        """
+        with torch.no_grad(), self.open_call():
+            return load_prefixes(self, Path(path), mmap)
 
     def explain(self, input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Explanation:
         """What `generate(input_ids, attention_mask=...)` would do, and why, without running it.

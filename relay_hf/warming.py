@@ -19,6 +19,7 @@ from .frame import RelayError
 from .keeping import context_of
 from .levels import fill_and_keep
 from .prefix import KeptPrefix, Run, divided, keeping_refusal, outline
+from .progress import progress_bar
 from .report import Explanation
 from .sharing import match
 
@@ -54,23 +55,45 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     return ids
 
 
-def keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
-    """Prefill what is not kept of `ids` (`[P]`) and keep it; inside an open call."""
-    model, call = relay.model, open_call()
-    architecture = architecture_of(relay.text_config)
-    cache = _default_cache(relay)
-    recurrent = keeps_state(cache)
-    refused = (
-        relay.model_refusal
-        or eligibility.model_refusal(model, call.configs)
-        or eligibility.cache_refusal(cache)
-        or keeping_refusal(model, call.modules)
-        or eligibility.hook_refusal(call.modules, relay)
-        or eligibility.rope_refusal(call.configs, len(ids))
-        or (eligibility.recurrent_refusal(architecture, model) if recurrent else None)
+def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
+    """Prefill what is not kept of `ids` (`[P]`), `chunk` tokens at a time, and keep it; inside an open call.
+
+    Each chunk is kept before the next one, which goes on from it: so it takes no mask, and an interrupt loses little.
+    Models with recurrent layers take all at once: where their chunks begin changes stock's own output.
+    """
+    check_keepable(relay, len(ids))
+    if keeps_state(_default_cache(relay)):
+        chunk = None
+    done = match(relay, [ids])[0][0].length
+    ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
+    with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
+        for end in ends:
+            prefix = _keep_prefix(relay, ids[:end])
+            if end < len(ids):
+                _check_room(relay, prefix, len(ids))
+            reached(end)
+    prefix.pinned = prefix.pinned or pin
+    return prefix
+
+
+def _check_room(relay: Relay, start: KeptPrefix, length: int) -> None:
+    """Raise a RelayError if a prefix of `length` tokens, of which these are the first, will not fit in the store."""
+    size = sum(node.nbytes for node in start.path()) * length // len(start)
+    if size > relay.keeper.store.budget:
+        raise _too_large(relay, size)
+
+
+def _too_large(relay: Relay, size: int) -> RelayError:
+    budget = relay.keeper.store.budget
+    pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
+    return RelayError(
+        f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
     )
-    if refused:
-        raise RelayError(f"no prefix of this model can be kept: {refused}")
+
+
+def _keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
+    architecture = architecture_of(relay.text_config)
+    recurrent = keeps_state(_default_cache(relay))
     (found,), witness = match(relay, [ids])
     reused = found.length
     if recurrent and architecture.recurrent == "steps" and reused < len(ids):
@@ -86,15 +109,28 @@ def keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
     prefix = kept[-1] if kept else relay.keeper.ending(ids, context_of(relay.model))
     if prefix is None:
-        size, budget = sum(piece.nbytes for _, own in filled for piece in own), relay.keeper.store.budget
-        pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
-        raise RelayError(
-            f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
-            if size > budget or pinned
-            else "the model changed while the prefix was prefilled; warm it again"
-        )
-    prefix.pinned = prefix.pinned or pin
+        size = sum(piece.nbytes for _, own in filled for piece in own)
+        if size > relay.keeper.store.budget or any(each.pinned for each in relay.prefixes):
+            raise _too_large(relay, size)
+        raise RelayError("the model changed while the prefix was prefilled; warm it again")
     return prefix
+
+
+def check_keepable(relay: Relay, length: int) -> None:
+    """Raise a RelayError that says why no prefix of `length` tokens can be kept now; inside an open call."""
+    model, call, cache = relay.model, open_call(), _default_cache(relay)
+    refused = (
+        relay.model_refusal
+        or eligibility.model_refusal(model, call.configs)
+        or eligibility.cache_refusal(cache)
+        or keeping_refusal(model, call.modules)
+        or eligibility.hook_refusal(call.modules, relay)
+        or eligibility.rope_refusal(call.configs, length)
+    )
+    if not refused and keeps_state(cache):
+        refused = eligibility.recurrent_refusal(architecture_of(relay.text_config), model)
+    if refused:
+        raise RelayError(f"no prefix of this model can be kept: {refused}")
 
 
 def _default_cache(relay: Relay) -> DynamicCache | None:

@@ -4,6 +4,16 @@ from .cache import RelayCache, keeps_state
 from .layer import RelayLayer
 from .rows import RowLayout
 from .shared import SharedKV, SharedLayer, SharedRun
-from .state import StateLayer
+from .state import RecurrentState, StateLayer
 
-__all__ = ["RelayCache", "RelayLayer", "RowLayout", "SharedKV", "SharedLayer", "SharedRun", "StateLayer", "keeps_state"]
+__all__ = [
+    "RecurrentState",
+    "RelayCache",
+    "RelayLayer",
+    "RowLayout",
+    "SharedKV",
+    "SharedLayer",
+    "SharedRun",
+    "StateLayer",
+    "keeps_state",
+]

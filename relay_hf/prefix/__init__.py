@@ -1,19 +1,26 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
+from .digests import digest_of_all
+from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .kept import KeptPrefix, Match
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk
-from .witness import Witness, keeping_refusal
+from .witness import Witness, adapter_state, keeping_refusal
 
 __all__ = [
     "KeptPrefix",
     "Match",
+    "PrefixFile",
+    "PrefixFileError",
     "PrefixStore",
     "Prompts",
     "Run",
+    "StoredPrefix",
     "Witness",
+    "adapter_state",
+    "digest_of_all",
     "divided",
     "keeping_refusal",
     "on_host",
@@ -21,4 +28,5 @@ __all__ = [
     "pruned",
     "shared_runs",
     "walk",
+    "write",
 ]

@@ -68,8 +68,22 @@ class PrefixStore:
         for node in match.path:
             node.used = self._clock
 
+    def under(self, context: Hashable) -> Iterator[KeptPrefix]:
+        """The prefixes of a context, each after the one that it extends."""
+        stack = list(self._roots[context].children.values()) if context in self._roots else []
+        while stack:
+            node = stack.pop()
+            yield node
+            stack += node.children.values()
+
     def add(
-        self, ids: Tensor, run: SharedRun, embedded: Tensor, context: Hashable, most: int | None = None
+        self,
+        ids: Tensor,
+        run: SharedRun,
+        embedded: Tensor,
+        context: Hashable,
+        most: int | None = None,
+        join: bool = True,
     ) -> KeptPrefix | None:
         """Keep a prefix, and evict what the budget then does not hold.
 
@@ -80,6 +94,7 @@ class PrefixStore:
             context: what else its KV depends on.
             most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
                 so many bytes, and only the start of a larger one is kept.
+            join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
 
         Returns:
             The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
@@ -109,7 +124,8 @@ class PrefixStore:
             return None
         self.touch(Match(path=node.path()))
         self._evict()
-        self._join(node)
+        if join:
+            self._join(node)
         return node
 
     def _walk(self, ids: Tensor, context: Hashable) -> tuple[list[KeptPrefix], int]:

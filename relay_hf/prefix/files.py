@@ -1,0 +1,220 @@
+"""Kept prefixes in a file: safetensors, with one JSON record that says what its tensors are.
+
+    <number>.ids                          [n] int64: the tokens behind those of the prefix that it extends
+    <number>.layers.<layer>.key           [Hkv, n, D]
+    <number>.layers.<layer>.value         [Hkv, n, Dv]
+    <number>.layers.<layer>.stored.0, .1  what the model's cache stores of them, where attention sees something else
+    <number>.layers.<layer>.conv.<i>, .recurrent.<i>  [1, ...], after the last token
+
+The record is in the header's metadata beside its own SHA-256, and has that of every tensor. Nothing in a file is
+executed or unpickled, and what it says is believed only as far as it fits the model that reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..cache_utils import SharedRun
+from .digests import digest_of, in_threads
+from .layout import named_tensors, rebuilt, shapes, without_states
+
+FORMAT = 1
+_RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
+_DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class PrefixFileError(ValueError):
+    """A file of kept prefixes that is damaged, of another format, or of another model."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPrefix:
+    """A prefix of a file.
+
+    Attributes:
+        ids: `[n]` int64, on the host: the tokens behind those of the prefix that it extends.
+        run: what the model keeps of these.
+        parent: the place in the file of the prefix that it extends; None where it starts at position 0.
+        pinned: it was pinned.
+    """
+
+    ids: Tensor
+    run: SharedRun
+    parent: int | None
+    pinned: bool
+
+
+def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPrefix]) -> None:
+    """Write prefixes, each after the one that it extends, and what model they are of.
+
+    A file that is there already is replaced at once and as a whole, so that whoever reads it sees one or the other.
+    What lies on a device, or is a view, is copied to the host for it.
+
+    Raises:
+        OSError: it could not be written; a file that was there is as it was.
+    """
+    tensors: dict[str, Tensor] = {}
+    described = []
+    for number, each in enumerate(prefixes):
+        tensors[f"{number}.ids"] = each.ids
+        tensors |= {f"{number}.{name}": tensor for name, tensor in named_tensors(each.run).items()}
+        described.append({"parent": each.parent, "pinned": each.pinned, "states": each.run.recurrent})
+    held = dict(zip(tensors, in_threads(_on_host, tensors.values()), strict=True))
+    digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
+    record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
+    metadata = {_RECORD: record, _DIGEST: _sha256(record)}
+    beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        save_file(held, beside, metadata)
+        os.replace(beside, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written ({error})") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class PrefixFile:
+    """A file of kept prefixes, opened to be read. Nothing but its header is read before `prefixes`.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        identity: what model the prefixes are of.
+        nbytes: bytes of its tensors.
+
+    Raises:
+        OSError: the file can't be read.
+        PrefixFileError: it is no such file, is damaged, or of a format that this version does not know.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.nbytes = path.stat().st_size
+        try:
+            self._file = safe_open(path, framework="pt")
+            metadata, self._names = self._file.metadata() or {}, frozenset(self._file.keys())
+        except SafetensorError as error:
+            raise self.error(f"is damaged, or no safetensors file ({error})") from None
+        if _RECORD not in metadata:
+            raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
+        if metadata.get(_DIGEST) != _sha256(metadata[_RECORD]):
+            raise self.error("is damaged: its record is not what was written")
+        record = self._parsed(metadata[_RECORD])
+        found = record.get("format")
+        if found != FORMAT:
+            newer = ", by a newer relay_hf" if isinstance(found, int) and found > FORMAT else ""
+            raise self.error(f"is of format {found!r}{newer}; this version reads format {FORMAT}")
+        try:
+            self.identity = dict(record["model"])
+            self._prefixes = [_Described.of(each, number) for number, each in enumerate(record["prefixes"])]
+            self._digests = {str(name): str(digest) for name, digest in record["sha256"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self.error(f"has a record that makes no sense ({type(error).__name__}: {error})") from None
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def prefixes(self, template: SharedRun, mmap: bool) -> Iterator[StoredPrefix]:
+        """Its prefixes, on the host, each checked against the model and against what was written.
+
+        Args:
+            template: what the model keeps of a single token.
+            mmap: leave the tensors mapped to the file, in place of copying them.
+
+        Raises:
+            PrefixFileError: a tensor is missing, unknown, of another dtype or shape, or not what was written.
+        """
+        lengths = [self._length(number) for number in range(len(self))]
+        wanted: set[str] = set()
+        for number, each in enumerate(self._prefixes):
+            expected = {"ids": ("torch.int64", [lengths[number]]), **shapes(template, lengths[number], each.states)}
+            for name, (dtype, shape) in expected.items():
+                self._expect(f"{number}.{name}", dtype, shape)
+                wanted.add(f"{number}.{name}")
+        if wanted != self._names or wanted != self._digests.keys():
+            odd = sorted((wanted ^ self._names) | (wanted ^ self._digests.keys()))[0]
+            raise self.error(f"does not have the tensors of its prefixes: {odd!r} is one too many, or missing")
+        ends: list[int] = []
+        for number, each in enumerate(self._prefixes):
+            like = template if each.states else without_states(template)
+            names = ["ids", *named_tensors(like)]
+            tensors = dict(zip(names, self._read([f"{number}.{name}" for name in names], mmap), strict=True))
+            start = 0 if each.parent is None else ends[each.parent]
+            ends.append(start + lengths[number])
+            run = rebuilt(like, lambda name, _, __, tensors=tensors: tensors[name])  # type: ignore[misc]
+            run = replace(run, start=start, length=lengths[number])
+            yield StoredPrefix(tensors["ids"], run, each.parent, each.pinned)
+
+    def error(self, what: str) -> PrefixFileError:
+        """An error that names the file."""
+        return PrefixFileError(f"{self.path} {what}. Warm the prefixes again and save them.")
+
+    def _parsed(self, record: str) -> dict[str, Any]:
+        try:
+            found = json.loads(record)
+        except (ValueError, RecursionError) as error:
+            raise self.error(f"has a record that can't be read ({type(error).__name__})") from None
+        return found if isinstance(found, dict) else {}
+
+    def _length(self, number: int) -> int:
+        name = f"{number}.ids"
+        shape = self._file.get_slice(name).get_shape() if name in self._names else []
+        if len(shape) != 1 or not shape[0]:
+            raise self.error(f"has no token ids {name!r} [n]")
+        return int(shape[0])
+
+    def _expect(self, name: str, dtype: str, shape: list[int]) -> None:
+        if name not in self._names:
+            raise self.error(f"lacks the tensor {name!r}")
+        found = self._file.get_slice(name)
+        got = (str(_DTYPES.get(found.get_dtype(), found.get_dtype())), list(found.get_shape()))
+        if got != (dtype, shape):
+            raise self.error(f"has {name!r} as {got[0]} {got[1]}, where this model keeps {dtype} {shape}")
+
+    def _read(self, names: list[str], mmap: bool) -> list[Tensor]:
+        mapped = [self._file.get_tensor(name) for name in names]  # lazily: nothing is read yet
+
+        def checked(index: int) -> Tensor:
+            tensor = mapped[index] if mmap else mapped[index].clone()
+            if digest_of(tensor) != self._digests[names[index]]:
+                raise self.error(f"is damaged: {names[index]!r} is not what was written")
+            return tensor
+
+        return in_threads(checked, range(len(names)))
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What the record says of a prefix."""
+
+    parent: int | None
+    pinned: bool
+    states: bool
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], number: int) -> _Described:
+        parent = found["parent"]
+        if parent is not None and not (type(parent) is int and 0 <= parent < number):
+            raise ValueError(f"prefix {number} extends {parent!r}")
+        return cls(parent, found["pinned"] is True, found["states"] is True)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

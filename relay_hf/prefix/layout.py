@@ -1,0 +1,75 @@
+"""What the tensors of a run are called in a file, and a run made from tensors of these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from ..cache_utils import RecurrentState, SharedKV, SharedLayer, SharedRun
+from ..kernels.segment import Segment
+
+Visit = Callable[[str, Tensor, bool], Tensor]
+
+
+def rebuilt(run: SharedRun, visit: Visit) -> SharedRun:
+    """A run with what `visit` gives in the place of each tensor.
+
+    `visit` gets its name, the tensor, and whether it holds something of every token, `[heads, tokens, size]`; the
+    states of recurrent layers belong to the last token alone.
+    """
+    layers = tuple(_rebuilt(layer, f"layers.{index}", visit) for index, layer in enumerate(run.layers))
+    return replace(run, layers=layers)
+
+
+def named_tensors(run: SharedRun) -> dict[str, Tensor]:
+    """The tensors of a run by name, each once."""
+    found: dict[str, Tensor] = {}
+
+    def note(name: str, tensor: Tensor, by_token: bool) -> Tensor:
+        found[name] = tensor
+        return tensor
+
+    rebuilt(run, note)
+    return found
+
+
+def shapes(template: SharedRun, length: int, states: bool) -> dict[str, tuple[str, list[int]]]:
+    """Dtype and shape of each tensor of a run of `length` tokens, by name, as those of the model's run `template` are.
+
+    `states`: whether the run has the states of recurrent layers, where the model has any.
+    """
+    found: dict[str, tuple[str, list[int]]] = {}
+
+    def note(name: str, tensor: Tensor, by_token: bool) -> Tensor:
+        if by_token or states:
+            shape = list(tensor.shape)
+            found[name] = (str(tensor.dtype), [shape[0], length, *shape[2:]] if by_token else shape)
+        return tensor
+
+    rebuilt(template, note)
+    return found
+
+
+def without_states(run: SharedRun) -> SharedRun:
+    """The same without the states of recurrent layers."""
+    return replace(run, layers=tuple(SharedLayer(layer.kv) for layer in run.layers))
+
+
+def _rebuilt(layer: SharedLayer, name: str, visit: Visit) -> SharedLayer:
+    kv = state = None
+    if layer.kv is not None:
+        segment, stored = layer.kv.segment, layer.kv.stored
+        key, value = visit(f"{name}.key", segment.key, True), visit(f"{name}.value", segment.value, True)
+        if layer.kv.stored_as_attended:
+            stored = (key, value)
+        else:
+            stored = (visit(f"{name}.stored.0", stored[0], True), visit(f"{name}.stored.1", stored[1], True))
+        kv = SharedKV(Segment(key, value), stored)
+    if layer.state is not None:
+        kinds = (("conv", layer.state.conv), ("recurrent", layer.state.recurrent))
+        state = RecurrentState(
+            *({i: visit(f"{name}.{kind}.{i}", tensor, False) for i, tensor in states.items()} for kind, states in kinds)
+        )
+    return SharedLayer(kv, state)

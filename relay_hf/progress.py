@@ -1,0 +1,28 @@
+"""A progress bar for what takes long, where somebody looks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from transformers.utils import logging
+
+
+@contextmanager
+def progress_bar(what: str, total: int, done: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
+    """Gives what takes how many tokens are done by now, of `total`.
+
+    `shown`: None shows it on a terminal and in a notebook alone. Transformers' own `disable_progress_bar()` hides it.
+    """
+    hidden = not (_interactive() if shown is None else shown)
+    with logging.tqdm(total=total, initial=done, desc=what, unit=" tokens", disable=hidden) as bar:
+
+        def reached(tokens: int) -> None:
+            bar.update(tokens - bar.n)
+
+        yield reached
+
+
+def _interactive() -> bool:
+    return sys.stderr.isatty() or "ipykernel" in sys.modules

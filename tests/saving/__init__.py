@@ -1,0 +1,1 @@
+"""Kept prefixes in a file."""

@@ -1,0 +1,231 @@
+"""A file that is damaged, of another format, or of another model is refused by name, and nothing of it is kept."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import relay_hf
+from helpers import anatomy
+from relay_hf import PrefixFileError, RelayError
+from relay_hf.prefix import StoredPrefix, files, write
+from relay_hf.prefix.layout import rebuilt
+from relay_hf.testing import tiny_model
+
+from .common import IDS, PREFIX, patched, saved
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "p"
+    saved(path)
+    return path
+
+
+def refused(model, path, words, error=PrefixFileError):
+    with pytest.raises(error, match=words) as caught:
+        model.relay.load(path)
+    assert str(path) in str(caught.value)
+    assert not model.relay.prefixes
+
+
+def one_weight_changed():
+    model = patched()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.view(-1)[777] += 1e-3
+    return model
+
+
+MODELS = {
+    "other weights": one_weight_changed,
+    "other weights of another seed": lambda: patched(seed=1),
+    "another type of model: it is 'llama' in the file and 'mistral' here": lambda: patched("mistral"),
+    "another configuration: rope_parameters.rope_theta is": lambda: patched(
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    ),
+    "another configuration: rms_norm_eps is": lambda: patched(rms_norm_eps=1e-3),
+    "another dtype: it is 'torch.float32' in the file and 'torch.float64' here": lambda: patched().double(),
+}
+
+
+@pytest.mark.parametrize("words", MODELS)
+def test_another_model(original, words):
+    refused(MODELS[words](), original, words.removesuffix(" of another seed"))
+
+
+def test_another_autocast(original):
+    with torch.autocast("cpu", torch.bfloat16):
+        refused(patched(), original, "another autocast dtype: it is None in the file and 'torch.bfloat16' here")
+
+
+def test_where_it_came_from_and_how_text_is_cut_make_no_other_model(original):
+    model = patched()
+    model.config._name_or_path, model.config.eos_token_id, model.config.architectures = "elsewhere", 7, ["X"]
+    assert len(model.relay.load(original)) == 1
+
+
+def test_every_cut(original, tmp_path):
+    data, model = original.read_bytes(), patched()
+    for length in (0, 1, 7, 8, 200, len(data) // 2, len(data) - 1):
+        (tmp_path / "p").write_bytes(data[:length])
+        refused(model, tmp_path / "p", "is damaged")
+
+
+def test_a_flipped_bit_anywhere(original, tmp_path):
+    data, model = original.read_bytes(), patched()
+    for place in range(0, len(data), len(data) // 300):
+        (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 7]) + data[place + 1 :])
+        refused(model, tmp_path / "p", "Warm the prefixes again")
+
+
+def changed_record(original, path, change):
+    """The file with another record, that has its right digest: what a stranger would write."""
+    tensors = load_file(original)
+    with safe_open(original, "pt") as file:
+        metadata = file.metadata()
+    record = json.loads(metadata["relay_hf"])
+    change(record, tensors)
+    text = json.dumps(record)
+    save_file(tensors, path, {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+
+
+def set_in(*keys_and_value):
+    *keys, last, value = keys_and_value
+
+    def change(record, tensors):
+        for key in keys:
+            record = record[key]
+        record[last] = value
+
+    return change
+
+
+def drop_tensor(record, tensors):
+    del tensors["0.layers.1.value"]
+
+
+def add_tensor(record, tensors):
+    tensors["../../0.evil"] = torch.zeros(1)
+
+
+def drop_ids(record, tensors):
+    del tensors["0.ids"]
+
+
+RECORDS = {
+    "is of format 2, by a newer relay_hf; this version reads format 1": set_in("format", 2),
+    "is of format None": set_in("format", None),
+    "another version of Transformers": set_in("model", "transformers", "5.0.0"),
+    "other weights: it is 'x' in the file": set_in("model", "weights", "x"),
+    "another RoPE: it is 7 in the file and None here": set_in("model", "rope_limit", 7),
+    "a record that makes no sense": set_in("prefixes", 7),
+    "a record that makes no sense.*extends 0": set_in("prefixes", 0, "parent", 0),
+    "a record that makes no sense.*extends -1": set_in("prefixes", 0, "parent", -1),
+    "a record that makes no sense.*extends '../x'": set_in("prefixes", 0, "parent", "../x"),
+    "lacks the tensor '0.layers.1.value'": drop_tensor,
+    "does not have the tensors of its prefixes: '../../0.evil'": add_tensor,
+    "has no token ids '0.ids'": drop_ids,
+    "'0.layers.0.key' is not what was written": set_in("sha256", "0.layers.0.key", "x"),
+}
+
+
+@pytest.mark.parametrize("words", RECORDS)
+def test_a_record_that_does_not_fit(original, tmp_path, words):
+    changed_record(original, tmp_path / "p", RECORDS[words])
+    refused(patched(), tmp_path / "p", words)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t[:, :, :4].contiguous(), r"as torch.float32 \[\d, 20, 4\], where this model keeps torch.float32"),
+        (lambda t: t[:, :19].contiguous(), r"\[\d, 19, 8\], where this model keeps"),
+        (lambda t: t.half(), "as torch.float16"),
+        (lambda t: t.to(torch.int8), "as I8"),
+    ],
+)
+def test_tensors_of_other_shapes_and_dtypes_with_right_digests(original, tmp_path, change, words):
+    model = saved(tmp_path / "q")
+    nodes, stored, _ = model.relay.keeper.stored(
+        list(model.modules()), model.get_input_embeddings(), (model.device, model.dtype, None), None
+    )
+    run = rebuilt(stored[0].run, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)
+    with safe_open(original, "pt") as file:
+        identity = json.loads(file.metadata()["relay_hf"])["model"]
+    write(tmp_path / "p", identity, [StoredPrefix(stored[0].ids, run, None, False)])
+    refused(patched(), tmp_path / "p", words)
+    assert len(nodes) == 1
+
+
+def test_ids_that_the_model_does_not_have(original, tmp_path):
+    model = saved(tmp_path / "q")
+    (prefix,) = model.relay.prefixes
+    with safe_open(original, "pt") as file:
+        identity = json.loads(file.metadata()["relay_hf"])["model"]
+    write(tmp_path / "p", identity, [StoredPrefix(IDS + 10**6, prefix.run, None, False)])
+    with pytest.raises(ValueError, match="must be token ids from 0"):
+        patched().relay.load(tmp_path / "p")
+
+
+class Explodes:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_other_files(tmp_path):
+    model = patched()
+    torch.save({"x": Explodes()}, tmp_path / "torch")
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Explodes()))
+    (tmp_path / "text").write_text("a file of words, and nothing else")
+    for name in ("torch", "pickle", "text"):
+        refused(model, tmp_path / name, "is damaged, or no safetensors file")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "weights")
+    refused(model, tmp_path / "weights", "none that relay_hf wrote")
+    with pytest.raises(FileNotFoundError):
+        model.relay.load(tmp_path / "absent")
+
+
+def test_more_than_the_budget(original):
+    model = relay_hf.patch_model(patched(), max_store_bytes=1000)
+    refused(model, original, "more than the store's budget of 1000: raise max_store_bytes", RelayError)
+
+
+def test_a_model_whose_prefixes_are_not_kept(original):
+    model = patched().train()
+    with pytest.raises(RelayError, match="training mode"):
+        model.relay.load(original)
+
+
+def test_nothing_to_save(tmp_path):
+    model = patched()
+    with pytest.raises(RelayError, match="nothing to save"):
+        model.relay.save(tmp_path / "p")
+    prefix = model.relay.warm(IDS)
+    with pytest.raises(FileNotFoundError, match="must be in a folder that exists"):
+        model.relay.save(tmp_path / "absent" / "p")
+    with torch.no_grad():
+        model.lm_head.weight += 1  # what was kept is stale now, and must not get the new weights' digest
+    with pytest.raises(ValueError, match=f"{PREFIX} tokens.*is not kept any more"):
+        model.relay.save(tmp_path / "p", [prefix])
+    with pytest.raises(RelayError, match="nothing to save"):
+        model.relay.save(tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_of_another_model(tmp_path):
+    model, other = patched(), patched()
+    model.relay.warm(IDS)
+    with pytest.raises(ValueError, match="is not kept any more"):
+        model.relay.save(tmp_path / "p", [other.relay.warm(IDS)])
+
+
+def test_saving_and_loading_leave_no_trace_on_the_model(original, tmp_path):
+    model = tiny_model("llama")
+    before = anatomy(model)
+    with relay_hf.patched(model):
+        model.relay.load(original)
+        model.relay.save(tmp_path / "p")
+    assert anatomy(model) == before
