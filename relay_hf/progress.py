@@ -19,7 +19,9 @@ def progress_bar(what: str, total: int, done: int, shown: bool | None) -> Iterat
     with logging.tqdm(total=total, initial=done, desc=what, unit=" tokens", disable=hidden) as bar:
 
         def reached(tokens: int) -> None:
-            bar.update(tokens - bar.n)
+            nonlocal done
+            bar.update(tokens - done)
+            done = tokens
 
         yield reached
 

@@ -20,11 +20,12 @@ from transformers import GenerationConfig
 from . import attention
 from .call import Call, current_call
 from .config import RelayConfig, check_count
-from .decoding import static_step
-from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
+from .display import as_html, as_line
+from .forward import close_frame
 from .frame import active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
+from .hooks import enter, leave
 from .keeping import Keeper, context_of
 from .ops import resolve_backend
 from .prefix import KeptPrefix
@@ -189,7 +190,11 @@ class Relay:
             return explain(self, torch.as_tensor(input_ids), attention_mask)
 
     def __repr__(self) -> str:
-        return f"Relay({type(self.model).__name__}, {len(self.prefixes)} prefixes kept, last: {self.last!r})"
+        return as_line(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return as_html(self)
 
     # -- what replaces the model's methods ---------------------------------------------------------------------------
 
@@ -234,7 +239,7 @@ class Relay:
             from . import uncompiled
 
             return uncompiled.enter(self, args, kwargs)
-        return self.enter(args, kwargs)
+        return enter(self, args, kwargs)
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
@@ -242,50 +247,7 @@ class Relay:
             from . import uncompiled
 
             return uncompiled.leave(self, output is not None)
-        return self.leave(output is not None)
-
-    def enter(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """`before_forward`, when nothing is compiled."""
-        stale = active_frame.get()
-        if stale is not None and stale.owner is self:
-            close_frame(stale)
-        cache, mask, ids = forward_arguments(self.model.forward, args, kwargs)
-        if cache is None:
-            return None
-        call, backend = current_call.get(), self.config.backend
-        if call is not None and call.transcript is not None:
-            call.transcript.feed(cache, ids)
-        if call is None or call.cache is not cache or not call.masks_known:
-            configs = attention_configs(self.model.modules()) if call is None else call.configs
-            open_frame(cache, self, configs, backend, own_columns(cache, mask))
-            return None
-        by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
-        before, decoding = call.decoding, static_step(cache, call.decoding, ids, by_name)
-        call.decoding = decoding
-        frame = open_frame(cache, self, call.configs, backend, cache.rows.holes, decoding, call.capture)
-        if decoding is None:
-            return None
-        if decoding is not before:
-            decoding.prepare(frame, self.model)
-            if call.stepper is not None:
-                call.stepper.prepare(decoding)
-        if call.stepper is not None:
-            call.stepper.entered()
-        unmasked = decoding.masks is None and kwargs.get("attention_mask") is None
-        return None if unmasked else (args, {**kwargs, "attention_mask": decoding.masks})
-
-    def leave(self, complete: bool) -> None:
-        """`after_forward`, when nothing is compiled."""
-        frame = active_frame.get()
-        if frame is not None and frame.owner is self:
-            close_frame(frame)
-            if complete:
-                check_hits(frame)
-                frame.cache.attends_stored = bool(frame.hits) and frame.attends_stored
-                frame.cache.traceable = frame.cache.attends_stored and frame.names_layers
-            call = current_call.get()
-            if call is not None:
-                call.backends |= frame.backends
+        return leave(self, output is not None)
 
     # -- for the prefill ---------------------------------------------------------------------------------------------
 

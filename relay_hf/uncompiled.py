@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
+from . import hooks
 from .cache_utils import RelayCache
 from .masks import relay_mask
-from .relay import Relay
 
-enter = torch.compiler.disable(Relay.enter)
-leave = torch.compiler.disable(Relay.leave)
+enter = torch.compiler.disable(hooks.enter)
+leave = torch.compiler.disable(hooks.leave)
 store = torch.compiler.disable(RelayCache.store)
 mask = torch.compiler.disable(relay_mask)
