@@ -71,7 +71,7 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
         tensors[f"{number}.ids"] = each.ids
         tensors |= {f"{number}.{name}": tensor for name, tensor in named_tensors(each.run).items()}
         described.append({"parent": each.parent, "pinned": each.pinned, "states": each.run.recurrent})
-    held = dict(zip(tensors, in_threads(_on_host, tensors.values()), strict=True))
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
     metadata = {_RECORD: record, _DIGEST: _sha256(record)}
@@ -188,7 +188,7 @@ class PrefixFile:
         mapped = [self._file.get_tensor(name) for name in names]  # lazily: nothing is read yet
 
         def checked(index: int) -> Tensor:
-            tensor = mapped[index] if mmap else mapped[index].clone()
+            tensor = mapped[index] if mmap else _copied(mapped[index])
             if digest_of(tensor) != self._digests[names[index]]:
                 raise self.error(f"is damaged: {names[index]!r} is not what was written")
             return tensor
@@ -212,8 +212,10 @@ class _Described:
         return cls(parent, found["pinned"] is True, found["states"] is True)
 
 
-def _on_host(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy by this thread alone: torch would start threads of its own in each."""
+    data = tensor.reshape(-1).view(torch.uint8).numpy().copy()
+    return torch.from_numpy(data).view(tensor.dtype).view(tensor.shape)
 
 
 def _sha256(text: str) -> str:
