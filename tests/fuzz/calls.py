@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import tempfile
 from typing import Any
 
 import torch
@@ -60,17 +61,22 @@ def _generate(case: Case, model: PreTrainedModel, inputs: Inputs, options: dict[
 def prepare(case: Case, pair: Pair) -> relay_hf.RelayCache | None:
     """What comes before the first pass: a prefix warmed for it, or a cache to be given to the patched model."""
     try:
-        if case.start == "warm":
+        if case.start in ("warm", "file"):
             inputs = case.batch.tensors()
             tokens = inputs["input_ids"][0]
             if "attention_mask" in inputs:
                 tokens = tokens[inputs["attention_mask"][0].bool()]
-            pair.ours.relay.warm(tokens[: max(len(tokens) * 2 // 3, 1)])
+            pair.ours.relay.warm(tokens[: max(len(tokens) * 2 // 3, 1)], prefill_chunk_size=case.number % 9 + 2)
         takes_one = "past_key_values" in inspect.signature(pair.ours.forward).parameters
         if case.start == "by hand" and takes_one and pair.ours._supports_default_dynamic_cache():
             return relay_hf.RelayCache(pair.ours.config)
     except (relay_hf.RelayError, ValueError):
-        pass  # a model whose prefixes are not kept, or whose layers a RelayCache does not hold
+        return None  # a model whose prefixes are not kept, or whose layers a RelayCache does not hold
+    if case.start == "file":
+        with tempfile.TemporaryDirectory() as folder:
+            pair.ours.relay.save(f"{folder}/prefixes")
+            pair.ours.relay.clear()
+            pair.ours.relay.load(f"{folder}/prefixes")
     return None
 
 

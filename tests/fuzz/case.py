@@ -20,7 +20,8 @@ class Case:
         model_type, size: the tiny model.
         relay: fields of RelayConfig.
         options: arguments of generate(), the same in all passes.
-        start: what comes before the first pass: "warm" for its prefix, "by hand" for a RelayCache given to it, or "".
+        start: what comes before the first pass: "warm" for its prefix, "file" for one that comes from a file, "by hand"
+            for a RelayCache given to it, or "".
         processor: whether a logits processor of the caller's own looks at all ids.
         batch: inputs of the first pass, with nothing kept.
         turn: tokens of a next turn, behind what the first pass returned, or None.
@@ -78,7 +79,7 @@ def draw(number: int, types: Sequence[str]) -> Case:
         size=size,
         relay=_relay(rng, len(style.prefix)),
         options=call,
-        start=rng.choices(("", "warm", "by hand" if mode in _PLAIN_MODES else ""), (92, 4, 4))[0],
+        start=rng.choices(("", "warm", "file", "by hand" if mode in _PLAIN_MODES else ""), (90, 4, 2, 4))[0],
         processor=rng.random() < 0.08,
         batch=batch,
         turn=turn,

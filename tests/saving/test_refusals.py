@@ -215,6 +215,22 @@ def test_nothing_to_save(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_change_while_they_are_read(tmp_path):
+    model = patched()
+
+    class TrainedMeanwhile(type(model.config)):
+        def to_json_string(self, use_diff=True):
+            with torch.no_grad():
+                model.lm_head.weight += 1
+            return super().to_json_string(use_diff)
+
+    model.config.__class__ = TrainedMeanwhile
+    model.relay.warm(IDS)
+    with pytest.raises(RelayError, match="the model changed while its weights were read"):
+        model.relay.save(tmp_path / "p")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_prefix_of_another_model(tmp_path):
     model, other = patched(), patched()
     model.relay.warm(IDS)

@@ -93,12 +93,13 @@ def test_a_chosen_prefix_is_written_with_what_it_extends_and_nothing_else(tmp_pa
 
 def test_a_prefix_without_its_state_comes_back_without_it(tmp_path):
     model, other = patched("mamba2"), patched("mamba2")
-    ids = prompts(30, (5, 6))["input_ids"]
+    ids = prompts(30, (6, 6))["input_ids"]
     for row in ids:
         model.relay.warm(row)
     model.relay.save(tmp_path / "p")
     other.relay.load(tmp_path / "p")
     states = sorted((len(prefix), prefix.run.recurrent) for prefix in other.relay.prefixes)
+    assert (30, False) in states
     assert states == sorted((len(prefix), prefix.run.recurrent) for prefix in model.relay.prefixes)
 
 
