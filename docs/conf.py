@@ -11,6 +11,8 @@ import relay_hf
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS / "_ext"))
 
+from repository_links import linkcode_resolve  # noqa: E402, F401 (in docs/_ext; read by sphinx.ext.linkcode)
+
 project = "relay_hf"
 author = "the authors of relay_hf"
 copyright = author
@@ -20,7 +22,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
+    "sphinx.ext.linkcode",
     "sphinx_copybutton",
     "repository_links",
 ]

@@ -2,14 +2,18 @@
 
 Pages link to sources by relative path (`../relay_hf/gate.py`), as a repository host shows them. On the site such a
 link leads to a page with the highlighted source, of a package to its `__init__.py`; other files can be downloaded.
-Pages that include a file of the repository's root (CHANGELOG.md) have links that are relative to the root.
+Pages that include a file of the repository's root (CHANGELOG.md) have links that are relative to the root. Entries of
+the API reference lead to the line of their definition.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx import addnodes
@@ -59,8 +63,20 @@ def _source_pages(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
     for package in _PACKAGES:
         for path in sorted((_ROOT / package).rglob("*.py")):
             name = str(path.relative_to(_ROOT))
-            code = app.builder.highlighter.highlight_block(path.read_text(encoding="utf-8"), "python")
+            code = app.builder.highlighter.highlight_block(
+                path.read_text(encoding="utf-8"), "python", lineanchors="line"
+            )
             yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>\n{code}"}, "page.html"
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """Where an entry of the API reference is defined, for `sphinx.ext.linkcode`; relative to the site's root."""
+    found: Any = importlib.import_module(info["module"])
+    for name in info["fullname"].split("."):
+        found = getattr(found, name, None)
+    found = inspect.unwrap(found.fget if isinstance(found, property) else found)
+    page = _page(Path(inspect.getsourcefile(found))) if callable(found) else None
+    return page and f"{page}.html#line-{inspect.getsourcelines(found)[1]}"
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
