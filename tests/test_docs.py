@@ -173,6 +173,7 @@ OPTIONS = [
         ("docs/options.md", r"^## `(\w+)`\n\nDefault: `(.+)`$"),
         ("README.md", r"^\| `(\w+)` \| `?([^`|]+?)`? \| "),
     ],
+    ids=["page", "readme"],
 )
 def test_options_and_defaults_are_those_of_the_code(page, pattern):
     text = (ROOT / page).read_text(encoding="utf-8")
