@@ -35,8 +35,6 @@ copybutton_prompt_is_regexp = True
 
 default_role = "code"  # docstrings are Markdown: `x` is code
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # attributes of a dataclass are fields of its description, and not entries of their own
 
