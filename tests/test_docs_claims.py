@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 import relay_hf
 from benchmarks.document.markdown import result
 from benchmarks.document.pages import filled, pages
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 OPTIONS = [
     (field.name, json.dumps(field.default) if isinstance(field.default, str) else repr(field.default))
     for field in dataclasses.fields(relay_hf.RelayConfig)
@@ -61,3 +63,36 @@ def test_the_citation_is_of_this_version_and_of_the_papers_that_the_docs_name():
     for paper in citation["references"]:
         assert paper["url"] in page
         assert all(author["family-names"] in page for author in paper["authors"])
+
+
+def dead_links(text: str, page: Path) -> list[str]:
+    """Relative links, and images, that lead to no file or, in a Markdown file, to no heading of it."""
+    tokens = [child for token in MarkdownIt().enable("table").parse(text) for child in token.children or ()]
+    links = [
+        str(token.attrGet("href") or token.attrGet("src")) for token in tokens if token.type in ("link_open", "image")
+    ]
+    dead = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        if "://" not in link and not (target.exists() and (not anchor or anchor in anchors(target))):
+            dead.append(link)
+    return dead
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as repository hosts and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings(page):
+    assert dead_links(page.read_text(encoding="utf-8"), page) == []
+
+
+def test_a_link_that_leads_nowhere_is_noticed():
+    links = "[a](faq.md) [b](nothing.md) [c](faq.md#nothing) | [d](../relay_hf/gate.py) ![e](nothing.svg)"
+    table = "| a |\n|---|\n| [f](nothing) |\n"
+    dead = dead_links(f"{links}\n\n{table}", ROOT / "docs/faq.md")
+    assert dead == ["nothing.md", "faq.md#nothing", "nothing.svg", "nothing"]
