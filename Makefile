@@ -8,7 +8,7 @@ PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
 
-.PHONY: help demo test test-floor models models-floor fuzz numerics lint format compile bench clean
+.PHONY: help demo test test-floor models models-floor fuzz numerics lint format compile bench tables docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +49,15 @@ compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registe
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="--workload C1 C2 --json out.json"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)
 
-clean: ## remove the virtual environments
-	rm -rf .venv .venv-floor
+tables: .venv/.ready ## write the tables of docs/ anew, from benchmarks/results
+	.venv/bin/python -m benchmarks.document --write
+
+docs: .venv/.docs ## the documentation's site, in docs/_build/html; a warning fails it
+	rm -rf docs/_build
+	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
+
+clean: ## remove the virtual environments and the site
+	rm -rf .venv .venv-floor docs/_build docs/notebooks
 
 .venv/.ready: $(PINS) pyproject.toml
 	$(PYTHON) -m venv .venv

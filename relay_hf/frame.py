@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 
 class RelayError(RuntimeError):
-    """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would."""
+    """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would.
+
+    `generate()` goes on as stock where that shows in the prefill, with the reason in the report. It is raised where it
+    shows later, where a RelayCache is used outside of a patched model, and by `warm` for a prefix that can't be kept.
+    """
 
 
 class UnfitModelError(RelayError):

@@ -17,6 +17,7 @@ from .kernels.validation import check_arguments, refuse_gradient
 
 __all__ = ["BACKENDS", "attend", "relay_attention", "resolve_backend", "shared_lengths"]
 
+#: What may be asked for as `backend`.
 BACKENDS = ("auto", "torch", "triton")
 
 

@@ -40,8 +40,11 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         RuntimeError: this version of Transformers is not what the hooks expect.
 
     Example:
-        >>> model = relay_hf.patch_model(model)  # doctest: +SKIP
-        >>> model.generate(**inputs)  # doctest: +SKIP
+        >>> from relay_hf.testing import prompts, tiny_model
+        >>> model = patch_model(tiny_model("llama"), policy="always")
+        >>> tokens = model.generate(**prompts(prefix=40, own=[3, 5, 4]), max_new_tokens=2)
+        >>> model.relay.last.prefix_length
+        40
     """
     target = _target(model)
     relay = _relay_of(target)
@@ -68,6 +71,9 @@ def unpatch_model(model: Model) -> Model:
     """Give back the model as it was before `patch_model`, attribute for attribute; kept prefixes are dropped.
 
     A model that is not patched is returned as it is.
+
+    Raises:
+        TypeError: `model` is no Transformers model that generates text.
     """
     target = _target(model)
     relay = _relay_of(target)
@@ -92,6 +98,26 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
     """`patch_model` for the length of a `with` block, undone on exceptions too.
 
     A model that is patched already keeps its patch after the block, with the options it had.
+
+    Args:
+        model: as for `patch_model`.
+        config: as for `patch_model`.
+        **options: as for `patch_model`.
+
+    Yields:
+        The same object, patched.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for `patch_model`.
+
+    Example:
+        >>> from relay_hf.testing import tiny_model
+        >>> model = tiny_model("llama")
+        >>> with patched(model, policy="always"):
+        ...     print(model.relay.config.policy)
+        always
+        >>> hasattr(model, "relay")
+        False
     """
     relay = _relay_of(_target(model))
     before = None if relay is None else relay.config

@@ -52,6 +52,15 @@ class RelayCache(Cache):
 
     Raises:
         ValueError: a layer of the model keeps something else than keys and values per token.
+
+    Example:
+        >>> import relay_hf
+        >>> from relay_hf.testing import prompts, tiny_model
+        >>> model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+        >>> cache = RelayCache(model.config)
+        >>> tokens = model.generate(**prompts(prefix=40, own=[3, 5, 4]), past_key_values=cache, max_new_tokens=2)
+        >>> cache.is_shared, cache.get_seq_length()
+        (True, 46)
     """
 
     def __init__(self, config: PreTrainedConfig, like: Cache | None = None) -> None:
@@ -188,7 +197,15 @@ class RelayCache(Cache):
         return (None in groups) + max(used.values(), default=0)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` own tokens of every row (0 or negative)."""
+        """Forget the last `-tokens_to_remove` own tokens of every row.
+
+        Args:
+            tokens_to_remove: 0 or negative, as in Transformers (tokens).
+
+        Raises:
+            ValueError: it is positive, or reaches beyond what every row has of its own; or a layer with a sliding
+                window has dropped tokens that it would see again.
+        """
         super().crop(tokens_to_remove)
         if self.rows.holes is not None:
             self.rows.holes = self.rows.holes[:, : next(iter(self.kv_layers.values())).own_length]
@@ -205,18 +222,26 @@ class RelayCache(Cache):
             layer.rows = rows
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Reorder the rows' own KV. Segments never move."""
+        """Row `i` is to go on from row `beam_idx[i]`: own KV is reordered, segments never move.
+
+        Args:
+            beam_idx: `[B]` int64.
+        """
         self._select_users(beam_idx)
         super().reorder_cache(beam_idx)
         self.rows.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
+        """Repeat each row `repeats` times, its copies behind it: `B` rows become `B * repeats`; segments stay."""
         super().batch_repeat_interleave(repeats)
         self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only the rows `indices` (positions, or a `[B]` bool mask)."""
+        """Keep some of the rows.
+
+        Args:
+            indices: `[n]` int64, the rows in their new order, or a `[B]` bool mask.
+        """
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
         self._select_users(indices)
@@ -262,7 +287,11 @@ class RelayCache(Cache):
         return _nbytes([t for layer in self.state_layers.values() for t in layer.state_tensors()])
 
     def to_dynamic(self) -> DynamicCache:
-        """The same content as a DynamicCache in the caller's layout, `[padding | prefix | own]` in every row."""
+        """The same content as a DynamicCache, which any model can use.
+
+        Returns:
+            It is in the caller's layout, `[padding | prefix | own]` in every row: `[B, Hkv, L, D]` in each layer.
+        """
         dynamic = DynamicCache(config=self.config)
         for source, target in zip(self.layers, dynamic.layers, strict=True):
             if isinstance(source, RelayLayer) and source.is_initialized:
