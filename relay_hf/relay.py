@@ -183,8 +183,8 @@ class Relay:
             attention_mask: `[B, L]`, or None when no token is padding.
 
         Returns:
-            The report that the call would have, with a `tree` of what its rows share: printed, an indented line for
-            each run of tokens.
+            The report that the call would have, with a `tree` of what its rows share; printed, it is an indented line
+            for each run of tokens.
         """
         with torch.no_grad(), self.open_call():
             return explain(self, torch.as_tensor(input_ids), attention_mask)
