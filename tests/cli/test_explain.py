@@ -36,8 +36,13 @@ def test_it_expects_what_the_call_then_does(run, folder, prompts):
     width, token = inputs.input_ids.shape[1], 2 * 2 * 64 * 4
     assert found["kv_bytes"]["stock"] == 4 * (width + 8) * token
     assert report.kv_bytes_stock == 4 * (width + 7) * token
+    shared = sum(run["tokens"] for run in found["shared"])
+    own = [
+        sum(inputs.attention_mask[row]) - sum(r["tokens"] for r in found["shared"] if row in r["rows"])
+        for row in range(4)
+    ]
+    assert found["kv_bytes"]["relay_hf"] == (shared + 4 * (max(own) + 8)) * token
     assert found["kv_bytes"]["relay_hf"] <= report.kv_bytes + 4 * token
-    assert found["kv_bytes"]["relay_hf"] > 0.5 * report.kv_bytes
 
 
 def test_the_tree_has_tokens_rows_bytes_and_both_ends_of_the_text(run, folder, prompts):
