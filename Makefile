@@ -1,6 +1,6 @@
 # Each target makes the virtual environment that it needs; a second call starts at once.
 PYTHON ?= python3
-BENCH ?= --workload C1
+BENCH ?= C1
 FUZZ ?= --cases 1000
 PYTEST ?= --numprocesses auto --dist worksteal
 
@@ -14,7 +14,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.ready ## stock and patched generate() side by side, on real text
-	.venv/bin/python examples/demo.py
+	.venv/bin/relay-hf demo
 
 test: .venv/.ready ## the tests, with the latest supported Transformers
 	.venv/bin/python -m pytest $(PYTEST)
@@ -46,8 +46,8 @@ format: .venv/.ready ## rewrite the sources in the project's format
 compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills, shared memory
 	.venv/bin/python -m benchmarks.compile
 
-bench: .venv/.ready ## the CPU benchmark: make bench BENCH="--workload C1 C2 --json out.json"
-	.venv/bin/python -m benchmarks.cpu $(BENCH)
+bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
+	.venv/bin/relay-hf bench $(BENCH)
 
 tables: .venv/.ready ## write the tables of docs/ anew, from benchmarks/results
 	.venv/bin/python -m benchmarks.document --write

@@ -1,5 +1,7 @@
 """An installed relay_hf, used outside the checkout: is it the wheel's, is it typed, does it relay?"""
 
+import json
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -8,12 +10,32 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import relay_hf
+from relay_hf import showcase
 
 package = Path(relay_hf.__file__).parent
 if Path(sys.prefix) not in package.parents or not (package / "py.typed").exists():
     sys.exit(f"relay_hf is not the installed wheel, or has no py.typed: {package}")
 if not (package / "kernels/triton_path/tiles.json").exists():
     sys.exit(f"the tile table of the GPU kernels is not in the wheel: {package}")
+
+if "Wren" not in showcase.SYSTEM_PROMPT or len(showcase.QUESTIONS) < 2:
+    sys.exit("the showcase's texts are not in the wheel")
+
+
+def command_line(*arguments: str) -> str:
+    """What the installed `relay-hf` prints."""
+    done = subprocess.run(
+        [Path(sys.prefix) / "bin" / "relay-hf", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"relay-hf {' '.join(arguments)} of the installed wheel fails:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+if command_line("--version").split() != ["relay_hf", version("relay_hf")]:
+    sys.exit("relay-hf --version does not print the wheel's version")
+if not json.loads(command_line("doctor", "--json"))["ok"]:
+    sys.exit("relay-hf doctor finds the installed wheel wrong and exits with 0")
 
 torch.manual_seed(0)
 config = LlamaConfig(

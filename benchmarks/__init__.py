@@ -1,1 +1,1 @@
-"""Benchmarks of relay_hf: named workloads, all contenders in one run, medians."""
+"""What developers measure: GPUs, calls of many shapes, overheads, errors; workloads are relay_hf.bench's."""

@@ -1,16 +1,26 @@
-"""Never slower: calls of many shapes, under policy="auto", against stock."""
+"""Never slower: calls of many shapes against stock; `python -m benchmarks.grid --json out.json`."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from .contenders import Bench
-from .measure import Measurement, measure
-from .workloads import C1_MODEL, Workload
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from transformers.utils import logging
+
+from relay_hf.bench import report
+from relay_hf.bench.contenders import Bench
+from relay_hf.bench.measure import Measurement, measure
+from relay_hf.bench.workloads import C1_MODEL, Workload
 
 PATCHED = ("relay-cold", "relay-kept")
 LIMIT = 1.03  # of stock's seconds, in every cell
@@ -54,3 +64,61 @@ def run_cell(bench: Bench, cell_seconds: float, on_call: Callable[[str], None]) 
         return (rounds >= 5 and noise < NOISE) or (rounds >= 3 and elapsed > cell_seconds)
 
     return Cell(bench.workload, measure(bench, ["stock", *PATCHED], enough, on_call))
+
+
+def table(done: Sequence[Cell]) -> Table:
+    """One row a cell, marked where a ratio is over the limit."""
+    columns = ("rows", "prefix", "own", "new", "stock s", "cold / stock", "kept / stock", "rounds", "")
+    found = Table(*(Column(column, justify="right") for column in columns), title="patched over stock")
+    for cell in done:
+        workload, stock = cell.workload, cell.measurements[0]
+        ratios = (f"{ratio:.3f} ± {noise:.3f}" for ratio, noise in map(cell.ratio, PATCHED))
+        shape = (workload.rows, workload.prefix, workload.own, workload.new)
+        mark = "[red]slower[/]" if cell.worst > LIMIT else ""
+        found.add_row(*map(str, shape), f"{stock.median:.3f}", *ratios, str(len(stock.seconds)), mark)
+    return found
+
+
+def cell_record(cell: Cell) -> report.Record:
+    """All rounds of a cell, for JSON."""
+    ratios = {contender: dict(zip(("ratio", "noise"), cell.ratio(contender), strict=True)) for contender in PATCHED}
+    return report.workload_record("grid", cell.workload, cell.measurements) | {"over_stock": ratios}
+
+
+def main() -> int:
+    """Run all cells and print them with the worst one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.grid", description=__doc__)
+    parser.add_argument("--cell-seconds", type=float, default=30, help="budget of a cell (s, default: %(default)s)")
+    parser.add_argument("--prefixes", nargs="+", type=int, default=PREFIX, help="of the grid (default: %(default)s)")
+    parser.add_argument("--policy", choices=("auto", "always", "off"), default="auto")
+    parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, help="write all rounds, versions and hardware here")
+    arguments = parser.parse_args()
+
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    logging.set_verbosity_error()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    model, done = C1_MODEL.build(), []
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        for number, workload in enumerate(cells(arguments.prefixes), start=1):
+            label = f"cell {number}: {workload.rows} x {workload.prefix} + {workload.own}, {workload.new} new"
+
+            def show(name: str, label: str = label) -> None:
+                progress.update(task, description=f"{label}: {name}")
+
+            done.append(run_cell(Bench(workload, arguments.policy, model), arguments.cell_seconds, show))
+    console.print(table(done))
+    worst = max(done, key=lambda cell: cell.worst)
+    slower = sum(cell.worst > LIMIT for cell in done)
+    console.print(f"worst cell {worst.worst:.3f} of stock ({worst.workload}); {slower} of {len(done)} over {LIMIT}")
+    if arguments.json:
+        content = report.result(policy=arguments.policy, grid=[cell_record(cell) for cell in done])
+        report.write_json(arguments.json, content)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

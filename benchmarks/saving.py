@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import relay_hf
-
-from .report import write_json
+from relay_hf.bench.environment import environment
+from relay_hf.bench.report import write_json
 
 _BYTES_A_TOKEN = 128 * 2**10  # of KV: 32 layers of 8 heads of 64, in float32
 
@@ -69,7 +69,8 @@ def main() -> None:
         table.add_row(name, f"{medians[name]:.2f}", spread, f"{size / 2**30 / medians[name]:.2f}")
     Console().print(table)
     if arguments.json:
-        write_json(arguments.json, prefix={"tokens": len(prefix), "bytes": size}, seconds=seconds, medians=medians)
+        found = {"prefix": {"tokens": len(prefix), "bytes": size}, "seconds": seconds, "medians": medians}
+        write_json(arguments.json, environment() | found)
 
 
 def rounds(relay: relay_hf.relay.Relay, path: Path, count: int) -> dict[str, list[float]]:

@@ -41,7 +41,10 @@ napoleon_use_ivar = True  # attributes of a dataclass are fields of its descript
 # What has no entry here: types of other projects (no inventory is fetched, so that the site is built without a
 # network), some of which are named as their modules import them, and the type variable of `patch_model`.
 nitpick_ignore_regex = [
-    ("py:class", r"(collections\.abc|os|torch|transformers)\..*|Cache|PreTrainedConfig|Tensor|relay_hf\.patching\.Model")
+    (
+        "py:class",
+        r"(collections\.abc|os|torch|transformers)\..*|Cache|PreTrainedConfig|Tensor|relay_hf\.patching\.Model",
+    )
 ]
 
 html_theme = "furo"

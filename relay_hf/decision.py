@@ -13,6 +13,7 @@ from . import eligibility, gate
 from .architectures import Architecture, architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
+from .ops import resolve_backend
 from .prefix import Prompts, Run, keeping_refusal, pruned, walk
 from .sharing import Decision, find
 
@@ -23,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def decide(
-    relay: Relay, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool = True
+    relay: Relay,
+    input_ids: Tensor,
+    generation_config: GenerationConfig,
+    inputs: dict,
+    first: bool = True,
+    device: torch.device | None = None,
 ) -> Decision:
     """Decide a call.
 
@@ -33,13 +39,14 @@ def decide(
         generation_config: as generate() resolved it.
         inputs: the forward's keyword inputs, as generate() has them.
         first: generate()'s `is_first_iteration`.
+        device: where the call would run; None: where the model is.
 
     Raises:
         TokenIdError: a token id has no embedding.
     """
     model, call, mask = relay.model, open_call(), inputs.get("attention_mask")
     cache, architecture = _stock_cache(relay, inputs), architecture_of(relay.text_config)
-    refused = refusal(relay, input_ids, generation_config, inputs, first, cache)
+    refused = refusal(relay, input_ids, generation_config, inputs, first, cache, device)
     refused = refused or eligibility.rope_refusal(call.configs, input_ids.shape[1])
     if refused:
         return Decision(refused)
@@ -65,22 +72,22 @@ def decide(
     found = find(relay, prompts, keep, one_level, architecture.recurrent if recurrent else None)
     new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     if found.relays and relay.config.policy == "auto":
-        _prune(relay, found, new)
+        _prune(relay, found, new, device or model.device)
     if not found.relays:
         return found
     refused = eligibility.position_refusal(inputs.get("position_ids"), prompts, positions)
     if refused is None and relay.config.policy == "auto":
-        refused = _gate_refusal(relay, found, new, architecture, cache)
+        refused = _gate_refusal(relay, found, new, architecture, cache, device or model.device)
     return Decision(refused, prompts=prompts) if refused else found
 
 
 def _gate_refusal(
-    relay: Relay, found: Decision, new: int, architecture: Architecture, cache: Cache | None
+    relay: Relay, found: Decision, new: int, architecture: Architecture, cache: Cache | None, device: torch.device
 ) -> str | None:
     """Why sharing what was found is not expected to pay, or None. `new`: tokens to generate for a row, at most."""
     prompts, model = found.prompts, relay.model
     rows = len(prompts.ids)
-    passes, layers = 1, [] if cache is None else cache.layers
+    passes = 1
     if keeps_state(cache):
         own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths)).unique()
         passes = int(own.sum()) if found.runs and architecture.recurrent == "steps" else len(own)
@@ -92,10 +99,17 @@ def _gate_refusal(
         keeping=prompts.tokens - sum(len(run.ids) for _, run in walk(found.runs)) if found.keep_row else 0,
         passes=passes,
         own_code=architecture.parted,
-        replayed=relay.graphs.expected(new) and not keeps_state(cache) and not architecture.parted,
+        replayed=relay.graphs.expected(new, device) and not keeps_state(cache) and not architecture.parted,
     )
-    attending = sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
-    return gate.refusal(shape, open_call().modules, relay.text_config, model.device, model.dtype, attending)
+    verdict = gate.judge(shape, open_call().modules, relay.text_config, device, model.dtype, attending(cache))
+    found.gain = verdict.gain
+    return verdict.refused
+
+
+def attending(cache: Cache | None) -> float:
+    """The share of the layers that keep KV."""
+    layers = [] if cache is None else cache.layers
+    return sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
 
 
 def refusal(
@@ -105,6 +119,7 @@ def refusal(
     inputs: dict,
     first: bool,
     cache: Cache | None,
+    device: torch.device | None = None,
 ) -> str | None:
     """Why a call is not served whatever its rows share, or None. Arguments as for `decide`; `cache`: stock's."""
     call = open_call()
@@ -112,7 +127,7 @@ def refusal(
         return "policy 'off'"
     return (
         relay.model_refusal
-        or _backend_refusal(relay)
+        or _backend_refusal(relay, device)
         or eligibility.model_refusal(relay.model, call.configs)
         or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache)
         or eligibility.training_refusal(call.modules, call.configs)
@@ -120,10 +135,10 @@ def refusal(
     )
 
 
-def _backend_refusal(relay: Relay) -> str | None:
+def _backend_refusal(relay: Relay, device: torch.device | None) -> str | None:
     """Why the backend that was asked for by name can't compute for this model, or None."""
     try:
-        _ = relay.backend
+        _ = relay.backend if device is None else resolve_backend(relay.config.backend, device, relay.model.dtype)
     except RuntimeError as error:
         return str(error)
     return None
@@ -142,17 +157,16 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     return cache
 
 
-def _prune(relay: Relay, found: Decision, new: int) -> None:
+def _prune(relay: Relay, found: Decision, new: int, device: torch.device) -> None:
     """Leave out the runs that are not expected to pay. `new`: tokens to generate for a row, at most."""
-    model = relay.model
-    known = gate.costs(open_call().modules, relay.text_config, model.device, model.dtype)
+    known = gate.costs(open_call().modules, relay.text_config, device, relay.model.dtype)
     if isinstance(known, str):
         return
 
     def pays(tokens: int, run: Run) -> bool:
         # What all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
         whole = len(run.rows) == len(found.prompts.ids)
-        return whole or gate.run_gain(tokens, run.ways, run.kept, new, *known, relay.graphs.expected(new)) > 0
+        return whole or gate.run_gain(tokens, run.ways, run.kept, new, *known, relay.graphs.expected(new, device)) > 0
 
     found.runs = pruned(found.runs, pays)
     if not found.relays:

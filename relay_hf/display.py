@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from .report import as_bytes
+from .report import readable_bytes
 
 if TYPE_CHECKING:
     from .prefix import KeptPrefix
@@ -34,7 +34,7 @@ def as_html(relay: Relay) -> str:
 
 def _facts(relay: Relay) -> list[tuple[str, str]]:
     kept, stats = relay.prefixes, relay.stats()
-    size, budget = as_bytes(sum(prefix.nbytes for prefix in kept)), as_bytes(relay.keeper.store.budget)
+    size, budget = readable_bytes(sum(prefix.nbytes for prefix in kept)), readable_bytes(relay.keeper.store.budget)
     count = "1 prefix" if len(kept) == 1 else f"{len(kept)} prefixes"
     calls = "1 call" if stats.calls == 1 else f"{stats.calls} calls"
     return [
@@ -45,5 +45,10 @@ def _facts(relay: Relay) -> list[tuple[str, str]]:
 
 
 def _row(prefix: KeptPrefix) -> str:
-    cells = (f"{len(prefix):,}", f"{prefix.run.length:,}", as_bytes(prefix.nbytes), "yes" if prefix.pinned else "")
+    cells = (
+        f"{len(prefix):,}",
+        f"{prefix.run.length:,}",
+        readable_bytes(prefix.nbytes),
+        "yes" if prefix.pinned else "",
+    )
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

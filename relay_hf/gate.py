@@ -159,20 +159,34 @@ def costs(
         return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
 
 
-def refusal(
+@dataclass(frozen=True)
+class Verdict:
+    """Whether relaying a call is expected to pay.
+
+    Attributes:
+        gain: seconds that it is expected to save, at least; None: that is not known.
+        refused: why it is not expected to pay, or None.
+    """
+
+    gain: float | None
+    refused: str | None
+
+
+def judge(
     shape: Shape,
     modules: Iterable[nn.Module],
     config: PreTrainedConfig,
     device: torch.device,
     dtype: torch.dtype,
     attending: float = 1.0,
-) -> str | None:
-    """Why relaying a call of the model of `modules` and `config` is not expected to pay, or None."""
+) -> Verdict:
+    """Whether relaying a call of the model of `modules` and `config` is expected to pay."""
     known = costs(modules, config, device, dtype, attending)
     if isinstance(known, str):
-        return known
+        return Verdict(None, known)
     gain = expected_gain(shape, *known)
-    return None if gain > 0 else f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
+    why = f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
+    return Verdict(gain, None if gain > 0 else why)
 
 
 def run_gain(

@@ -53,7 +53,7 @@ class RelayReport:
         if self.kv_bytes:
             ratio = self.kv_bytes_stock / self.kv_bytes
             less = f" ({ratio:.1f}x less)" if ratio >= 1.05 else ""
-            parts.append(f"KV {as_bytes(self.kv_bytes)} for stock's {as_bytes(self.kv_bytes_stock)}{less}")
+            parts.append(f"KV {readable_bytes(self.kv_bytes)} for stock's {readable_bytes(self.kv_bytes_stock)}{less}")
         graph = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
         return f"RelayReport({'; '.join(parts)}; backend {self.backend}{graph})"
 
@@ -100,8 +100,8 @@ class RelayStats:
         self.prompt_tokens_saved += report.prompt_tokens_saved
 
 
-def as_bytes(count: int) -> str:
-    """Bytes in the unit that a person would choose."""
+def readable_bytes(count: int) -> str:
+    """Such as `230.1 MiB`."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

@@ -33,6 +33,7 @@ class Decision:
         witness: the model when that was looked up; None where nothing was kept.
         keep: whether what is prefilled of the runs may be kept for later calls.
         keep_row: whether the single row is to be kept whole, answer and all.
+        gain: seconds that policy "auto" expects relaying to save, at least; None where nobody asked, or it isn't known.
     """
 
     refused: str | None = None
@@ -42,6 +43,7 @@ class Decision:
     witness: Witness | None = None
     keep: bool = False
     keep_row: bool = False
+    gain: float | None = None
 
     @property
     def relays(self) -> bool:

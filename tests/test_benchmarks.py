@@ -1,42 +1,12 @@
-"""The benchmark's command line, on a workload that takes a second."""
-
-import json
-import subprocess
-import sys
-from pathlib import Path
+"""The benchmark's workloads and contenders, and the grid."""
 
 import pytest
 import torch
 
-from benchmarks.contenders import CONTENDERS, Bench
 from benchmarks.grid import Cell, cells
-from benchmarks.measure import Measurement
-from benchmarks.workloads import WORKLOADS
-
-ROOT = Path(__file__).parents[1]
-
-
-def test_smoke_workload_writes_every_round_of_every_contender(tmp_path):
-    path = tmp_path / "results" / "smoke.json"
-    command = [sys.executable, "-m", "benchmarks.cpu", "--workload", "smoke", "--rounds", "2", "--policy", "always"]
-    command += ["--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "tokens of stock, prefix-copied, relay-cold, relay-kept: identical" in done.stdout
-
-    result = json.loads(path.read_text())
-    assert result["versions"].keys() >= {"python", "torch", "transformers", "relay_hf"}
-    assert result["hardware"].keys() >= {"cpu", "cores", "threads", "memory_gib"}
-    (record,) = result["workloads"]
-    assert record["workload"]["prefix"] == WORKLOADS["smoke"].prefix
-    measured = {each["contender"]: each for each in record["contenders"]}
-    assert list(measured) == [name for name in CONTENDERS if name != "one-level"]
-    for name, each in measured.items():
-        assert len(each["seconds"]) == 2
-        assert min(each["seconds"]) <= each["median"] <= max(each["seconds"])
-        assert each["same_tokens"] is (None if CONTENDERS[name].tokens == "other" else True)
-    assert measured["relay-cold"]["report"]["prefix_tokens_reused"] == 0
-    assert measured["relay-kept"]["report"]["prefix_tokens_reused"] == WORKLOADS["smoke"].prefix
+from relay_hf.bench.contenders import CONTENDERS, Bench
+from relay_hf.bench.measure import Measurement
+from relay_hf.bench.workloads import WORKLOADS
 
 
 def test_a_tree_is_shared_at_all_levels_and_at_one():

@@ -8,7 +8,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, refusal, run_gain
+from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, judge, run_gain
 from relay_hf.testing import VOCABULARY, prompts, tiny_model
 
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
@@ -88,9 +88,9 @@ def test_a_machine_is_read_off_the_device():
     assert cpu.flops == 2e11 * torch.get_num_threads()
     assert Machine.of(torch.device("meta"), torch.float32) is None
     model = tiny_model("llama")
-    reason = refusal(
+    reason = judge(
         Shape(16, 32, ((1024, 16, False),), 1), model.modules(), model.config, torch.device("meta"), torch.float32
-    )
+    ).refused
     assert "what calls cost on meta is not known" in reason
 
 
@@ -102,10 +102,10 @@ def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
     assert machine == H200
     assert Machine.of(device, torch.float32).flops < machine.flops / 10
     model = tiny_model("llama")
-    reason = refusal(call, model.modules(), model.config, device, torch.bfloat16)
+    reason = judge(call, model.modules(), model.config, device, torch.bfloat16).refused
     assert "not been measured on this kind of GPU yet" in reason
     monkeypatch.setattr(relay_hf.gate, "MEASURED", {9})
-    assert "expected to cost" in refusal(call, model.modules(), model.config, device, torch.bfloat16)
+    assert "expected to cost" in judge(call, model.modules(), model.config, device, torch.bfloat16).refused
 
 
 def test_model_cost_is_read_off_the_model():
@@ -126,13 +126,13 @@ def test_of_stacked_experts_the_routed_share_counts():
 def test_a_model_whose_cost_is_not_known_is_left_alone():
     sizes = {"vocab_size": 97, "num_attention_heads": 4, "num_key_value_heads": [1, 2], "head_dim": 8}
     config = types.SimpleNamespace(**sizes, num_hidden_layers=2)  # a number for each layer, as some models have it
-    reason = refusal(
+    reason = judge(
         Shape(16, 32, ((1024, 16, False),), 1),
         tiny_model("llama").modules(),
         config,
         torch.device("cpu"),
         torch.float32,
-    )
+    ).refused
     assert "not known (TypeError)" in reason
 
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
 import relay_hf
-from benchmarks import contenders
-from benchmarks.contenders import Call
-from benchmarks.workloads import Workload
+from relay_hf.bench import contenders
+from relay_hf.bench.contenders import Bench, Call
+from relay_hf.bench.workloads import Workload
 
 from .context import Context
 from .e2e_bytes import PAGE, Bytes
 from .e2e_cells import with_least_prefix
-from .gate import DeviceBench
 
 TEXT = {
     "stock": "generate() as it comes, with a DynamicCache",
@@ -33,11 +32,11 @@ TEXT = {
 }
 
 
-class E2EBench(DeviceBench):
+class E2EBench(Bench):
     """A bench with a second patched twin, so that one can keep a prefix (and what was prepared for it) throughout."""
 
     def __init__(self, workload: Workload, model: PreTrainedModel, context: Context) -> None:
-        super().__init__(workload, model, context)
+        super().__init__(workload, "always", model)
         weights = {id(parameter): parameter for parameter in model.parameters()}
         self.cold = relay_hf.patch_model(copy.deepcopy(model, weights), policy="always")
         self.bytes = Bytes(workload.model, model.dtype.itemsize)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from benchmarks.contenders import Bench
-from benchmarks.measure import measure
-from benchmarks.workloads import ModelShape, Workload
 from relay_hf import gate
+from relay_hf.bench.contenders import Bench
+from relay_hf.bench.measure import measure
+from relay_hf.bench.workloads import ModelShape, Workload
 
 from . import models
 from .context import Context
@@ -25,25 +23,6 @@ _TINY = ModelShape(hidden=32, intermediate=48, layers=1, heads=2, kv_heads=1, vo
 _ROWS, _PREFIXES, _OWN, _NEW = (32, 4, 1), (2048, 512, 8192, 64), 64, 32
 _CELL_SECONDS = 6.0
 CONTENDERS = ("stock", "relay-cold", "relay-kept")
-
-
-class DeviceBench(Bench):
-    """A bench whose prompts lie on the model's device, and whose calls end when the device is done."""
-
-    def __init__(self, workload: Workload, model: PreTrainedModel, context: Context) -> None:
-        self._context = context
-        super().__init__(workload, "always", model)
-
-    def draw(self, draw: int) -> None:
-        """Take other own tokens."""
-        super().draw(draw)
-        self.prompts = self.prompts.to(self.model.device)
-
-    def generate(self, model: PreTrainedModel, prompts: Tensor, **options: Any) -> Tensor:
-        """The new tokens."""
-        tokens = super().generate(model, prompts, **options)
-        self._context.clock.synchronize()
-        return tokens
 
 
 def cells(dry_run: bool) -> dict[str, Workload]:
@@ -60,7 +39,7 @@ def run(context: Context, workload: Workload) -> Record:
     """Three rounds or more of stock and of the relay, cold and with the prefix kept."""
     logging.set_verbosity_error()
     model = models.build(workload.model, context.device)
-    bench = DeviceBench(workload, model, context)
+    bench = Bench(workload, "always", model)
     least = 1 if context.dry_run else 4
 
     def enough(measurements: list, elapsed: float) -> bool:

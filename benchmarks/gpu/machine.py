@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import report
+from relay_hf.bench.environment import environment
 
 ROOT = Path(__file__).parents[2]
 _PACKAGES = {"triton": ("triton", "pytorch-triton"), "flashinfer": ("flashinfer-python", "flashinfer")}
@@ -34,7 +34,7 @@ def device_of(dry_run: bool) -> torch.device:
 
 def identity(device: torch.device) -> dict[str, Any]:
     """Chip, versions, commit: results of one identity may be mixed in one file."""
-    content = report.environment()
+    content = environment()
     content["versions"] |= {name: _version(*packages) for name, packages in _PACKAGES.items()} | {"driver": "none"}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 import relay_hf
+from relay_hf.bench.environment import environment
 
-from ..report import environment
 from .results import BOUND, Result
 from .subjects import STEPS, SUBJECTS, Subject
 

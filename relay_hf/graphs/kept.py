@@ -60,9 +60,9 @@ class Graphs:
         """Decode steps that must follow for a capture."""
         return 1 if self._relay.config.cuda_graphs is True else _PAYS
 
-    def expected(self, new: int) -> bool:
+    def expected(self, new: int, where: torch.device) -> bool:
         """Whether most steps of a call for `new` tokens would be replays, as far as the device and options go."""
-        usable = self._relay.config.cuda_graphs is not False and device.supports(self._relay.model.device)
+        usable = self._relay.config.cuda_graphs is not False and device.supports(where)
         return usable and new > self.least_steps
 
     def __len__(self) -> int:

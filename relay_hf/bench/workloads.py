@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
 
 @dataclass(frozen=True)
@@ -40,26 +47,58 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class NamedModel:
+    """A model of the Hub or of a folder: its name, tokens in its vocabulary."""
+
+    name: str
+    vocab: int
+
+    @classmethod
+    def of(cls, name: str) -> NamedModel:
+        """Look its vocabulary up.
+
+        Raises:
+            OSError, ValueError: Transformers finds no such model, or it is no language model.
+        """
+        return cls(name, AutoConfig.from_pretrained(name).get_text_config(decoder=True).vocab_size)
+
+    def build(self) -> PreTrainedModel:
+        """The model in float32, made to never end a sequence by itself and to sample as the workload says."""
+        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        model.generation_config = GenerationConfig(pad_token_id=0)
+        return model.eval()
+
+
+@dataclass(frozen=True)
 class Workload:
     """A batch of random tokens, `new` to be generated for each row.
 
     Attributes:
-        model: the model's shape.
+        model: the model's shape, or its name.
         rows: prompts.
         prefix: tokens that all of them start with.
         own: tokens that each ends with.
         new: tokens to be generated.
         options: further arguments of generate(): sampling, beams, return sequences.
         later: what groups of prompts share between the two, level by level: tokens, and number of groups.
+        about: what it stands for.
     """
 
-    model: ModelShape
+    model: ModelShape | NamedModel
     rows: int
     prefix: int
     own: int
     new: int
     options: dict[str, Any] = field(default_factory=dict)
     later: tuple[tuple[int, int], ...] = ()
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for tokens, groups in self.later:
+            if self.rows % groups:
+                raise ValueError(
+                    f"rows must be a multiple of {groups}, the groups that share {tokens} tokens each; got {self.rows}."
+                )
 
     @property
     def levels(self) -> tuple[tuple[int, int], ...]:
@@ -93,15 +132,22 @@ def _random_ids(vocab: int, shape: tuple[int, int], seed: int) -> Tensor:
 
 
 C1_MODEL = ModelShape()
+_SMALL_MODEL = ModelShape(512, 1376, 8, 8, 8)
+_SMOKE_MODEL = ModelShape(64, 128, 2, 4, 4, 256)
+
+
+def _samples(count: int) -> dict[str, Any]:
+    return {"do_sample": True, "num_return_sequences": count}
+
 
 WORKLOADS = {
-    "smoke": Workload(ModelShape(64, 128, 2, 4, 4, 256), rows=4, prefix=48, own=8, new=4),
-    "smoke-tree": Workload(ModelShape(64, 128, 2, 4, 4, 256), 4, prefix=48, own=8, new=4, later=((24, 2),)),
-    "C1": Workload(C1_MODEL, rows=16, prefix=1024, own=32, new=32),
-    "C2": Workload(ModelShape(kv_heads=4), rows=16, prefix=1024, own=32, new=128),
-    "C3": Workload(C1_MODEL, 1, 1055, 1, 32, {"do_sample": True, "num_return_sequences": 16}),
-    "C4": Workload(C1_MODEL, 2, 0, 1, 32, {"num_beams": 8}, later=((1055, 2),)),
-    "C5": Workload(C1_MODEL, rows=16, prefix=512, own=32, new=32, later=((256, 4),)),
-    "small": Workload(ModelShape(512, 1376, 8, 8, 8), 1, 699, 1, 24, {"do_sample": True, "num_return_sequences": 12}),
-    "C6": Workload(C1_MODEL, rows=8, prefix=0, own=128, new=32),
+    "C1": Workload(C1_MODEL, 16, 1024, 32, 32, about="one system prompt, many questions"),
+    "C2": Workload(ModelShape(kv_heads=4), 16, 1024, 32, 128, about="the same with grouped queries, longer answers"),
+    "C3": Workload(C1_MODEL, 1, 1055, 1, 32, _samples(16), about="16 samples of one prompt"),
+    "C4": Workload(C1_MODEL, 2, 0, 1, 32, {"num_beams": 8}, ((1055, 2),), about="8 beams of each of two prompts"),
+    "C5": Workload(C1_MODEL, 16, 512, 32, 32, later=((256, 4),), about="a system prompt, then one of four documents"),
+    "C6": Workload(C1_MODEL, 8, 0, 128, 32, about="nothing shared: what a patched model costs then"),
+    "small": Workload(_SMALL_MODEL, 1, 699, 1, 24, _samples(12), about="12 samples of one prompt, a smaller model"),
+    "smoke": Workload(_SMOKE_MODEL, 4, 48, 8, 4, about="a tiny model: does the benchmark run? seconds mean nothing"),
+    "smoke-tree": Workload(_SMOKE_MODEL, 4, 48, 8, 4, later=((24, 2),), about="the same with two levels"),
 }

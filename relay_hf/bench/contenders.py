@@ -35,13 +35,15 @@ class Bench:
 
     def draw(self, draw: int) -> None:
         """Take other own tokens."""
-        self.prompts = self.workload.prompts(draw)
+        self.prompts = self.workload.prompts(draw).to(self.model.device)
 
     def generate(self, model: PreTrainedModel, prompts: Tensor, **options: Any) -> Tensor:
         """The new tokens `[rows, new]` of a generate() whose token count is forced."""
         torch.manual_seed(0)
         count = {"min_new_tokens": self.workload.new, "max_new_tokens": self.workload.new}
         output = model.generate(prompts, **count, **{"do_sample": False, **self.workload.options, **options})
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)  # the call is over when the device is done
         return output[:, prompts.shape[1] :]
 
     def prefill_level(self, level: int) -> DynamicCache:
@@ -79,7 +81,7 @@ def continuous_batching(bench: Bench) -> Call:
         answers = bench.model.generate_batch(
             bench.prompts.tolist(), generation_config=config, continuous_batching_config=room
         )
-        return torch.tensor([answer.generated_tokens for answer in answers.values()])
+        return torch.tensor([answer.generated_tokens for answer in answers.values()], device=bench.prompts.device)
 
     return call
 

@@ -1,0 +1,5 @@
+"""`python -m relay_hf`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,170 @@
+"""`relay-hf explain`: what a batch of prompts would share, and what that would save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from relay_hf.report import readable_bytes
+
+from . import models
+from .console import REAL_MODEL, about, examples, output, print_json, progress
+from .forest import preview, tree_of
+from .options import Json
+from .prompts import read_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from relay_hf.prefix import Run
+
+    from .outlook import Outlook
+
+
+@examples(
+    ("what the prompts of the demo share", "relay-hf explain"),
+    ("a prompt in each line", "relay-hf explain prompts.txt"),
+    ("with a real tokenizer, and its model's KV sizes", f"relay-hf explain prompts.txt --model {REAL_MODEL}"),
+    ("lines of JSON, four samples of each prompt", "relay-hf explain log.jsonl --jsonl prompt --samples 4"),
+    ("from standard input, for a program to read", "cat prompts.txt | relay-hf explain - --json"),
+)
+def explain(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="PROMPTS", help="A file with a prompt in each line, or - ; without it, the demo's."),
+    ] = None,
+    jsonl: Annotated[
+        str | None, typer.Option(metavar="FIELD", help="Lines are JSON objects; the prompt is in this field.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Hub id or folder of a tokenizer; without it --model's, or one made on the spot of the demo's texts.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help=f"Hub id, such as {REAL_MODEL}, or folder of the model that sizes are of. Its configuration is read, "
+            "not its weights. Without it, the demo's model.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rows of each prompt: num_return_sequences, or num_beams.")
+    ] = 1,
+    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of each answer.")] = 32,
+    as_json: Json = False,
+) -> None:
+    """What a batch of prompts would share, as a tree, and what that would save. Nothing is generated.
+
+    Each run of tokens that rows share is computed, stored and read once. Prompt tokens are counted exactly; KV bytes
+    and seconds are estimates. Whether policy "auto" would relay is said for this machine.
+    """
+    prompts = None if source is None else read_prompts(source, jsonl)
+    if prompts is None and jsonl is not None:
+        raise typer.BadParameter("it needs a file: relay-hf explain PROMPTS --jsonl FIELD.", param_hint="'--jsonl'")
+    out = output(quiet=as_json)
+    with progress().status("loading torch, Transformers and the tokenizer ..."):
+        models.quiet()
+        import torch
+
+        from relay_hf import showcase
+        from relay_hf.eligibility import TokenIdError
+
+        from .outlook import look
+
+        shown = models.load_without_weights(model, tokenizer)
+        prompts = prompts or showcase.support_prompts(16)
+        inputs = shown.tokenizer(prompts, padding=True, return_tensors="pt")
+        ids, mask = (inputs[name].repeat_interleave(samples, dim=0) for name in ("input_ids", "attention_mask"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with about("--tokenizer", "Give the model's own tokenizer, or leave one of the two out.", TokenIdError):
+            outlook = look(shown.model, ids, mask, new_tokens, device)
+
+    if as_json:
+        print_json(_content(outlook, shown.tokenizer, device.type))
+    out.print(f"model: {shown.about}")
+    if tokenizer is None and model is None:
+        out.print("tokenizer: built on the spot from the demo's texts; on other texts a real one counts fewer tokens")
+    out.print()
+    out.print(tree_of(outlook, shown.tokenizer))
+    out.print()
+    _totals(outlook, out)
+    out.print(_verdict(outlook, device.type))
+
+
+def _totals(outlook: Outlook, out: Console) -> None:
+    table = Table("", *(Column(name, justify="right") for name in ("stock", "relay_hf", "saved")))
+    pairs: list[tuple[str, int, int, Callable[[int], str]]] = [
+        ("prompt tokens computed", outlook.stock_tokens, outlook.computed_tokens, "{:,}".format)
+    ]
+    if outlook.kv_bytes is not None and outlook.kv_bytes_stock is not None:
+        label = f"KV at the end, with {outlook.new} new tokens a row"
+        pairs.append((label, outlook.kv_bytes_stock, outlook.kv_bytes, readable_bytes))
+    for name, stock, ours, show in pairs:
+        table.add_row(name, show(stock), show(ours), f"{1 - ours / stock:.0%}" if stock else "-")
+    out.print(table)
+    if outlook.kv_bytes is None:
+        out.print("KV bytes are left out: this type's configuration does not say them in the usual way.")
+
+
+def _verdict(outlook: Outlook, device: str) -> str:
+    """What policy "auto" would do, and what can be shared at all."""
+    where = f"on this machine's {device.upper()}"
+    if outlook.rows == 1:
+        return "One row has nobody to share with in its call; what it starts with may be kept for later calls."
+    if not outlook.shared.relays:
+        return f"Nothing is relayed, whatever the policy: {outlook.shared.reason}."
+    verdict = outlook.verdict
+    if not verdict.relays:
+        why = verdict.reason.removeprefix("policy 'auto': ")
+        return f"Left to stock by default, {where}: {why}."
+    report, all_shared = verdict.report(), outlook.shared.report()
+    less = report.prompt_tokens_saved < all_shared.prompt_tokens_saved
+    how = ", but for runs too short to pay" if less else ""
+    seconds = f"; the cost model expects to save {_seconds(verdict.gain)}" if verdict.gain else ""
+    return f'Relayed by default (policy "auto"), {where}{how}: {verdict.reason}{seconds}.'
+
+
+def _content(outlook: Outlook, tokenizer: PreTrainedTokenizerBase, device: str) -> dict[str, Any]:
+    """What is shown, for JSON."""
+    from relay_hf.prefix import walk
+
+    verdict = outlook.verdict
+
+    def entry(depth: int, run: Run) -> dict[str, Any]:
+        return {
+            "depth": depth,
+            "start": run.start,
+            "tokens": len(run.ids),
+            "rows": list(run.rows),
+            "kv_bytes": outlook.token_bytes and len(run.ids) * outlook.token_bytes,
+            "text": preview(run, tokenizer),
+        }
+
+    return {
+        "rows": outlook.rows,
+        "new_tokens": outlook.new,
+        "can_share": outlook.shared.relays,
+        "reason": outlook.shared.reason,
+        "shared": [entry(depth, run) for depth, run in walk(outlook.shared.runs)],
+        "prompt_tokens": {"stock": outlook.stock_tokens, "relay_hf": outlook.computed_tokens},
+        "kv_bytes": {"stock": outlook.kv_bytes_stock, "relay_hf": outlook.kv_bytes},
+        "auto": {
+            "device": device,
+            "relayed": verdict.relays,
+            "reason": verdict.reason,
+            "expected_gain_seconds": verdict.gain,
+        },
+    }
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -1,0 +1,79 @@
+"""The model that a command shows things on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .console import REAL_MODEL, about
+
+if TYPE_CHECKING:
+    from relay_hf.showcase import Showcase
+
+    from .options import Dtype
+
+
+@contextmanager
+def named(argument: str = "--model") -> Iterator[None]:
+    """Turn what Transformers raises of a name into one line about `argument`."""
+    advice = f"Give the path of a folder or a Hub id, such as {REAL_MODEL}; without {argument} nothing is downloaded."
+    with about(argument, advice, OSError, ValueError, ImportError):
+        yield
+
+
+def load(model: str | None, *, tiny: bool, dtype: Dtype) -> Showcase:
+    """A model with its tokenizer.
+
+    Raises:
+        typer.BadParameter: there is no such model.
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from relay_hf import showcase
+
+    with named():
+        if model is not None:
+            AutoConfig.from_pretrained(model)  # without a network this gives up first, in half the time
+        return showcase.load(model, size="tiny" if tiny else "base", dtype=getattr(torch, dtype))
+
+
+def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:
+    """A model of which only the configuration is read, and a tokenizer.
+
+    Raises:
+        typer.BadParameter: there is no such model, or no such tokenizer.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from relay_hf import showcase
+
+    with torch.device("meta"):
+        if model is None:
+            shown = showcase.load(device="meta")
+        else:
+            with named():
+                config = AutoConfig.from_pretrained(model)
+                built = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32).eval()
+            with named("--model" if tokenizer is None else "--tokenizer"):
+                words = AutoTokenizer.from_pretrained(tokenizer or model, padding_side="left")
+            shown = showcase.Showcase(built, words, f"{type(built).__name__} as {model} configures it, no weights read")
+    if tokenizer is not None and model is None:
+        with named("--tokenizer"):
+            words = AutoTokenizer.from_pretrained(tokenizer, padding_side="left")
+        shown = replace(shown, tokenizer=words)
+    shown.tokenizer.pad_token = shown.tokenizer.pad_token or shown.tokenizer.eos_token
+    return shown
+
+
+def quiet() -> None:
+    """Leave out warnings of Transformers and of the Hub's client, and the progress bar for weights."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    hub_logging.set_verbosity_error()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

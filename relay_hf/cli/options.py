@@ -1,0 +1,21 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from .console import REAL_MODEL
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help=f"A model of the Hub, such as {REAL_MODEL}, or the path of a folder. Without it a model of random weights "
+        "is built on the spot: nothing is downloaded.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]

@@ -1,0 +1,104 @@
+"""What a call is expected to share, save and take, from prompts and a configuration: no weights, nothing run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+import relay_hf
+from relay_hf.decision import attending, decide
+from relay_hf.gate import ModelCost
+from relay_hf.prefix import walk
+from relay_hf.sharing import Decision
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A call that is not run.
+
+    Attributes:
+        shared: all that can be shared exactly.
+        verdict: what policy "auto" makes of it on this machine.
+        new: tokens to be generated for a row.
+        token_bytes: KV of a token in all layers (bytes); None where the configuration does not say it in a usual way.
+    """
+
+    shared: Decision
+    verdict: Decision
+    new: int
+    token_bytes: int | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the call."""
+        return len(self.shared.prompts.ids)
+
+    @property
+    def stock_tokens(self) -> int:
+        """Prompt tokens that stock computes, padding aside."""
+        return self.shared.prompts.tokens
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens that are computed where all is shared that can be."""
+        return self.shared.report().prompt_tokens_computed
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """Of the cache at the end, before slack for growth: shared tokens once, and the own columns of each row."""
+        if self.token_bytes is None or not self.shared.relays:
+            return self.kv_bytes_stock
+        prompts, runs = self.shared.prompts, [run for _, run in walk(self.shared.runs)]
+        lengths = (prompts.end - prompts.start) - torch.tensor(self.shared.shared_lengths)
+        own = self.rows * (int(lengths.max()) + self.new)
+        return self.token_bytes * (sum(len(run.ids) for run in runs) + own)
+
+    @property
+    def kv_bytes_stock(self) -> int | None:
+        """Of stock's cache: every column of every row, padding included."""
+        if self.token_bytes is None:
+            return None
+        return self.token_bytes * self.rows * (self.shared.prompts.ids.shape[1] + self.new)
+
+
+def look(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, device: torch.device) -> Outlook:
+    """What `model.generate(ids, attention_mask=mask, max_new_tokens=new)` would do on `device`.
+
+    Args:
+        model: with or without weights; it is patched meanwhile.
+        ids, mask: `[B, L]`, the rows as the model will run them.
+        new: tokens to be generated for a row.
+        device: where the call would run.
+
+    Raises:
+        TokenIdError: a token id has no embedding.
+    """
+    config = copy.deepcopy(model.generation_config)
+    config.max_length = ids.shape[1] + new
+    shared, token_bytes = _decide(model, ids, mask, config, device, "always")
+    verdict, _ = _decide(model, ids, mask, config, device, "auto")
+    return Outlook(shared, verdict, new, token_bytes)
+
+
+def _decide(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, config: GenerationConfig, device: torch.device, policy: str
+) -> tuple[Decision, int | None]:
+    """What a policy makes of the call, and KV of a token (bytes)."""
+    # Nothing is kept of a model without weights, and nothing looked up.
+    with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call():
+        relay = model.relay
+        takes_cache = relay.cache_name in relay.forward_inputs and model._supports_default_dynamic_cache()
+        cache = DynamicCache(config=relay.text_config) if takes_cache else None
+        inputs = {"attention_mask": mask, relay.cache_name: cache}
+        if "position_ids" in relay.forward_inputs:
+            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        decision = decide(relay, ids, config, inputs, device=device)
+        try:
+            cost = ModelCost.of(model.modules(), relay.text_config, attending(cache))
+        except (AttributeError, RuntimeError, TypeError, ValueError):
+            return decision, None
+        return decision, cost.kv_bytes * cost.layers

@@ -1,0 +1,68 @@
+"""What a newcomer meets first: help, version, and the way in."""
+
+import subprocess
+import sys
+
+import pytest
+
+import relay_hf
+
+OPTIONS = {
+    "demo": ("--model", "--rows", "--new-tokens", "--dtype", "--tiny", "--json"),
+    "explain": ("PROMPTS", "--jsonl", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
+    "bench": (
+        *("WORKLOAD", "--list", "--model", "--device", "--rounds", "--contenders", "--policy", "--threads", "--rows"),
+        *("--prefix", "--own", "--new", "--json", "--output", "--plot", "--from"),
+    ),
+    "doctor": ("--json",),
+}
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_has_every_option_and_examples_that_parse(run, command):
+    shown = run(command, "--help")
+    assert shown.code == 0
+    for option in OPTIONS[command]:
+        assert f" {option} " in shown.out
+    examples = [line.strip() for line in shown.out.splitlines() if f"relay-hf {command} " in f"{line.strip()} "]
+    examples = [line for line in examples if not line.startswith(("Usage", "│"))]
+    assert len(examples) >= 2
+    for example in examples:
+        words = example.partition(f"relay-hf {command}")[2].split()
+        assert run(command, *words, "--help").code == 0  # with an unknown option it would be 2
+        assert all(word in shown.out.partition("Examples")[0] for word in words if word.startswith("--"))
+
+
+def test_help_names_every_command_and_waits_for_nothing(run):
+    assert all(f" {command} " in run("--help").out for command in OPTIONS)
+    code = "import sys, relay_hf.cli; sys.exit(' '.join({'torch', 'transformers', 'matplotlib'} & sys.modules.keys()))"
+    assert python("-c", code).stderr.strip() == ""
+
+
+def test_the_library_does_not_load_the_command_line():
+    code = "import sys, relay_hf.patching; sys.exit(' '.join({'typer', 'relay_hf.cli'} & sys.modules.keys()))"
+    assert python("-c", code).stderr.strip() == ""
+
+
+def test_version_by_module(run):
+    done = python("-m", "relay_hf", "--version")
+    assert done.stdout == f"relay_hf {relay_hf.__version__}\n"
+    assert run("--version").out == done.stdout
+
+
+def test_an_unknown_command_is_named_with_the_one_that_was_meant(run):
+    done = run("dmo")
+    assert done.code == 2
+    assert "No such command 'dmo'. Did you mean 'demo'?" in done.error
+
+
+@pytest.mark.parametrize("command", ["demo", "explain", "bench"])
+def test_a_model_that_does_not_exist_is_one_clear_line(run, command, tmp_path):
+    said = run(command, "--model", tmp_path).refuses("--model")
+    assert "config.json" in said or "Unrecognized model" in said or "not a" in said
+    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in said
+    assert "Traceback" not in said
