@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's, told apart by the colour-blind too; the same contenders have them in benchmarks/gpu/plots.py.
 STOCK, RELAY, KEPT = "#444444", "#E69F00", "#D55E00"
-LEVELS = ("#D55E00", "#E69F00", "#56B4E9", "#CC79A7")
+SHARED = ("#D55E00", "#E69F00", "#56B4E9", "#CC79A7", "#009E73")
 OWN = "#CFCFCF"
 
 _STYLE = {
@@ -44,9 +44,8 @@ def use_style() -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """Tokens that are stored once: `length` of them from position `start`, for `rows`, at a `level` from 0."""
+    """Tokens that are stored once: `length` of them from position `start`, for `rows`."""
 
-    level: int
     start: int
     length: int
     rows: tuple[int, ...]
@@ -63,12 +62,12 @@ def blocks(tree: str) -> list[Block]:
         level, length = len(match[1]) // 2, int(match[2])
         start = ends[level - 1] if level else 0
         ends[level:] = [start + length]
-        found.append(Block(level, start, length, _rows(match[3] or match[4])))
+        found.append(Block(start, length, _rows(match[3] or match[4])))
     return found
 
 
 def draw_batch(axis: Axes, lengths: list[int], shared: list[Block]) -> None:
-    """Draw what is stored of a batch: a line for each row, a field for all rows that use the same tokens.
+    """Draw what is stored of a batch: a line for each row, and one color for all that is stored once.
 
     Args:
         axis: where to draw.
@@ -76,9 +75,9 @@ def draw_batch(axis: Axes, lengths: list[int], shared: list[Block]) -> None:
         shared: what is stored once; nothing for stock, which stores each row whole.
     """
     begins = [0] * len(lengths)
-    for block in shared:
+    for number, block in enumerate(shared):
         for first, last in _together(block.rows):
-            _field(axis, block.start, first, block.length, last - first + 1, LEVELS[block.level % len(LEVELS)])
+            _field(axis, block.start, first, block.length, last - first + 1, SHARED[number % len(SHARED)])
         for row in block.rows:
             begins[row] = block.start + block.length
     for row, (begin, length) in enumerate(zip(begins, lengths, strict=True)):

@@ -11,8 +11,8 @@ import pytest
 from relay_hf import showcase
 
 ROOT = Path(__file__).parents[2]
-# The demo's is tests/test_demo.py.
-SCRIPTS = sorted(path.stem for path in (ROOT / "examples").glob("*.py") if path.stem != "demo")
+EXAMPLES = ROOT / "examples"
+REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WARNINGS = [
     "error::FutureWarning",
     "error::DeprecationWarning",
@@ -38,7 +38,7 @@ def run(script, *options):
     )
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", SAYS)
 def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(script):
     done = run(script, "--size", "tiny")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,3 +59,13 @@ def test_a_script_takes_a_model_from_a_folder(tmp_path):
     done = run("pipeline_batch", "--model", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"LlamaForCausalLM from {tmp_path}" in done.stdout
+
+
+def test_the_index_has_a_row_with_its_commands_for_every_script_and_notebook():
+    rows = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if line.startswith("| [")]
+    listed = {re.match(r"\| \[([\w.]+)\]\(\1\)", row)[1]: row for row in rows}
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert set(listed) == found - {"demo.py"}  # that is the README's
+    for name, row in listed.items():
+        if name.endswith(".py"):
+            assert f"`python examples/{name}` | `python examples/{name} --model {REAL_MODEL}` |" in row
