@@ -32,6 +32,7 @@ def execute(path: Path) -> NotebookNode:
         timeout=_SECONDS,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,  # where one ends and the next begins hangs on when they were flushed
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute(env=os.environ | _ENVIRONMENT)
