@@ -8,7 +8,8 @@ PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
 
-.PHONY: help demo test test-floor models models-floor fuzz numerics lint format compile bench tables docs clean
+.PHONY: help demo test test-floor test-notebooks notebooks models models-floor fuzz numerics lint format compile bench \
+	tables docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,10 +18,17 @@ demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
 
 test: .venv/.ready ## the tests, with the latest supported Transformers
-	.venv/bin/python -m pytest $(PYTEST)
+	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks
 
 test-floor: .venv-floor/.ready ## those that involve Transformers, with the oldest supported one
-	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*'
+	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*' \
+		--ignore-glob 'tests/test_docs*'
+
+test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
+	.venv/bin/python -m pytest tests/notebooks
+
+notebooks: .venv/.docs ## run the notebooks from clean kernels and write their outputs
+	.venv/bin/python -m tests.notebooks
 
 models: .venv/.ready ## try every model type, and write docs/models.md
 	.venv/bin/python -m tests.models

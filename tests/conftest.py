@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import importlib.util
 import logging
 import os
 
@@ -12,6 +13,9 @@ from transformers.utils import logging as transformers_logging
 
 # Tiny models gain nothing from threads, and lose much where tests run side by side.
 torch.set_num_threads(1)
+
+# They need what requirements/docs.txt has: `make test-notebooks` installs it, and runs them.
+collect_ignore = [] if importlib.util.find_spec("nbclient") else ["notebooks"]
 
 
 def pytest_addoption(parser):

@@ -1,0 +1,71 @@
+"""Every example script, run as a user runs it, with the tiny model."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay_hf import showcase
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WARNINGS = [
+    "error::FutureWarning",
+    "error::DeprecationWarning",
+    "default::DeprecationWarning:torch",
+    "default::FutureWarning:torch",
+    "ignore:`is_gradient_checkpointing`:FutureWarning",  # a name that peft itself still uses
+]
+SAYS = {
+    "chat_template": [r"of the (\d+) tokens of the system message \1 were kept"] * 2,
+    "few_shot_evaluation": [r"\d tokens shared, 0 of them", r"(\d+) tokens shared, \1 of them", "exact match"],
+    "group_sampling": [r"16 rows \(0-15\)", r"differ by \d\.\de-0[4-9]", r"(advantage [+-].*){4}"],
+    "lora": [r"(\d+) tokens shared, \1 of them", r"answer differently: yes", r"under its own adapter only: yes"],
+    "pipeline_batch": [r"8 rows share (\d+) tokens \(\1 kept from before\)"],
+    "streaming": ["first token after"] * 3 + [r"computed 1\d{3}, kept from before 0\n"] + [r"computed \d\d, kept"] * 2,
+}
+
+
+def run(script, *options):
+    command = [sys.executable, *(part for warning in WARNINGS for part in ("-W", warning)), f"examples/{script}.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("script", SAYS)
+def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(script):
+    done = run(script, "--size", "tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "its text is noise" in done.stdout
+    assert "same outputs as stock: yes" in done.stdout
+    assert re.search(r"calls relayed: (\d+) of \1; the last: RelayReport\(relayed", done.stdout), done.stdout
+    text = done.stdout
+    for expected in SAYS[script]:
+        found = re.search(expected, text)
+        assert found, f"{expected!r} is not said, or not in this order:\n{done.stdout}"
+        text = text[found.end() :]
+
+
+def test_a_script_takes_a_model_from_a_folder(tmp_path):
+    shown = showcase.load(size="tiny")
+    shown.model.save_pretrained(tmp_path)
+    shown.tokenizer.save_pretrained(tmp_path)
+    done = run("pipeline_batch", "--model", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"LlamaForCausalLM from {tmp_path}" in done.stdout
+
+
+def test_the_index_has_a_row_with_its_commands_for_every_script_and_notebook():
+    rows = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if line.startswith("| [")]
+    listed = {re.match(r"\| \[([\w.]+)\]\(\1\)", row)[1]: row for row in rows}
+    found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
+    assert set(listed) == found - {"demo.py"}  # that is the README's
+    for name, row in listed.items():
+        if name.endswith(".py"):
+            assert f"`python examples/{name}` | `python examples/{name} --model {REAL_MODEL}` |" in row
