@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
+from typer.main import get_command
+
+from relay_hf.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -97,9 +100,23 @@ def refused(command: str) -> str | None:
             return refused_module(module, arguments)
         case [program, path, *_] if Path(program).name in ("python", "bash"):
             return None if (ROOT / path).is_file() else f"no file {path}"
+        case ["cat", _, "|", *rest]:
+            return refused(shlex.join(rest))
         case ["pip", "install", "."]:
             return None
+        case [program, name, *arguments] if Path(program).name == "relay-hf":
+            return refused_command(name, arguments)
     return f"no command known: {command}"
+
+
+def refused_command(name: str, arguments: list[str]) -> str | None:
+    """Of the command line."""
+    command = get_command(app).commands.get(name)
+    if command is None:
+        return f"relay-hf has no {name}"
+    options = {option for parameter in command.params for option in parameter.opts}
+    unknown = [word for word in arguments if word.startswith("--") and word not in options]
+    return f"relay-hf {name} takes no {unknown[0]}" if unknown else None
 
 
 def refused_module(name: str, arguments: list[str]) -> str | None:
@@ -124,7 +141,9 @@ def test_commands_exist(page):
     [
         ("make nothing", "no target nothing"),
         ("python -m benchmarks.nothing", "no module benchmarks.nothing"),
-        (".venv/bin/python -m benchmarks.cpu --nothing", "benchmarks.cpu takes no --nothing"),
+        (".venv/bin/python -m benchmarks.grid --nothing", "benchmarks.grid takes no --nothing"),
+        (".venv/bin/relay-hf nothing", "relay-hf has no nothing"),
+        ("relay-hf bench C1 --nothing", "relay-hf bench takes no --nothing"),
         (".venv/bin/python examples/nothing.py", "no file examples/nothing.py"),
         ("nothing", "no command known: nothing"),
     ],

@@ -26,6 +26,7 @@ SAYS = {
     "group_sampling": [r"16 rows \(0-15\)", r"differ by \d\.\de-0[4-9]", r"(advantage [+-].*){4}"],
     "lora": [r"(\d+) tokens shared, \1 of them", r"answer differently: yes", r"under its own adapter only: yes"],
     "pipeline_batch": [r"8 rows share (\d+) tokens \(\1 kept from before\)"],
+    "warm_service": [r"built: (\d+) tokens", r"load (\d+) tokens", r"(\d+) of \d+ prompt tokens came from the file"],
     "streaming": ["first token after"] * 3 + [r"computed 1\d{3}, kept from before 0\n"] + [r"computed \d\d, kept"] * 2,
 }
 
@@ -65,7 +66,7 @@ def test_the_index_has_a_row_with_its_commands_for_every_script_and_notebook():
     rows = [line for line in (EXAMPLES / "README.md").read_text().splitlines() if line.startswith("| [")]
     listed = {re.match(r"\| \[([\w.]+)\]\(\1\)", row)[1]: row for row in rows}
     found = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert set(listed) == found - {"demo.py"}  # that is the README's
+    assert set(listed) == found
     for name, row in listed.items():
         if name.endswith(".py"):
             assert f"`python examples/{name}` | `python examples/{name} --model {REAL_MODEL}` |" in row
