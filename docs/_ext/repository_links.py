@@ -2,7 +2,8 @@
 
 Pages link to sources by relative path (`../relay_hf/gate.py`), as a repository host shows them. On the site such a
 link leads to a page with the highlighted source, of a package to its `__init__.py`; other files can be downloaded.
-Pages that include a file of the repository's root (CHANGELOG.md) have links that are relative to the root. Entries of
+Pages that include a file of the repository's root (CHANGELOG.md) have links that are relative to the root, and notebooks
+those that are relative to examples/, of which they are copies. Entries of
 the API reference lead to the line of their definition.
 """
 
@@ -37,7 +38,7 @@ def _resolve_links(app: Sphinx, doctree: nodes.document) -> None:
         if node.get("reftype") != "myst" or node.get("refdomain"):
             continue
         here = Path(app.env.doc2path(app.env.current_document.docname)).parent
-        paths = [(base / node["reftarget"]).resolve() for base in (here, _ROOT)]
+        paths = [(base / node["reftarget"]).resolve() for base in (here, _ROOT, _ROOT / "examples")]
         path = next((path for path in paths if path.exists()), None)
         if path is not None:
             node.replace_self(_link(app, node, path))
