@@ -34,7 +34,7 @@ class Run:
 
 
 @examples(
-    ("16 customers, 32 new tokens each, in about a minute on two cores", "relay-hf demo"),
+    ("16 customers, 32 new tokens each", "relay-hf demo"),
     ("a look in seconds, at a model that computes next to nothing", "relay-hf demo --tiny"),
     ("a small chat model from the Hub", f"relay-hf demo --model {REAL_MODEL}"),
 )
