@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Column, Table
 
 from .contenders import CONTENDERS
@@ -41,7 +42,7 @@ def workload_table(record: Record) -> Table:
     """One row a contender: median seconds, their spread, and the ratios to stock and to the floor."""
     medians = {each["contender"]: statistics.median(each["seconds"]) for each in record["contenders"]}
     columns = ("seconds", "min - max", "stock / this", "this / floor", "tokens")
-    title = f"{record['name']}: {describe(record['workload'])}"
+    title = escape(f"{record['name']}: {describe(record['workload'])}")
     table = Table("contender", *(Column(column, justify="right") for column in columns), title=title)
     for each in record["contenders"]:
         name, seconds = each["contender"], each["seconds"]

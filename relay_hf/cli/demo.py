@@ -34,7 +34,7 @@ class Run:
 
 
 @examples(
-    ("16 customers, 32 new tokens each, in about a minute on two cores", "relay-hf demo"),
+    ("16 customers, 32 new tokens each", "relay-hf demo"),
     ("a look in seconds, at a model that computes next to nothing", "relay-hf demo --tiny"),
     ("a small chat model from the Hub", f"relay-hf demo --model {REAL_MODEL}"),
 )
@@ -64,7 +64,7 @@ def demo(
         shown = models.load(model, tiny=tiny, dtype=dtype)
         inputs = shown.tokenizer(showcase.support_prompts(rows), padding=True, return_tensors="pt")
         inputs = inputs.to(shown.model.device)
-    out.print(f"{shown.about}; {dtype} on {shown.model.device.type}")
+    out.print(f"{shown.about}; {dtype} on {shown.model.device.type}", markup=False)
     out.print(f"{rows} prompts of up to {inputs.input_ids.shape[1]:,} tokens, {new_tokens} new tokens each\n")
 
     _timed("warming up", shown.model, {name: value[:1] for name, value in inputs.items()}, 2)
@@ -84,7 +84,7 @@ def demo(
         )
     out.print(_table(entries))
     for run in runs[1:]:
-        out.print(f"{run.name}: {run.report}")
+        out.print(f"{run.name}: {run.report}", markup=False)
     if model is not None:
         answer = shown.tokenizer.decode(runs[-1].tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
         out.print(f"\nThe first answer: {answer.strip()}", markup=False)

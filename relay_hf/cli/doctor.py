@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import relay_hf
@@ -46,7 +47,8 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json(content | {"ok": not wrong, "wrong": wrong})
     if wrong:
-        progress().print(f"[bold red]Something is wrong:[/] {'; '.join(wrong)}.\n{advice}", highlight=False)
+        said = escape("; ".join(wrong))
+        progress().print(f"[bold red]Something is wrong:[/] {said}.\n{advice}", highlight=False)
         raise typer.Exit(1)
     out.print("\nAll is well.")
 
@@ -76,7 +78,7 @@ def _look(out: Console) -> tuple[list[str], dict[str, Any]]:
     start, found = time.perf_counter(), []
     for check in self_check(device):
         found.append(check)
-        out.print(f"{_MARK[check.passed]}  {check.name}: {check.detail}")
+        out.print(f"{_MARK[check.passed]}  {check.name}: {escape(check.detail)}")
     out.print(f"{len(found)} checks in {time.perf_counter() - start:.1f} s")
     wrong = [f"{check.name}: {check.detail}" for check in found if not check.passed]
     return wrong, {"hardware": hardware, **computes, "checks": [asdict(check) for check in found]}

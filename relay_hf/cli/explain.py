@@ -90,14 +90,14 @@ def explain(
 
     if as_json:
         print_json(_content(outlook, shown.tokenizer, device.type))
-    out.print(f"model: {shown.about}")
+    out.print(f"model: {shown.about}", markup=False)
     if tokenizer is None and model is None:
         out.print("tokenizer: built on the spot from the demo's texts; on other texts a real one counts fewer tokens")
     out.print()
     out.print(tree_of(outlook, shown.tokenizer))
     out.print()
     _totals(outlook, out)
-    out.print(_verdict(outlook, device.type))
+    out.print(_verdict(outlook, device.type), markup=False)
 
 
 def _totals(outlook: Outlook, out: Console) -> None:

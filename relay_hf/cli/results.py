@@ -57,7 +57,7 @@ def show(record: Record, out: Console) -> None:
         out.print(f"tokens of {', '.join(compared)}: {verdict}")
     for each in entries:
         if each["report"]:
-            out.print(f"{each['contender']}: {RelayReport(**each['report'])}")
+            out.print(f"{each['contender']}: {RelayReport(**each['report'])}", markup=False)
     out.print()
 
 

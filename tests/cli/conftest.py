@@ -26,7 +26,7 @@ def run():
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A tiny model with its tokenizer, as from_pretrained() takes it."""
-    path = tmp_path_factory.mktemp("model")
+    path = tmp_path_factory.mktemp("model[b]")  # no markup
     shown = showcase.load(size="tiny", dtype=torch.float32, device="cpu")
     shown.model.save_pretrained(path)
     shown.tokenizer.save_pretrained(path)
