@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from .model import SIZES
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Result = TypeVar("Result")
 
@@ -36,7 +33,7 @@ def timed(name: str, call: Callable[..., Result], *arguments: Any) -> Result:
     return result
 
 
-def verdict(model: PreTrainedModel | Any, same: bool) -> int:
+def verdict(model: Any, same: bool) -> int:
     """A script's exit status: 0 if the outputs are stock's and every call since the model was patched was relayed.
 
     Args:

@@ -21,10 +21,17 @@ def explained():
 
 
 def test_blocks_are_the_lines_of_the_tree():
-    lines = "20 tokens, 6 rows (0-5), kept|  11 tokens, 2 rows (0, 2)|  8 tokens, 3 rows (1, 4-5)|1 token, row 6"
-    assert plots.blocks(lines.replace("|", "\n")) == [
+    lines = [
+        "20 tokens, 6 rows (0-5), kept from before",
+        "  11 tokens, 2 rows (0, 2)",
+        "    3 tokens, row 2",
+        "  8 tokens, 3 rows (1, 4-5)",
+        "1 token, row 6",
+    ]
+    assert plots.blocks("\n".join(lines)) == [
         plots.Block(0, 20, (0, 1, 2, 3, 4, 5)),
         plots.Block(20, 11, (0, 2)),
+        plots.Block(31, 3, (2,)),
         plots.Block(20, 8, (1, 4, 5)),
         plots.Block(0, 1, (6,)),
     ]
