@@ -11,7 +11,7 @@ DOCS := requirements/docs.txt
 .PHONY: help demo test test-floor test-notebooks notebooks models models-floor fuzz numerics lint format compile bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/python examples/demo.py
