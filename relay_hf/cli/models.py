@@ -37,7 +37,7 @@ def load(model: str | None, *, tiny: bool, dtype: Dtype) -> Showcase:
     with named():
         if model is not None:
             AutoConfig.from_pretrained(model)  # without a network this gives up first, in half the time
-        return showcase.load(model, size="tiny" if tiny else "base", dtype=getattr(torch, dtype))
+        return showcase.load(model, size="tiny" if tiny else "small", dtype=getattr(torch, dtype))
 
 
 def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:

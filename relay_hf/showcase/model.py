@@ -56,7 +56,7 @@ class Showcase:
 def load(
     model: str | Path | None = None,
     *,
-    size: Size = "base",
+    size: Size = "small",
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> Showcase:
