@@ -20,9 +20,9 @@ demo: .venv/.ready ## stock and patched generate() side by side, on real text
 test: .venv/.ready ## the tests, with the latest supported Transformers
 	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks
 
-test-floor: .venv-floor/.ready ## those that involve Transformers, with the oldest supported one
+test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*' \
-		--ignore-glob 'tests/test_docs*'
+		--ignore-glob 'tests/test_docs*' --ignore tests/examples --ignore tests/notebooks
 
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
