@@ -61,7 +61,7 @@ def decide(
     if refused:
         return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
-    keep = keeping_refusal(model, call.modules) is None and relay.keeper.store.budget > 0
+    keep = keeping_refusal(model, call.modules) is None and relay.keeper.budget > 0
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it

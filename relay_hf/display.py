@@ -34,7 +34,7 @@ def as_html(relay: Relay) -> str:
 
 def _facts(relay: Relay) -> list[tuple[str, str]]:
     kept, stats = relay.prefixes, relay.stats()
-    size, budget = readable_bytes(sum(prefix.nbytes for prefix in kept)), readable_bytes(relay.keeper.store.budget)
+    size, budget = readable_bytes(sum(prefix.nbytes for prefix in kept)), readable_bytes(relay.keeper.budget)
     count = "1 prefix" if len(kept) == 1 else f"{len(kept)} prefixes"
     calls = "1 call" if stats.calls == 1 else f"{stats.calls} calls"
     return [

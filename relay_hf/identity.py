@@ -1,22 +1,30 @@
-"""What makes kept prefixes one model's own, in another process too: its configuration, weights, adapters and code."""
+"""What makes kept prefixes one model's own, in another process too: its configuration, weights, adapters and modules.
+
+What it can't see is code that was replaced in a class, by monkey-patching, and another revision of a model's own code.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import __version__ as transformers_version
 
+from .buffers import alike, computed_buffers
 from .call import open_call
 from .eligibility import rope_limit
+from .frame import RelayError
 from .keeping import context_of
-from .prefix import adapter_state, digest_of_all
+from .prefix import PLAIN, adapter_state, digest_of_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Of a configuration, what no forward reads: where it came from, and how text is cut and labelled.
+    from .prefix import Witness
+
+# Of a configuration, what no forward computes with: where it came from, what it returns, how text is cut and labelled.
 _IRRELEVANT = frozenset(
     {
         "architectures",
@@ -25,12 +33,17 @@ _IRRELEVANT = frozenset(
         "eos_token_id",
         "id2label",
         "label2id",
+        "output_attentions",
+        "output_hidden_states",
         "pad_token_id",
+        "return_dict",
         "torch_dtype",
         "transformers_version",
         "use_cache",
     }
 )
+# Settings of modules that say nothing of what they compute: a mode that is refused, a path, a length that was seen.
+_PASSING = frozenset({"max_seq_len_cached", "name_or_path", "training"})
 _WEIGHTS = "weights"
 _WORDS = {
     "model_type": "another type of model",
@@ -38,45 +51,68 @@ _WORDS = {
     "dtype": "another dtype",
     "autocast": "another autocast dtype",
     "rope_limit": "another RoPE",
+    "modules": "other modules, or other settings of them",
+    "buffers": "other buffers",
     "transformers": "another version of Transformers, whose code may compute otherwise",
     _WEIGHTS: "other weights",
 }
 
 
-def identity_of(model: PreTrainedModel, weights: bool = True) -> dict[str, Any]:
+def identity_of(model: PreTrainedModel, seen: Witness | None = None) -> dict[str, Any]:
     """All of it, as JSON has it; inside an open call.
 
-    `weights`: with the digest of all weights and adapters, for which every byte of them is read.
+    `seen`: the witness of what is to be written; with it comes the digest of all weights and adapters, for which every
+    byte of them is read, and buffers that the model's own forward rewrites are left open.
+
+    Raises:
+        RelayError: the configuration can't be written as JSON.
     """
     _, dtype, autocast = context_of(model)
+    try:
+        config = _relevant(json.loads(model.config.to_json_string(use_diff=False)))
+    except (TypeError, ValueError) as error:
+        raise RelayError(f"the model's configuration can't be written as JSON ({error}), so nothing is saved") from None
     known = {
         "model_type": model.config.model_type,
-        "config": _relevant(json.loads(model.config.to_json_string(use_diff=False))),
+        "config": config,
         "dtype": str(dtype),
         "autocast": None if autocast is None else str(autocast),
         "rope_limit": min(filter(None, map(rope_limit, open_call().configs)), default=None),
+        "modules": _modules_digest(model),
+        "buffers": computed_buffers(model, frozenset() if seen is None else seen.ignore),
         "transformers": transformers_version,
         "torch": torch.__version__,
     }
-    return known | {_WEIGHTS: _weights_digest(model)} if weights else known
+    return known if seen is None else known | {_WEIGHTS: _weights_digest(model)}
 
 
 def difference(stored: dict[str, Any], model: PreTrainedModel) -> str | None:
     """How the model differs from the one that an identity is of, in words; None if it doesn't. Inside an open call."""
-    known = identity_of(model, weights=False)
+    known = identity_of(model)
     for name, words in _WORDS.items():  # the weights last: they take time
         here = _weights_digest(model) if name == _WEIGHTS else known[name]
         there = stored.get(name)
-        if here != there:
+        if not (alike(there, here) if name == "buffers" else here == there):
             return f"{words}: {_contrast(there, here)}"
     return None
 
 
-def _weights_digest(model: PreTrainedModel) -> str:
-    """Of parameters, buffers that are saved with a model, and the state of peft's layers.
+def _modules_digest(model: PreTrainedModel) -> str:
+    """Of the class of each module, and of its plain settings, which a forward may read without the configuration."""
+    lines = []
+    for path, module in model.named_modules():
+        kind = type(module)
+        settings = sorted(
+            (name, value)
+            for name, value in vars(module).items()
+            if type(value) in PLAIN and not name.startswith("_") and name not in _PASSING
+        )
+        lines.append(f"{path} {kind.__module__.rpartition('.')[2]}.{kind.__qualname__} {settings}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    Buffers that are not saved are computed from the configuration, on some devices a bit otherwise than on others.
-    """
+
+def _weights_digest(model: PreTrainedModel) -> str:
+    """Of parameters, buffers that are saved with a model, and the state of peft's layers."""
     tensors = list(model.named_parameters())
     for path, module in model.named_modules():
         for name, buffer in module.named_buffers(path, recurse=False):

@@ -29,11 +29,13 @@ class Prefilled:
         ids: `[P]` int64, on the host: all its tokens.
         run: its last tokens, those that were prefilled.
         embedded: of these tokens, from before their prefill.
+        pinned: it is to stay.
     """
 
     ids: Tensor
     run: SharedRun
     embedded: Tensor
+    pinned: bool = False
 
 
 class Keeper:
@@ -60,11 +62,24 @@ class Keeper:
                 self._store = PrefixStore(self._budget())
             return self._store
 
+    @property
+    def prefixes(self) -> tuple[KeptPrefix, ...]:
+        """What is kept, the least recently used first."""
+        with self._lock:
+            return () if self._store is None else tuple(self._store)
+
+    @property
+    def budget(self) -> int:
+        """The most bytes to hold, as things are now."""
+        with self._lock:
+            return self._budget() if self._store is None else self._store.budget
+
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
-            self.store.clear()
-            self._witness = None
+            if self._store is not None:
+                self._store.clear()
+            self._store = self._witness = None
 
     def match(
         self, modules: Sequence[nn.Module], embedding: nn.Module, rows: Sequence[Tensor], context: Hashable
@@ -101,9 +116,11 @@ class Keeper:
         with self._lock:
             now = self._unchanged(modules)
             nodes = [] if now is None else list(self.store.under(context))
-            if chosen is not None:
-                wanted = {node for each in chosen for node in each.path()}
-                nodes = [node for node in nodes if node in wanted]
+            if chosen is not None and now is not None:
+                # One that has been joined with what follows it since is still kept, as a part of that.
+                ends = [self.store.ending(each.ids, context) for each in chosen]
+                wanted = {node for end in ends if end is not None for node in end.path()}
+                nodes = [node for node in self.store.under(context) if node in wanted]
             if not self._embedded_alike(embedding, nodes):
                 return [], [], None
             places: dict[Node, int] = {node: place for place, node in enumerate(nodes)}
@@ -112,7 +129,7 @@ class Keeper:
 
     def _unchanged(self, modules: Sequence[nn.Module]) -> Witness | None:
         """The model now, if anything is kept and still holds; what doesn't hold any more is dropped."""
-        if not len(self.store):
+        if not self.prefixes:
             return None
         now = self.witness(modules)
         if self._witness is not None and self._witness.same(now):
@@ -128,13 +145,21 @@ class Keeper:
         return False
 
     def _drop(self) -> None:
-        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.store))
+        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
         self.clear()
 
-    def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
-        """The kept prefix of just these tokens (`[P]`), or None if not all of them are kept."""
+    def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
+        """The kept prefix of just these tokens (`[P]`), pinned if it is to be, or None if not all of them are kept."""
         with self._lock:
-            return self.store.ending(ids, context)
+            found = self.store.ending(ids, context)
+            if found is not None:
+                found.pinned = found.pinned or pin
+            return found
+
+    def lacks(self, prefixes: Iterable[tuple[Tensor, int, int]], context: Hashable) -> int:
+        """Bytes that the budget is short of for all of these to be kept at once, or 0: see `PrefixStore.lacks`."""
+        with self._lock:
+            return self.store.lacks(prefixes, context)
 
     def touch(self, matches: Iterable[Match]) -> None:
         """Note the use of kept prefixes."""
@@ -169,7 +194,9 @@ class Keeper:
             if self._witness is None or not self._witness.without(after.ignore).same(after):
                 self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
             self._witness = after
-            return [self.store.add(each.ids, each.run, each.embedded, context, most, join) for each in prefixes]
+            return [
+                self.store.add(each.ids, each.run, each.embedded, context, most, join, each.pinned) for each in prefixes
+            ]
 
     def __getstate__(self) -> dict[str, object]:
         """Copies start empty."""

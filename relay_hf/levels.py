@@ -74,10 +74,11 @@ def fill_and_keep(
     inputs: Collection[str],
     chunk: int | None = None,
     before: Witness | None = None,
+    pin: bool = False,
 ) -> tuple[Filled, list[KeptPrefix | None]]:
     """`fill`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
 
-    `before`: the model when it was looked up what is kept; None: nothing was.
+    `before`: the model when it was looked up what is kept; None: nothing was. `pin`: what is kept is to stay.
 
     Returns:
         What `fill` does, and the prefixes that are kept now, in the order of the runs that were not.
@@ -91,7 +92,7 @@ def fill_and_keep(
     rows = embedded(embedding, torch.cat([each.ids for each, _ in missing])).split(lengths)  # one look for all
     filled = fill(relay, runs, held, inputs, chunk)
     pieces = dict(filled)
-    new = [Prefilled(ids, pieces[each][0], seen) for (each, ids), seen in zip(missing, rows, strict=True)]
+    new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
     return filled, relay.keeper.keep(before, modules, new, context_of(relay.model))
 
 

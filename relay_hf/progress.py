@@ -27,4 +27,7 @@ def progress_bar(what: str, total: int, done: int, shown: bool | None) -> Iterat
 
 
 def _interactive() -> bool:
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    try:
+        return sys.stderr.isatty() or "ipykernel" in sys.modules
+    except (AttributeError, ValueError):  # a process without standard error, or one that closed it
+        return False

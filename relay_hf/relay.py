@@ -21,6 +21,7 @@ from . import attention
 from .call import Call, current_call
 from .config import RelayConfig, check_count
 from .display import as_html, as_line
+from .explaining import explain
 from .forward import close_frame
 from .frame import active_frame
 from .generation import prefill
@@ -32,7 +33,7 @@ from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
 from .selection import attention_configs
-from .warming import explain, read_prefix, warm
+from .warming import read_prefix, warm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -88,7 +89,7 @@ class Relay:
     @property
     def prefixes(self) -> tuple[KeptPrefix, ...]:
         """The kept prefixes, the least recently used first."""
-        return tuple(self.keeper.store)
+        return self.keeper.prefixes
 
     def clear(self) -> None:
         """Drop all kept prefixes, pinned ones too, and CUDA graphs, and forget what was learnt about the model."""
@@ -113,7 +114,8 @@ class Relay:
             pin: keep it whatever else is to be kept, until `clear()`, a change of the model, or its `pinned` set to
                 False.
             prefill_chunk_size: tokens that go through the model at once (at least 1), which bounds the memory that the
-                prefill takes beside the KV; None: all. Models with recurrent layers always take all at once.
+                prefill takes beside the KV (of which there are two copies while chunks are joined); None: all. Models
+                with recurrent layers always take all at once.
             progress: show a progress bar over the chunks; None: on a terminal and in a notebook.
 
         Returns:
@@ -131,32 +133,33 @@ class Relay:
             return warm(self, ids, pin, prefill_chunk_size, progress)
 
     def save(
-        self, path: str | os.PathLike[str], prefixes: Collection[KeptPrefix] | None = None
+        self, path: str | os.PathLike[str], prefixes: KeptPrefix | Collection[KeptPrefix] | None = None
     ) -> tuple[KeptPrefix, ...]:
         """Write kept prefixes to a file, for another process of the same model.
 
         Args:
             path: of the file, a safetensors file whatever its name; one that is there is replaced as a whole. The file
                 holds the prefixes' token ids, so it is as confidential as the prompts are.
-            prefixes: those to be written, of `prefixes`, with what they extend; None: all. All that requests have left
-                is among these too.
+            prefixes: the one, or those, to be written, of `prefixes`, with what they extend; None: all. All that
+                requests have left is among these too.
 
         Returns:
             The prefixes that were written, each after the one that it extends.
 
         Raises:
-            RelayError: nothing is kept.
-            ValueError: one of `prefixes` is not kept any more.
+            RelayError: nothing is kept, or the model can't be described.
+            ValueError: `prefixes` is empty, or one of them is not kept any more.
             OSError: the file can't be written.
         """
         with torch.no_grad(), self.open_call():
-            return save_prefixes(self, Path(path), prefixes)
+            return save_prefixes(self, Path(path), [prefixes] if isinstance(prefixes, KeptPrefix) else prefixes)
 
     def load(self, path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[KeptPrefix, ...]:
         """Keep the prefixes of a file that `save` has written, on the device that this model is on.
 
         All is checked first: that every byte is what was written, and that it is of this very model: type,
-        configuration, all weights and adapters, dtype, autocast, and version of Transformers.
+        configuration, modules, all weights, buffers and adapters, dtype, autocast, and version of Transformers.
+        Load files only from those you trust: whoever writes one can write what they like for keys and values.
 
         Args:
             path: of the file.

@@ -13,34 +13,37 @@ from .call import open_call
 from .frame import RelayError
 from .identity import difference, identity_of
 from .keeping import Prefilled, context_of, embedded
-from .levels import fill
-from .prefix import KeptPrefix, PrefixFile, Run, StoredPrefix, write
+from .prefix import KeptPrefix, PrefixFile, StoredPrefix, write
 from .prefix.layout import rebuilt
-from .warming import check_keepable, read_prefix
+from .warming import check_keepable, of_one_token, read_prefix
 
 if TYPE_CHECKING:
-    from .cache_utils import SharedRun
     from .relay import Relay
-
-
-_RAISE = "raise max_store_bytes"
 
 
 def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | None) -> tuple[KeptPrefix, ...]:
     """Write kept prefixes, and what they extend; inside an open call."""
     keeper, modules, embedding = relay.keeper, open_call().modules, relay.model.get_input_embeddings()
+    if path.is_dir():
+        raise IsADirectoryError(f"path must be that of a file; {path} is a folder.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
+    if chosen is not None and not chosen:
+        raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
     nodes, stored, before = keeper.stored(modules, embedding, context_of(relay.model), chosen)
-    gone = [each for each in chosen or () if each not in nodes]
+    held = {node.ids.numpy().tobytes() for node in nodes}
+    gone = [each for each in chosen or () if each.ids.numpy().tobytes() not in held]
     if gone:
-        raise ValueError(f"prefixes must be of `model.relay.prefixes`; {gone[0]!r} is not kept any more.")
+        raise ValueError(
+            f"prefixes must be of `model.relay.prefixes`; {gone[0]!r} is not kept any more, or under another device, "
+            "dtype or autocast. Pin what is to stay."
+        )
     if before is None or not nodes:
         raise RelayError(
             "no prefix is kept, so there is nothing to save. Warm one, or generate; what was kept is dropped when the "
             "model changes, and serves only the device, dtype and autocast it was kept under."
         )
-    identity = identity_of(relay.model)
+    identity = identity_of(relay.model, before)
     if not before.same(keeper.witness(modules)):
         raise RelayError("the model changed while its weights were read; save again.")
     write(path, identity, stored)
@@ -48,43 +51,47 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
 
 
 def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
-    """Keep the prefixes of a file, if they are this model's; inside an open call."""
-    model, modules = relay.model, open_call().modules
+    """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
+    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, context_of(relay.model)
     file = PrefixFile(path)
-    before = relay.keeper.witness(modules)
+    before = keeper.witness(modules)
+    check_keepable(relay, 1)
+    template = of_one_token(relay)  # puts a token through the model, which sets buffers that depend on the length
     other = difference(file.identity, model)
     if other is not None:
         raise file.error(f"has prefixes of {other}")
-    check_keepable(relay, 1)
-    budget = relay.keeper.store.budget
-    if file.nbytes > budget:
-        raise RelayError(f"{path} holds {file.nbytes} bytes, more than the store's budget of {budget}: {_RAISE}.")
-    stored = list(file.prefixes(_of_one_token(relay), mmap))
-    longest = max((len(read_prefix(model, ids, None)) for ids in _whole(stored)), default=1)
+    size = file.check(template)
+    if size > keeper.budget:
+        raise RelayError(f"{path} holds {size} bytes, more than the store's budget of {keeper.budget}: {_RAISE}.")
+    stored = file.read(template, mmap)
+    try:
+        longest = max((len(read_prefix(model, ids, None)) for ids in _whole(stored)), default=1)
+    except ValueError as error:
+        raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(relay, longest)
-    embedding, context = model.get_input_embeddings(), context_of(model)
-    new = (
-        Prefilled(ids, rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)), embedded(embedding, each.ids))
-        for ids, each in zip(_whole(stored), stored, strict=True)
+    embedding = model.get_input_embeddings()
+    runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
+    rows = [embedded(embedding, each.ids) for each in stored]
+    short = keeper.lacks(
+        ((ids, run.length, run.nbytes) for ids, run in zip(_whole(stored), runs, strict=True)), context
     )
-    kept = relay.keeper.keep(before, modules, new, context, join=False)
-    if None in kept:
+    if short:
         raise RelayError(
-            f"not all prefixes of {path} could be kept: the model changed meanwhile, or pinned prefixes leave too "
-            f"little of the store's budget of {budget} bytes: {_RAISE}."
+            f"{path} holds {size} bytes, and pinned prefixes leave {short} too few of the store's budget of "
+            f"{keeper.budget}: {_RAISE}, or let some of them go."
         )
+    new = (
+        Prefilled(ids, run, seen, each.pinned)
+        for ids, run, seen, each in zip(_whole(stored), runs, rows, stored, strict=True)
+    )
+    kept = keeper.keep(before, modules, new, context, join=False)
     found = tuple(each for each in kept if each is not None)
-    for each, prefix in zip(stored, found, strict=True):
-        prefix.pinned = prefix.pinned or each.pinned
+    if len(found) < len(stored):
+        raise RelayError(f"the prefixes of {path} could not be kept: the model changed meanwhile; load them again.")
     return found
 
 
-def _of_one_token(relay: Relay) -> SharedRun:
-    """What the model keeps of a token: which tensors, of which dtypes and shapes."""
-    run = Run(0, torch.zeros(1, dtype=torch.int64), (0,))
-    inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
-    ((_, (found,)),) = fill(relay, [run], lambda _: [], inputs)
-    return found
+_RAISE = "raise max_store_bytes"
 
 
 def _whole(stored: Sequence[StoredPrefix]) -> Iterator[Tensor]:

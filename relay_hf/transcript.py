@@ -82,5 +82,5 @@ class Transcript:
         ids = torch.cat([prompt, answer])
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
-        most = int(relay.keeper.store.budget * _SHARE_OF_STORE)
+        most = int(relay.keeper.budget * _SHARE_OF_STORE)
         relay.keeper.keep(self._before, open_call().modules, [Prefilled(ids, run, rows)], context_of(relay.model), most)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,18 +14,17 @@ from . import eligibility
 from .architectures import architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
-from .decision import decide
 from .frame import RelayError
 from .keeping import context_of
-from .levels import fill_and_keep
-from .prefix import KeptPrefix, Run, divided, keeping_refusal, outline
+from .levels import fill, fill_and_keep
+from .prefix import KeptPrefix, Run, divided, keeping_refusal
 from .progress import progress_bar
-from .report import Explanation
 from .sharing import match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .cache_utils import SharedRun
     from .relay import Relay
 
 _DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
@@ -62,55 +61,69 @@ def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool
     Models with recurrent layers take all at once: where their chunks begin changes stock's own output.
     """
     check_keepable(relay, len(ids))
-    if keeps_state(_default_cache(relay)):
+    if keeps_state(default_cache(relay)):
         chunk = None
     done = match(relay, [ids])[0][0].length
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
+    if len(ends) > 1:
+        size = of_one_token(relay).nbytes
+        if relay.keeper.lacks([(ids, len(ids) - done, (len(ids) - done) * size)], context_of(relay.model)):
+            raise _too_large(relay, len(ids) * size)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:
-            prefix = _keep_prefix(relay, ids[:end])
-            if end < len(ids):
-                _check_room(relay, prefix, len(ids))
+            prefix = _keep_prefix(relay, ids[:end], pin and end == len(ids))
             reached(end)
-    prefix.pinned = prefix.pinned or pin
     return prefix
 
 
-def _check_room(relay: Relay, start: KeptPrefix, length: int) -> None:
-    """Raise a RelayError if a prefix of `length` tokens, of which these are the first, will not fit in the store."""
-    size = sum(node.nbytes for node in start.path()) * length // len(start)
-    if size > relay.keeper.store.budget:
-        raise _too_large(relay, size)
+def of_one_token(relay: Relay) -> SharedRun:
+    """What the model keeps of a token, which is put through it: which tensors, of which dtypes and shapes."""
+    run = Run(0, torch.zeros(1, dtype=torch.int64), (0,))
+    with _named_failure():
+        ((_, (found,)),) = fill(relay, [run], lambda _: [], _prefill_inputs(relay))
+    return found
 
 
-def _too_large(relay: Relay, size: int) -> RelayError:
-    budget = relay.keeper.store.budget
-    pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
-    return RelayError(
-        f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
-    )
+def _prefill_inputs(relay: Relay) -> set[str]:
+    return relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
 
 
-def _keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
-    architecture = architecture_of(relay.text_config)
-    recurrent = keeps_state(_default_cache(relay))
-    (found,), witness = match(relay, [ids])
-    reused = found.length
-    if recurrent and architecture.recurrent == "steps" and reused < len(ids):
-        reused = 0
-    runs = divided([Run(0, ids, (0,))], lambda row, first: reused, [ids])
-    inputs = relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    """A prefill that raises something unforeseen says that it was one."""
     try:
-        filled, kept = fill_and_keep(relay, runs, lambda run: found.runs(run.start, run.end), inputs, before=witness)
+        yield
     except (RelayError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         what = f"its prefill raised {type(error).__name__}: {error}"
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
-    prefix = kept[-1] if kept else relay.keeper.ending(ids, context_of(relay.model))
+
+
+def _too_large(relay: Relay, size: int) -> RelayError:
+    pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
+    budget = relay.keeper.budget
+    return RelayError(
+        f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
+    )
+
+
+def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
+    architecture = architecture_of(relay.text_config)
+    recurrent = keeps_state(default_cache(relay))
+    (found,), witness = match(relay, [ids])
+    reused = found.length
+    if recurrent and architecture.recurrent == "steps" and reused < len(ids):
+        reused = 0
+    runs = divided([Run(0, ids, (0,))], lambda row, first: reused, [ids])
+    with _named_failure():
+        filled, kept = fill_and_keep(
+            relay, runs, lambda run: found.runs(run.start, run.end), _prefill_inputs(relay), before=witness, pin=pin
+        )
+    prefix = kept[-1] if kept else relay.keeper.ending(ids, context_of(relay.model), pin)
     if prefix is None:
         size = sum(piece.nbytes for _, own in filled for piece in own)
-        if size > relay.keeper.store.budget or any(each.pinned for each in relay.prefixes):
+        if size > relay.keeper.budget or any(each.pinned for each in relay.prefixes):
             raise _too_large(relay, size)
         raise RelayError("the model changed while the prefix was prefilled; warm it again")
     return prefix
@@ -118,7 +131,7 @@ def _keep_prefix(relay: Relay, ids: Tensor) -> KeptPrefix:
 
 def check_keepable(relay: Relay, length: int) -> None:
     """Raise a RelayError that says why no prefix of `length` tokens can be kept now; inside an open call."""
-    model, call, cache = relay.model, open_call(), _default_cache(relay)
+    model, call, cache = relay.model, open_call(), default_cache(relay)
     refused = (
         relay.model_refusal
         or eligibility.model_refusal(model, call.configs)
@@ -133,37 +146,7 @@ def check_keepable(relay: Relay, length: int) -> None:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
 
 
-def _default_cache(relay: Relay) -> DynamicCache | None:
+def default_cache(relay: Relay) -> DynamicCache | None:
     """The cache that generate() makes for the model; None where the model makes its own."""
     takes_one = relay.cache_name in relay.forward_inputs and relay.model._supports_default_dynamic_cache()
     return DynamicCache(config=relay.text_config) if takes_one else None
-
-
-def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> Explanation:
-    """The report of a call that is not run."""
-    model = relay.model
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
-    eligibility.check_vocabulary(model, input_ids, "input_ids")
-    inputs: dict[str, Any] = {
-        "attention_mask": attention_mask,
-        relay.cache_name: _default_cache(relay),
-    }
-    if "position_ids" in relay.forward_inputs:
-        # M-RoPE types note what images shift on the model meanwhile; a look must not change that.
-        noted = [(module, module.rope_deltas) for module in open_call().modules if hasattr(module, "rope_deltas")]
-        try:
-            inputs["position_ids"] = model._prepare_position_ids_for_generation(
-                input_ids, {"attention_mask": attention_mask}
-            )
-        finally:
-            for module, deltas in noted:
-                module.rope_deltas = deltas
-    config = copy.deepcopy(model.generation_config)
-    if config.max_new_tokens is not None or config.max_length is None:
-        config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
-    decision = decide(relay, input_ids, config, inputs)
-    found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
-    if found.relayed:
-        found.backend = "model" if architecture_of(relay.text_config).parted else relay.backend
-    return found

@@ -42,7 +42,7 @@ def test_chunks_of_a_prefix_give_what_all_of_it_gives(model_type):
     model = patched(model_type)
     with Widths(model) as widths:
         assert len(model.relay.warm(IDS, prefill_chunk_size=30)) == 100
-    assert widths.found == [30, 30, 30, 10]
+    assert widths.found == [1, 30, 30, 30, 10]
     found = generate(model, ROWS)
     assert model.relay.last.prefix_tokens_reused == 100
     assert torch.equal(found, generate(tiny_model(model_type), ROWS))
@@ -61,27 +61,44 @@ def test_chunks_go_on_from_what_is_kept():
     with Widths(model) as widths:
         model.relay.warm(IDS, prefill_chunk_size=30)
         model.relay.warm(IDS, prefill_chunk_size=30)
-    assert widths.found == [30, 20]
+    assert widths.found == [1, 30, 20]
 
 
 def test_an_interrupt_loses_the_chunk_that_it_meets_and_no_other():
     model = patched()
-    with pytest.raises(KeyboardInterrupt), Widths(model, at_most=2):
+    with pytest.raises(KeyboardInterrupt), Widths(model, at_most=3):
         model.relay.warm(IDS, prefill_chunk_size=30)
     assert [len(prefix) for prefix in model.relay.prefixes] == [60]
     with Widths(model) as widths:
         model.relay.warm(IDS, prefill_chunk_size=30)
-    assert widths.found == [30, 10]
+    assert widths.found == [1, 30, 10]
     assert torch.equal(generate(model, ROWS), generate(tiny_model("llama"), ROWS))
 
 
-def test_a_prefix_that_will_not_fit_is_refused_after_its_first_chunk():
+@pytest.mark.parametrize("budget", [0, 0.9])
+def test_a_prefix_that_will_not_fit_is_refused_before_anything_leaves_for_it(budget):
     model = patched()
     size = model.relay.warm(IDS).nbytes
-    model = patched(max_store_bytes=size * 9 // 10)
+    model = patched(max_store_bytes=int(size * budget))
+    if budget:
+        model.relay.warm(IDS[50:])
+    before = model.relay.prefixes
     with pytest.raises(relay_hf.RelayError, match=f"takes {size} bytes, more than"), Widths(model) as widths:
         model.relay.warm(IDS, prefill_chunk_size=30)
-    assert widths.found == [30]
+    assert widths.found == [1]  # of which a token is asked how large it is
+    assert model.relay.prefixes == before
+
+
+def test_what_is_pinned_counts_for_a_long_prefix_too():
+    model = patched()
+    size = model.relay.warm(IDS).nbytes
+    model = patched(max_store_bytes=size * 3 // 2)
+    pinned, other = model.relay.warm(IDS[40:], pin=True), model.relay.warm(IDS[50:80])
+    with pytest.raises(relay_hf.RelayError, match="of which pinned prefixes take a part"):
+        model.relay.warm(IDS, prefill_chunk_size=30)
+    assert set(model.relay.prefixes) == {pinned, other}
+    pinned.pinned = False
+    assert model.relay.warm(IDS, prefill_chunk_size=30, pin=True).pinned
 
 
 @pytest.mark.parametrize(("size", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
@@ -112,8 +129,11 @@ def test_a_progress_bar_is_shown_where_it_is_asked_for_or_somebody_looks(capsys,
     assert not shown(progress=False)
     with no_progress_bars():
         assert not shown(progress=True)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    assert "100/100" in shown()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stderr.isatty", lambda: True)
+        assert "100/100" in shown()
+    monkeypatch.setattr("sys.stderr", None)  # as in a process without one
+    assert not shown()
 
 
 def test_nothing_is_printed_or_logged_unless_it_is_asked_for(capfd, caplog):
@@ -129,6 +149,7 @@ def test_nothing_is_printed_or_logged_unless_it_is_asked_for(capfd, caplog):
 def test_the_handle_says_what_it_holds_in_a_line_and_in_tables():
     model = patched()
     assert "kept 0 prefixes, 0 B of 1.00 GiB; 0 calls" in repr(model.relay)
+    assert model.relay.keeper._store is None  # its budget is that of the device that the model is on by then
     generate(model, ROWS)
     model.relay.warm(IDS, pin=True)
     line, tables = repr(model.relay), model.relay._repr_html_()

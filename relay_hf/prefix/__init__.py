@@ -7,9 +7,10 @@ from .kept import KeptPrefix, Match
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk
-from .witness import Witness, adapter_state, keeping_refusal
+from .witness import PLAIN, Witness, adapter_state, keeping_refusal
 
 __all__ = [
+    "PLAIN",
     "KeptPrefix",
     "Match",
     "PrefixFile",

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from .layout import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
+# Characters of a record: of a model's description, and for each tensor. JSON takes 20 times as much once it is parsed.
+_MOST_RECORD, _MOST_A_TENSOR = 2**20, 2**10
 _DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -59,8 +62,8 @@ class StoredPrefix:
 def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPrefix]) -> None:
     """Write prefixes, each after the one that it extends, and what model they are of.
 
-    A file that is there already is replaced at once and as a whole, so that whoever reads it sees one or the other.
-    What lies on a device, or is a view, is copied to the host for it.
+    A file that is there already is replaced at once and as a whole, so that whoever reads it sees one or the other; its
+    permissions stay. What lies on a device, or is a view, is copied to the host for it.
 
     Raises:
         OSError: it could not be written; a file that was there is as it was.
@@ -74,10 +77,13 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
-    metadata = {_RECORD: record, _DIGEST: _sha256(record)}
+    path = path.resolve()  # a link goes on to lead to the file
     beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
-        save_file(held, beside, metadata)
+        beside.touch()
+        mode = (path if path.exists() else beside).stat().st_mode
+        save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
+        beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
         os.replace(beside, path)
     except SafetensorError as error:
         raise OSError(f"{path} could not be written ({error})") from None
@@ -86,14 +92,13 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
 
 
 class PrefixFile:
-    """A file of kept prefixes, opened to be read. Nothing but its header is read before `prefixes`.
+    """A file of kept prefixes, opened to be read. Nothing but its header is read before `read`.
 
     Args:
         path: of the file.
 
     Attributes:
         identity: what model the prefixes are of.
-        nbytes: bytes of its tensors.
 
     Raises:
         OSError: the file can't be read.
@@ -102,7 +107,8 @@ class PrefixFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.nbytes = path.stat().st_size
+        if path.exists() and not path.is_file():
+            raise OSError(f"path must be that of a file; {path} is none.")
         try:
             self._file = safe_open(path, framework="pt")
             metadata, self._names = self._file.metadata() or {}, frozenset(self._file.keys())
@@ -112,11 +118,13 @@ class PrefixFile:
             raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
         if metadata.get(_DIGEST) != _sha256(metadata[_RECORD]):
             raise self.error("is damaged: its record is not what was written")
+        if len(metadata[_RECORD]) > _MOST_RECORD + _MOST_A_TENSOR * len(self._names):
+            raise self.error("has a record that is far larger than its tensors need")
         record = self._parsed(metadata[_RECORD])
         found = record.get("format")
         if found != FORMAT:
             newer = ", by a newer relay_hf" if isinstance(found, int) and found > FORMAT else ""
-            raise self.error(f"is of format {found!r}{newer}; this version reads format {FORMAT}")
+            raise self.error(f"is of format {found!r:.20}{newer}; this version reads format {FORMAT}")
         try:
             self.identity = dict(record["model"])
             self._prefixes = [_Described.of(each, number) for number, each in enumerate(record["prefixes"])]
@@ -127,36 +135,55 @@ class PrefixFile:
     def __len__(self) -> int:
         return len(self._prefixes)
 
-    def prefixes(self, template: SharedRun, mmap: bool) -> Iterator[StoredPrefix]:
-        """Its prefixes, on the host, each checked against the model and against what was written.
+    def check(self, template: SharedRun) -> int:
+        """Hold the tensors that the header names to what the model keeps of a single token, `template`.
+
+        Returns:
+            Bytes that the prefixes take.
+
+        Raises:
+            PrefixFileError: a tensor is missing, unknown, or of another dtype or shape.
+        """
+        wanted: set[str] = set()
+        nbytes = 0
+        for number, each in enumerate(self._prefixes):
+            length = self._length(number)
+            expected = {"ids": (torch.int64, [length]), **shapes(template, length, each.states)}
+            for name, (dtype, shape) in expected.items():
+                self._expect(f"{number}.{name}", dtype, shape)
+                wanted.add(f"{number}.{name}")
+                if name != "ids":
+                    nbytes += math.prod(shape) * dtype.itemsize
+        if wanted != self._names or wanted != self._digests.keys():
+            odd = sorted((wanted ^ self._names) | (wanted ^ self._digests.keys()))[0]
+            raise self.error(f"does not have the tensors of its prefixes: {odd!r} is one too many, or missing")
+        return nbytes
+
+    def read(self, template: SharedRun, mmap: bool) -> list[StoredPrefix]:
+        """Its prefixes, on the host, each byte checked against what was written.
 
         Args:
             template: what the model keeps of a single token.
             mmap: leave the tensors mapped to the file, in place of copying them.
 
         Raises:
-            PrefixFileError: a tensor is missing, unknown, of another dtype or shape, or not what was written.
+            PrefixFileError: as `check` does, or a tensor is not what was written.
         """
-        lengths = [self._length(number) for number in range(len(self))]
-        wanted: set[str] = set()
-        for number, each in enumerate(self._prefixes):
-            expected = {"ids": ("torch.int64", [lengths[number]]), **shapes(template, lengths[number], each.states)}
-            for name, (dtype, shape) in expected.items():
-                self._expect(f"{number}.{name}", dtype, shape)
-                wanted.add(f"{number}.{name}")
-        if wanted != self._names or wanted != self._digests.keys():
-            odd = sorted((wanted ^ self._names) | (wanted ^ self._digests.keys()))[0]
-            raise self.error(f"does not have the tensors of its prefixes: {odd!r} is one too many, or missing")
+        self.check(template)
+        tensors, bare = self._tensors(mmap), without_states(template)
+        found: list[StoredPrefix] = []
         ends: list[int] = []
         for number, each in enumerate(self._prefixes):
-            like = template if each.states else without_states(template)
-            names = ["ids", *named_tensors(like)]
-            tensors = dict(zip(names, self._read([f"{number}.{name}" for name in names], mmap), strict=True))
+            length = self._length(number)
             start = 0 if each.parent is None else ends[each.parent]
-            ends.append(start + lengths[number])
-            run = rebuilt(like, lambda name, _, __, tensors=tensors: tensors[name])  # type: ignore[misc]
-            run = replace(run, start=start, length=lengths[number])
-            yield StoredPrefix(tensors["ids"], run, each.parent, each.pinned)
+            ends.append(start + length)
+            run = rebuilt(
+                template if each.states else bare,
+                lambda name, _, __, number=number: tensors[f"{number}.{name}"],  # type: ignore[misc]
+            )
+            run = replace(run, start=start, length=length)
+            found.append(StoredPrefix(tensors[f"{number}.ids"], run, each.parent, each.pinned))
+        return found
 
     def error(self, what: str) -> PrefixFileError:
         """An error that names the file."""
@@ -176,24 +203,24 @@ class PrefixFile:
             raise self.error(f"has no token ids {name!r} [n]")
         return int(shape[0])
 
-    def _expect(self, name: str, dtype: str, shape: list[int]) -> None:
+    def _expect(self, name: str, dtype: torch.dtype, shape: list[int]) -> None:
         if name not in self._names:
             raise self.error(f"lacks the tensor {name!r}")
         found = self._file.get_slice(name)
-        got = (str(_DTYPES.get(found.get_dtype(), found.get_dtype())), list(found.get_shape()))
+        got = (_DTYPES.get(found.get_dtype(), found.get_dtype()), list(found.get_shape()))
         if got != (dtype, shape):
             raise self.error(f"has {name!r} as {got[0]} {got[1]}, where this model keeps {dtype} {shape}")
 
-    def _read(self, names: list[str], mmap: bool) -> list[Tensor]:
-        mapped = [self._file.get_tensor(name) for name in names]  # lazily: nothing is read yet
+    def _tensors(self, mmap: bool) -> dict[str, Tensor]:
+        mapped = {name: self._file.get_tensor(name) for name in self._names}  # lazily: nothing is read yet
 
-        def checked(index: int) -> Tensor:
-            tensor = mapped[index] if mmap else _copied(mapped[index])
-            if digest_of(tensor) != self._digests[names[index]]:
-                raise self.error(f"is damaged: {names[index]!r} is not what was written")
+        def checked(name: str) -> Tensor:
+            tensor = mapped[name] if mmap else _copied(mapped[name])
+            if digest_of(tensor) != self._digests[name]:
+                raise self.error(f"is damaged: {name!r} is not what was written")
             return tensor
 
-        return in_threads(checked, range(len(names)))
+        return dict(zip(mapped, in_threads(checked, mapped), strict=True))
 
 
 @dataclass(frozen=True)

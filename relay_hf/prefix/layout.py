@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from ..cache_utils import RecurrentState, SharedKV, SharedLayer, SharedRun
@@ -35,17 +36,17 @@ def named_tensors(run: SharedRun) -> dict[str, Tensor]:
     return found
 
 
-def shapes(template: SharedRun, length: int, states: bool) -> dict[str, tuple[str, list[int]]]:
+def shapes(template: SharedRun, length: int, states: bool) -> dict[str, tuple[torch.dtype, list[int]]]:
     """Dtype and shape of each tensor of a run of `length` tokens, by name, as those of the model's run `template` are.
 
     `states`: whether the run has the states of recurrent layers, where the model has any.
     """
-    found: dict[str, tuple[str, list[int]]] = {}
+    found: dict[str, tuple[torch.dtype, list[int]]] = {}
 
     def note(name: str, tensor: Tensor, by_token: bool) -> Tensor:
         if by_token or states:
             shape = list(tensor.shape)
-            found[name] = (str(tensor.dtype), [shape[0], length, *shape[2:]] if by_token else shape)
+            found[name] = (tensor.dtype, [shape[0], length, *shape[2:]] if by_token else shape)
         return tensor
 
     rebuilt(template, note)

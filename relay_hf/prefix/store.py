@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -41,9 +41,10 @@ class PrefixStore:
 
     def clear(self) -> None:
         """Drop everything."""
-        for node in self._nodes:  # so that memory is free at once, and not when the garbage collector next runs
-            node.children.clear()
-            node.siblings = set()
+        for node in (*self._roots.values(), *self._nodes):  # so that memory is free at once, and not when the garbage
+            node.children.clear()  # collector next runs
+        for prefix in self._nodes:
+            prefix.siblings = set()
         self.__init__(self.budget)  # type: ignore[misc]
 
     def match(self, ids: Tensor, context: Hashable) -> Match:
@@ -84,6 +85,7 @@ class PrefixStore:
         context: Hashable,
         most: int | None = None,
         join: bool = True,
+        pinned: bool = False,
     ) -> KeptPrefix | None:
         """Keep a prefix, and evict what the budget then does not hold.
 
@@ -95,6 +97,7 @@ class PrefixStore:
             most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
                 so many bytes, and only the start of a larger one is kept.
             join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
+            pinned: it stays, whatever else is to be kept.
 
         Returns:
             The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
@@ -122,11 +125,28 @@ class PrefixStore:
                 self._put(node, whole)
         else:
             return None
+        node.pinned = node.pinned or pinned
         self.touch(Match(path=node.path()))
         self._evict()
         if join:
             self._join(node)
         return node
+
+    def lacks(self, prefixes: Iterable[tuple[Tensor, int, int]], context: Hashable) -> int:
+        """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
+
+        Args:
+            prefixes: the ids of each (`[P]`), how many of its last tokens are given, and the bytes of these.
+            context: what else their KV depends on.
+        """
+        staying = self._staying([])
+        new = 0
+        for ids, length, nbytes in prefixes:
+            path, seen = self._walk(ids, context)
+            staying.update(path)
+            self.touch(Match(path=tuple(path)))
+            new += nbytes * min(len(ids) - seen, length) // length
+        return max(new + sum(node.nbytes for node in staying) - self.budget, 0)
 
     def _walk(self, ids: Tensor, context: Hashable) -> tuple[list[KeptPrefix], int]:
         """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all."""
@@ -194,10 +214,16 @@ class PrefixStore:
 
     def _room(self, behind: Node) -> int:
         """Bytes that all but what is pinned, and the way to `behind`, would leave."""
+        return self.budget - sum(node.nbytes for node in self._staying([behind]))
+
+    def _staying(self, ends: Iterable[Node]) -> set[KeptPrefix]:
+        """What no eviction takes: the ways to these ends, and to what is pinned."""
         staying: set[KeptPrefix] = set()
-        for node in (behind, *(node for node in self._nodes if node.pinned)):
-            staying.update(node.path())
-        return self.budget - sum(node.nbytes for node in staying)
+        for node in (*ends, *(node for node in self._nodes if node.pinned)):
+            while isinstance(node, KeptPrefix) and node not in staying:
+                staying.add(node)
+                node = node.parent
+        return staying
 
     def _evict(self) -> None:
         while self.nbytes > self.budget:

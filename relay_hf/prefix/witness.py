@@ -24,7 +24,7 @@ from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
 _SAMPLES = 32
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-_PLAIN = (bool, int, float, str)
+PLAIN = (bool, int, float, str)
 
 BufferKey = tuple[int, str]
 
@@ -120,7 +120,7 @@ def structure(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
     for module in modules:
         tensors = [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
         for name, value in module.__dict__.items():
-            if type(value) in _PLAIN:
+            if type(value) in PLAIN:
                 state += (name, value)
             elif isinstance(value, Tensor):
                 tensors.append(value)

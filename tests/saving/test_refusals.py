@@ -7,13 +7,15 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
 from helpers import anatomy
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.prefix import StoredPrefix, files, write
 from relay_hf.prefix.layout import rebuilt
-from relay_hf.testing import tiny_model
+from relay_hf.testing import prompts, tiny_model
 
 from .common import IDS, PREFIX, patched, saved
 
@@ -39,7 +41,50 @@ def one_weight_changed():
     return model
 
 
+def rounded_frequencies():
+    """The weights of another dtype and back are the same, if they had no more digits; RoPE's frequencies are not."""
+    model = patched()
+    for buffer in model.buffers():
+        buffer.copy_(buffer.bfloat16().float())
+    return model
+
+
+def edited_frequencies():
+    model = patched()
+    model.model.rotary_emb.inv_freq *= 0.25
+    return model
+
+
+def another_activation():
+    model = patched()
+    for layer in model.model.layers:
+        layer.mlp.act_fn = nn.ReLU().eval()
+    return model
+
+
+class Doubled(LlamaMLP):
+    def forward(self, states):
+        return 2 * super().forward(states)
+
+
+def another_class():
+    model = patched()
+    model.model.layers[1].mlp.__class__ = Doubled
+    return model
+
+
+def another_setting():
+    model = patched()
+    model.model.layers[0].self_attn.scaling *= 3
+    return model
+
+
 MODELS = {
+    "other buffers: model.rotary_emb.inv_freq is": rounded_frequencies,
+    "other buffers: model.rotary_emb.inv_freq is .* here": edited_frequencies,
+    "other modules, or other settings of them": another_activation,
+    "other modules, or other settings of them: ": another_class,
+    "other modules, or other settings of them: it is": another_setting,
     "other weights": one_weight_changed,
     "other weights of another seed": lambda: patched(seed=1),
     "another type of model: it is 'llama' in the file and 'mistral' here": lambda: patched("mistral"),
@@ -64,6 +109,7 @@ def test_another_autocast(original):
 def test_where_it_came_from_and_how_text_is_cut_make_no_other_model(original):
     model = patched()
     model.config._name_or_path, model.config.eos_token_id, model.config.architectures = "elsewhere", 7, ["X"]
+    model.config.output_hidden_states = True
     assert len(model.relay.load(original)) == 1
 
 
@@ -121,6 +167,9 @@ RECORDS = {
     "another version of Transformers": set_in("model", "transformers", "5.0.0"),
     "other weights: it is 'x' in the file": set_in("model", "weights", "x"),
     "another RoPE: it is 7 in the file and None here": set_in("model", "rope_limit", 7),
+    "is of format 'xxxxxxxxxxxxxxxxxxx; ": set_in("format", "x" * 10**5),
+    "a record that is far larger than its tensors need": set_in("model", "torch", "x" * 10**6 * 2),
+    "other buffers": set_in("model", "buffers", 7),
     "a record that makes no sense": set_in("prefixes", 7),
     "a record that makes no sense.*extends 0": set_in("prefixes", 0, "parent", 0),
     "a record that makes no sense.*extends -1": set_in("prefixes", 0, "parent", -1),
@@ -166,8 +215,7 @@ def test_ids_that_the_model_does_not_have(original, tmp_path):
     with safe_open(original, "pt") as file:
         identity = json.loads(file.metadata()["relay_hf"])["model"]
     write(tmp_path / "p", identity, [StoredPrefix(IDS + 10**6, prefix.run, None, False)])
-    with pytest.raises(ValueError, match="must be token ids from 0"):
-        patched().relay.load(tmp_path / "p")
+    refused(patched(), tmp_path / "p", "has token ids that this model does not take .*must be token ids from 0")
 
 
 class Explodes:
@@ -186,11 +234,40 @@ def test_other_files(tmp_path):
     refused(model, tmp_path / "weights", "none that relay_hf wrote")
     with pytest.raises(FileNotFoundError):
         model.relay.load(tmp_path / "absent")
+    with pytest.raises(OSError, match=f"must be that of a file; {tmp_path} is none"):
+        model.relay.load(tmp_path)
 
 
 def test_more_than_the_budget(original):
     model = relay_hf.patch_model(patched(), max_store_bytes=1000)
     refused(model, original, "more than the store's budget of 1000: raise max_store_bytes", RelayError)
+
+
+def test_a_full_store_is_loaded_into_one_of_its_size(original):
+    size = patched().relay.warm(IDS).nbytes
+    model = relay_hf.patch_model(patched(), max_store_bytes=size)
+    assert len(model.relay.load(original)) == 1
+
+
+def test_all_of_a_file_or_nothing_beside_what_is_pinned(tmp_path):
+    model = patched()
+    for seed in (1, 2):
+        model.relay.warm(prompts(40, (1,), seed=seed)["input_ids"][0], pin=True)
+    size = sum(prefix.nbytes for prefix in model.relay.save(tmp_path / "p"))
+    big = prompts(300, (1,), seed=3)["input_ids"][0]
+    large = patched().relay.warm(big).nbytes
+    for missing in (1, 0):
+        other = relay_hf.patch_model(patched(), max_store_bytes=large + size - missing)
+        other.relay.warm(big, pin=True)
+        if missing:
+            with pytest.raises(RelayError, match="pinned prefixes leave 1 too few"):
+                other.relay.load(tmp_path / "p")
+            assert [len(prefix) for prefix in other.relay.prefixes] == [301]
+        else:
+            loaded = other.relay.load(tmp_path / "p")
+            assert set(loaded) < set(other.relay.prefixes)
+            assert all(prefix.pinned for prefix in loaded)
+            assert set(other.relay.load(tmp_path / "p")) == set(loaded)  # nothing new, so it fits
 
 
 def test_a_model_whose_prefixes_are_not_kept(original):
@@ -204,6 +281,10 @@ def test_nothing_to_save(tmp_path):
     with pytest.raises(RelayError, match="nothing to save"):
         model.relay.save(tmp_path / "p")
     prefix = model.relay.warm(IDS)
+    with pytest.raises(ValueError, match="must name one at least"):
+        model.relay.save(tmp_path / "p", [])
+    with pytest.raises(IsADirectoryError, match="must be that of a file"):
+        model.relay.save(tmp_path)
     with pytest.raises(FileNotFoundError, match="must be in a folder that exists"):
         model.relay.save(tmp_path / "absent" / "p")
     with torch.no_grad():
@@ -231,11 +312,19 @@ def test_weights_that_change_while_they_are_read(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_configuration_that_is_no_json(tmp_path):
+    model = patched()
+    model.config.strange = object()
+    model.relay.warm(IDS)
+    with pytest.raises(RelayError, match="can't be written as JSON"):
+        model.relay.save(tmp_path / "p")
+
+
 def test_a_prefix_of_another_model(tmp_path):
     model, other = patched(), patched()
     model.relay.warm(IDS)
     with pytest.raises(ValueError, match="is not kept any more"):
-        model.relay.save(tmp_path / "p", [other.relay.warm(IDS)])
+        model.relay.save(tmp_path / "p", [other.relay.warm(IDS.flip(0))])
 
 
 def test_saving_and_loading_leave_no_trace_on_the_model(original, tmp_path):

@@ -91,6 +91,37 @@ def test_a_chosen_prefix_is_written_with_what_it_extends_and_nothing_else(tmp_pa
     assert all(len(prefix) <= 30 or torch.equal(prefix.ids, second.ids) for prefix in other.relay.prefixes)
 
 
+def test_one_that_has_been_joined_with_what_follows_is_still_there_to_be_written(tmp_path):
+    model, other = patched(), patched()
+    prefix = model.relay.warm(IDS)
+    model.relay.warm(ROWS["input_ids"][1])
+    assert prefix not in model.relay.prefixes
+    model.relay.save(tmp_path / "p", prefix)
+    (loaded,) = other.relay.load(tmp_path / "p")
+    assert torch.equal(loaded.ids, IDS)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3", "gpt2", "falcon_h1"])
+def test_a_model_that_went_through_its_own_files_is_the_same(tmp_path, model_type):
+    model = saved(tmp_path / "p", model_type)
+    generate(model, ROWS)
+    model.save_pretrained(tmp_path / "model")
+    other = relay_hf.patch_model(type(model).from_pretrained(tmp_path / "model").eval(), policy="always")
+    generate(other, prompts(4, (1,)))
+    assert len(other.relay.load(tmp_path / "p")) == 1
+
+
+def test_a_file_is_for_whom_the_process_makes_files_and_stays_so(tmp_path):
+    model = saved(tmp_path / "p")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "p").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "p").chmod(0o604)
+    (tmp_path / "link").symlink_to("p")
+    model.relay.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "p").stat().st_mode & 0o777 == 0o604
+
+
 def test_a_prefix_without_its_state_comes_back_without_it(tmp_path):
     model, other = patched("mamba2"), patched("mamba2")
     ids = prompts(30, (6, 6))["input_ids"]

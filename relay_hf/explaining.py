@@ -1,0 +1,51 @@
+"""What a call would do, without running it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from . import eligibility
+from .architectures import architecture_of
+from .call import open_call
+from .decision import decide
+from .prefix import outline
+from .report import Explanation
+from .warming import default_cache
+
+if TYPE_CHECKING:
+    from .relay import Relay
+
+_DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
+
+
+def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> Explanation:
+    """The report of a call that is not run."""
+    model = relay.model
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
+    eligibility.check_vocabulary(model, input_ids, "input_ids")
+    inputs: dict[str, Any] = {
+        "attention_mask": attention_mask,
+        relay.cache_name: default_cache(relay),
+    }
+    if "position_ids" in relay.forward_inputs:
+        # M-RoPE types note what images shift on the model meanwhile; a look must not change that.
+        noted = [(module, module.rope_deltas) for module in open_call().modules if hasattr(module, "rope_deltas")]
+        try:
+            inputs["position_ids"] = model._prepare_position_ids_for_generation(
+                input_ids, {"attention_mask": attention_mask}
+            )
+        finally:
+            for module, deltas in noted:
+                module.rope_deltas = deltas
+    config = copy.deepcopy(model.generation_config)
+    if config.max_new_tokens is not None or config.max_length is None:
+        config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
+    decision = decide(relay, input_ids, config, inputs)
+    found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
+    if found.relayed:
+        found.backend = "model" if architecture_of(relay.text_config).parted else relay.backend
+    return found
