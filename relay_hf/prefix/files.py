@@ -212,7 +212,8 @@ class PrefixFile:
             raise self.error(f"has {name!r} as {got[0]} {got[1]}, where this model keeps {dtype} {shape}")
 
     def _tensors(self, mmap: bool) -> dict[str, Tensor]:
-        mapped = {name: self._file.get_tensor(name) for name in self._names}  # lazily: nothing is read yet
+        # In the order of the file, so that the system reads ahead; lazily, so nothing is read yet.
+        mapped = {name: self._file.get_tensor(name) for name in self._file.offset_keys()}
 
         def checked(name: str) -> Tensor:
             tensor = mapped[name] if mmap else _copied(mapped[name])
