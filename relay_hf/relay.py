@@ -147,7 +147,8 @@ class Relay:
             The prefixes that were written, each after the one that it extends.
 
         Raises:
-            RelayError: nothing is kept, or the model can't be described.
+            RelayError: nothing is kept, or the model's configuration can't be written.
+            PrefixFileError: the model's description is longer than a file may have.
             ValueError: `prefixes` is empty, or one of them is not kept any more.
             OSError: the file can't be written.
         """

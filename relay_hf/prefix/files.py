@@ -33,8 +33,6 @@ from .layout import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
-# Characters of a record: of a model's description, and for each tensor. JSON takes 20 times as much once it is parsed.
-_MOST_RECORD, _MOST_A_TENSOR = 2**20, 2**10
 _DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -67,6 +65,7 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
 
     Raises:
         OSError: it could not be written; a file that was there is as it was.
+        PrefixFileError: the description is longer than a reader takes.
     """
     tensors: dict[str, Tensor] = {}
     described = []
@@ -77,6 +76,8 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
+    if len(record) > _most_characters(len(held)):
+        raise PrefixFileError(f"{path} was not written: what describes the model takes {len(record)} characters.")
     path = path.resolve()  # a link goes on to lead to the file
     beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
@@ -118,7 +119,7 @@ class PrefixFile:
             raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
         if metadata.get(_DIGEST) != _sha256(metadata[_RECORD]):
             raise self.error("is damaged: its record is not what was written")
-        if len(metadata[_RECORD]) > _MOST_RECORD + _MOST_A_TENSOR * len(self._names):
+        if len(metadata[_RECORD]) > _most_characters(len(self._names)):
             raise self.error("has a record that is far larger than its tensors need")
         record = self._parsed(metadata[_RECORD])
         found = record.get("format")
@@ -244,6 +245,11 @@ def _copied(tensor: Tensor) -> Tensor:
     """A copy by this thread alone: torch would start threads of its own in each."""
     data = tensor.reshape(-1).view(torch.uint8).numpy().copy()
     return torch.from_numpy(data).view(tensor.dtype).view(tensor.shape)
+
+
+def _most_characters(tensors: int) -> int:
+    """Of a record: for the model's description, and a line for each tensor. Parsed, it takes 20 times as much."""
+    return 2**22 + 2**10 * tensors
 
 
 def _sha256(text: str) -> str:

@@ -22,8 +22,8 @@ from .texts import QUESTIONS, SYSTEM_PROMPT
 
 Size = Literal["tiny", "mini", "small", "base"]
 
-# Hidden size, intermediate size, layers, heads. "base" has the shape of GPT-2 and of the smallest chat models of the
-# Hub; "small" shows the same in a third of the time, "mini" in a tenth; "tiny" computes next to nothing.
+# Hidden size, intermediate size, layers, heads. "base" has the shape of GPT-2; "small" and "mini" show the same sooner;
+# "tiny" computes next to nothing.
 SIZES: dict[Size, tuple[int, int, int, int]] = {
     "tiny": (64, 128, 2, 4),
     "mini": (384, 1024, 4, 6),

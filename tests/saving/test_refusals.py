@@ -168,7 +168,7 @@ RECORDS = {
     "other weights: it is 'x' in the file": set_in("model", "weights", "x"),
     "another RoPE: it is 7 in the file and None here": set_in("model", "rope_limit", 7),
     "is of format 'xxxxxxxxxxxxxxxxxxx; ": set_in("format", "x" * 10**5),
-    "a record that is far larger than its tensors need": set_in("model", "torch", "x" * 10**6 * 2),
+    "a record that is far larger than its tensors need": set_in("model", "torch", "x" * 2**23),
     "other buffers": set_in("model", "buffers", 7),
     "a record that makes no sense": set_in("prefixes", 7),
     "a record that makes no sense.*extends 0": set_in("prefixes", 0, "parent", 0),
@@ -318,6 +318,15 @@ def test_a_configuration_that_is_no_json(tmp_path):
     model.relay.warm(IDS)
     with pytest.raises(RelayError, match="can't be written as JSON"):
         model.relay.save(tmp_path / "p")
+
+
+def test_a_description_that_no_reader_would_take_is_not_written(tmp_path):
+    model = patched()
+    model.config.long = "x" * 2**23
+    model.relay.warm(IDS)
+    with pytest.raises(PrefixFileError, match="was not written: what describes the model takes"):
+        model.relay.save(tmp_path / "p")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_prefix_of_another_model(tmp_path):
