@@ -8,6 +8,7 @@ import io
 import re
 import shlex
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -120,10 +121,11 @@ def refused_command(name: str, arguments: list[str]) -> str | None:
 
 
 def refused_module(name: str, arguments: list[str]) -> str | None:
+    if not (ROOT / name.split(".")[0]).is_dir():
+        # Not importlib.util's: looking for pip there takes setuptools' distutils away from the whole process.
+        return None if PathFinder.find_spec(name.split(".")[0]) else f"no module {name}"
     if importlib.util.find_spec(name) is None:
         return f"no module {name}"
-    if not (ROOT / name.split(".")[0]).is_dir():
-        return None
     spec = importlib.util.find_spec(f"{name}.__main__" if (ROOT / name.replace(".", "/")).is_dir() else name)
     code = Path(spec.origin).read_text(encoding="utf-8")
     unknown = [word for word in arguments if word.startswith("--") and f'"{word}"' not in code]
@@ -141,6 +143,7 @@ def test_commands_exist(page):
     [
         ("make nothing", "no target nothing"),
         ("python -m benchmarks.nothing", "no module benchmarks.nothing"),
+        ("python -m nothing", "no module nothing"),
         (".venv/bin/python -m benchmarks.grid --nothing", "benchmarks.grid takes no --nothing"),
         (".venv/bin/relay-hf nothing", "relay-hf has no nothing"),
         ("relay-hf bench C1 --nothing", "relay-hf bench takes no --nothing"),
