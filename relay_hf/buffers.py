@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .prefix.witness import BufferKey
+    from .prefix import PlaceInModel
 
 _SAMPLES = 64  # all of RoPE's frequencies
 # Devices compute powers and cosines to within a few units of float32's last place, 6e-8; rounded to bfloat16, a number
@@ -18,7 +18,7 @@ _TOLERANCE = 1e-5
 Described = dict[str, list[Any]]
 
 
-def computed_buffers(model: nn.Module, ignore: frozenset[BufferKey]) -> Described:
+def computed_buffers(model: nn.Module, ignore: frozenset[PlaceInModel]) -> Described:
     """Dtype, shape and evenly spread elements of each, by name.
 
     `ignore`: those whose elements are left open (None), by number of the module and name.

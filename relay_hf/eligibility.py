@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
@@ -73,6 +75,11 @@ def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -
         name = users_implementation(config)
         if name is not None and name not in _KNOWN_ATTENTION:
             return f"the attention implementation {name!r} may compute something else than attention"
+        # Eager attention is in no registry: each model has its own.
+        function = ALL_ATTENTION_FUNCTIONS.get(name)
+        origin = getattr(function, "__module__", "")
+        if function is not None and not origin.startswith("transformers."):
+            return f"the attention implementation {name!r} was replaced by one from {origin or type(function).__name__}"
     # So do peft's prompt learning methods, whose version injects tokens when it sees an empty cache.
     prepare = vars(model).get("prepare_inputs_for_generation")
     if prepare is not None and getattr(prepare, "__self__", None) is not model:
@@ -85,6 +92,8 @@ def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
 
     `ours` is the handle whose bound methods are the relay's own hooks.
     """
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return "a forward hook on all modules would see the prefix apart from the rows"
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):

@@ -17,7 +17,7 @@ from .call import open_call
 from .eligibility import rope_limit
 from .frame import RelayError
 from .keeping import context_of
-from .prefix import PLAIN, adapter_state, digest_of_all
+from .prefix import PASSING, PLAIN, adapter_state, digest_of_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,8 +42,7 @@ _IRRELEVANT = frozenset(
         "use_cache",
     }
 )
-# Settings of modules that say nothing of what they compute: a mode that is refused, a path, a length that was seen.
-_PASSING = frozenset({"max_seq_len_cached", "name_or_path", "training"})
+_PASSING = PASSING | {"training"}  # a mode that is refused
 _WEIGHTS = "weights"
 _WORDS = {
     "model_type": "another type of model",

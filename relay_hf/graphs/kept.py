@@ -12,7 +12,8 @@ from torch import nn
 
 from ..call import current_call
 from ..keeping import context_of
-from ..prefix.witness import keeping_refusal, structure
+from ..prefix.module_state import structure
+from ..prefix.witness import keeping_refusal
 from . import device
 from .step import StepGraph, signature
 

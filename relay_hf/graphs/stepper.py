@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..frame import RelayError
-from ..prefix.witness import adapter_state
+from ..prefix.module_state import adapter_state
 from . import device
 from .recorder import Operations
 from .step import (

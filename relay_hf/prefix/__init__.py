@@ -4,15 +4,18 @@ from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .kept import KeptPrefix, Match
+from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk
-from .witness import PLAIN, Witness, adapter_state, keeping_refusal
+from .witness import Witness, keeping_refusal
 
 __all__ = [
+    "PASSING",
     "PLAIN",
     "KeptPrefix",
     "Match",
+    "PlaceInModel",
     "PrefixFile",
     "PrefixFileError",
     "PrefixStore",

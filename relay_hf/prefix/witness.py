@@ -2,9 +2,11 @@
 
 Fused optimizers, writes through `.data` and a LoRA merge change weights without moving `_version` or `data_ptr`. So a
 witness holds, for every parameter, its identity, version, address, dtype and gradient *and* 32 of its elements, spread
-evenly; for every buffer the same; and what else a forward reads: adapters, and the configuration. What it can't see
-is a write through `.data` that misses all 32 elements, a single row of a matrix, say; `model.relay.clear()` is the
-answer to that. (The rows of the embedding that a kept prefix uses are looked at one by one: `keeping.py`.)
+evenly; for every buffer, and every tensor that a module holds otherwise, the same; and what else a forward reads
+(`module_state.py`). What it can't see is a write through `.data` that misses all 32 elements, a single row of a matrix,
+say, nor a dictionary of a module's that is changed in place, nor a function of a module of code that is replaced;
+`model.relay.clear()` is the answer to that. (The rows of the embedding that a kept prefix uses are looked at one by
+one: `keeping.py`.)
 """
 
 from __future__ import annotations
@@ -19,14 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
+from .module_state import PlaceInModel, attributes, module_state
 
 _SAMPLES = 32
-# Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
-_ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-PLAIN = (bool, int, float, str)
-
-BufferKey = tuple[int, str]
+# The same in training mode, in which resize_token_embeddings() leaves those that it makes.
+_NEVER_RANDOM = (nn.Embedding, nn.Linear)
 
 
 class Witness:
@@ -34,13 +33,13 @@ class Witness:
 
     Args:
         modules: all modules of the model. Nothing of them is kept alive.
-        ignore: buffers that are left out: those that the model's own forward rewrites.
+        ignore: buffers, and tensors held otherwise, that are left out: those that the model's own forward rewrites.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], ignore: frozenset[BufferKey] = frozenset()) -> None:
+    def __init__(self, modules: Sequence[nn.Module], ignore: frozenset[PlaceInModel] = frozenset()) -> None:
         self.ignore = ignore
         parameters: list[Tensor] = []
-        buffers: dict[BufferKey, Tensor] = {}
+        buffers: dict[PlaceInModel, Tensor] = {}
         # One pass over the modules: for 1,000 parameters in 1,500 modules, model.parameters() and its like take longer
         # than all that is done with them here.
         for index, module in enumerate(modules):
@@ -49,12 +48,14 @@ class Witness:
             for name, buffer in module._buffers.items():
                 if buffer is not None and (index, name) not in ignore:
                     buffers[index, name] = buffer
+        settings, others = attributes(modules)
+        buffers |= {place: tensor for place, tensor in others.items() if place not in ignore}
         self._marks = _marks(parameters)
         samples = _samples([*parameters, *buffers.values()])
         self._samples = samples[: len(parameters)]
         seen = zip(buffers.items(), samples[len(parameters) :], strict=True)
         self._buffers = {key: (_marks([buffer]), sample) for (key, buffer), sample in seen}
-        self._state = _module_state(modules)
+        self._state = settings + module_state(modules)
 
     def holds(self, modules: Sequence[nn.Module]) -> bool:
         """Whether the model of `modules` is as it was."""
@@ -69,12 +70,12 @@ class Witness:
             and self._buffers == other._buffers
         )
 
-    def rewritten(self, later: Witness) -> frozenset[BufferKey]:
-        """The buffers that differ in `later`."""
-        keys = self._buffers.keys() & later._buffers.keys()
-        return frozenset(key for key in keys if self._buffers[key] != later._buffers[key])
+    def rewritten(self, later: Witness) -> frozenset[PlaceInModel]:
+        """The buffers that differ in `later`, or are in one of the two only."""
+        places = self._buffers.keys() | later._buffers.keys()
+        return frozenset(place for place in places if self._buffers.get(place) != later._buffers.get(place))
 
-    def without(self, buffers: frozenset[BufferKey]) -> Witness:
+    def without(self, buffers: frozenset[PlaceInModel]) -> Witness:
         """The same witness, blind for `buffers` too."""
         new = copy.copy(self)
         new.ignore = self.ignore | buffers
@@ -88,7 +89,7 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
         return "the model is quantized"
     device = None
     for module in modules:
-        if module.training:
+        if module.training and type(module) not in _NEVER_RANDOM:
             return "the model is in training mode"
         if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
             return "a module's forward was replaced"
@@ -108,39 +109,13 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     return None
 
 
-def structure(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
-    """What a CUDA graph of a forward has in it for good.
-
-    Returns:
-        Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
-        plain numbers of modules, adapters, and the configuration.
-    """
-    places: list[Any] = []
-    state: list[Any] = []
-    for module in modules:
-        tensors = [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
-        for name, value in module.__dict__.items():
-            if type(value) in PLAIN:
-                state += (name, value)
-            elif isinstance(value, Tensor):
-                tensors.append(value)
-        places += [mark for t in tensors for mark in (id(t), t.data_ptr(), t.dtype, t.shape, t.stride())]
-    return places, state + _module_state(modules)
-
-
-def adapter_state(modules: Sequence[nn.Module]) -> list[str]:
-    """What of peft's layers decides what a forward adds; nothing of a model without."""
-    tuned = (module.__dict__ for module in modules if "_active_adapter" in module.__dict__)
-    return [repr(members.get(name)) for members in tuned for name in _ADAPTER_STATE]
-
-
 def _marks(tensors: Sequence[Tensor]) -> list[Any]:
     """Identities, versions, addresses, dtypes and gradients, flat: a tuple for each sets off the garbage collector."""
     try:
         versions = [t._version for t in tensors]
     except RuntimeError:  # one was born in inference mode, and has none
         versions = [0 if t.is_inference() else t._version for t in tensors]
-    addresses, gradients = [t.data_ptr() for t in tensors], [id(t.grad) for t in tensors]
+    addresses, gradients = [t.data_ptr() for t in tensors], [id(t.grad) if t.is_leaf else 0 for t in tensors]
     return [*map(id, tensors), *versions, *addresses, *[t.dtype for t in tensors], *gradients]
 
 
@@ -185,12 +160,3 @@ def _step(count: int, columns: int) -> int:
     """
     step = max(1, (count - 1) // (_SAMPLES - 1))
     return next((s for s in range(step, step - step // 16 - 1, -1) if math.gcd(s, columns) == 1), step)
-
-
-def _module_state(modules: Sequence[nn.Module]) -> list[Any]:
-    state: list[Any] = [*map(id, modules), *map(type, modules)]
-    state += adapter_state(modules)
-    for config in attention_configs(modules):
-        fields = {name: value for name, value in vars(config).items() if name != ATTENTION_FIELD}
-        state += (repr(fields), users_implementation(config))
-    return state

@@ -1,0 +1,38 @@
+"""Models that reuse a kept prefix, and the guard taken away."""
+
+import copy
+
+import torch
+
+import relay_hf
+from helpers import generate
+from relay_hf import keeping
+from relay_hf.prefix import Witness
+
+from .mutations import INPUTS, Change
+
+
+def mutate(model, change: Change) -> None:
+    torch.manual_seed(0)
+    change(model)
+
+
+def reusing(stock):
+    """A patched copy that has been seen to reuse its kept prefix."""
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    for _ in range(2):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.prefix_tokens_reused == 30, ours.relay.last
+    return ours
+
+
+def logits(model) -> torch.Tensor:
+    """Of the twelve steps: `[12, B, vocabulary]`."""
+    found = generate(model, INPUTS, output_logits=True, return_dict_in_generate=True)
+    return torch.stack(found.logits)
+
+
+def blind(monkeypatch) -> None:
+    """Nothing looks at the model any more."""
+    monkeypatch.setattr(Witness, "same", lambda *_: True)
+    monkeypatch.setattr(keeping, "_embeddings_hold", lambda *_: True)

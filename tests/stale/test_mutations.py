@@ -1,0 +1,210 @@
+"""A kept prefix outlives nothing that changes what the model computes: each way is one, and is noticed."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.utils import prune
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+import relay_hf
+from helpers import generate
+from relay_hf import eligibility, sharing
+from relay_hf.testing import tiny_model
+
+from .common import blind, logits, mutate, reusing
+from .mutations import INPUTS, OWN, SETTINGS, STRUCTURE, WEIGHTS, WINDOWED, OfItsOwn, layer
+
+
+def plain_model():
+    return tiny_model("llama")
+
+
+def windowed_model():
+    return tiny_model("gemma2")
+
+
+def own_model():
+    model = tiny_model("llama")
+    layer(model).mlp = OfItsOwn(layer(model).mlp).eval()
+    return model
+
+
+CASES = [
+    pytest.param(build, change, id=name)
+    for build, changes in (
+        (plain_model, WEIGHTS | STRUCTURE | SETTINGS),
+        (windowed_model, WINDOWED),
+        (own_model, OWN),
+    )
+    for name, change in changes.items()
+]
+
+
+def test_a_kept_prefix_is_bit_by_bit_the_one_that_would_be_made_anew():
+    """So whatever differs in the tests below, a stale prefix did it."""
+    ours = reusing(plain_model())
+    kept = logits(ours)
+    assert ours.relay.last.prefix_tokens_reused == 30
+    ours.relay.clear()
+    assert torch.equal(logits(ours), kept)
+    assert ours.relay.last.prefix_tokens_reused == 0
+
+
+@pytest.mark.parametrize(("build", "change"), CASES)
+def test_a_changed_model_is_noticed(build, change, monkeypatch):
+    stock = build()
+    ours, unguarded = reusing(stock), reusing(stock)
+    for model in (stock, ours, unguarded):
+        mutate(model, change)
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.relayed, ours.relay.last
+    assert ours.relay.last.prefix_tokens_reused == 0
+    right = logits(ours)
+    assert ours.relay.last.prefix_tokens_reused == 30  # of the model as it is now
+    with monkeypatch.context() as context:
+        blind(context)
+        wrong = logits(unguarded)
+        assert unguarded.relay.last.prefix_tokens_reused == 30
+    assert not torch.equal(wrong, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_another_dtype_has_prefixes_of_its_own(dtype, monkeypatch):
+    """Those of another dtype would not even fit."""
+    stock = plain_model()
+    ours, unguarded = reusing(stock), reusing(stock)
+    for model in (stock, ours, unguarded):
+        model.to(dtype)
+    tokens = generate(ours, INPUTS)
+    assert ours.relay.last.relayed
+    assert ours.relay.last.prefix_tokens_reused == 0
+    if dtype == torch.float64:
+        assert torch.equal(tokens, generate(stock, INPUTS))
+    with monkeypatch.context() as context:
+        blind(context)
+        context.setattr(sharing, "context_of", lambda model: (model.device, torch.float32, None))
+        wrong = logits(unguarded)
+    stale_or_refused = unguarded.relay.last.prefix_tokens_reused == 30 or "raised" in unguarded.relay.last.reason
+    assert stale_or_refused, unguarded.relay.last
+    assert "raised" in unguarded.relay.last.reason or not torch.equal(wrong, logits(ours))
+
+
+def halve_output(module, inputs, output):
+    return output * 0.5
+
+
+def double_input(module, inputs):
+    return (inputs[0] * 2, *inputs[1:])
+
+
+def of_every_mlp(module, inputs, output):
+    return output * 0.5 if isinstance(module, LlamaMLP) else None
+
+
+HOOKS = {
+    "forward hook": lambda model: layer(model).mlp.register_forward_hook(halve_output),
+    "forward pre-hook": lambda model: layer(model).mlp.register_forward_pre_hook(double_input),
+    "hook on all modules": lambda model: torch.nn.modules.module.register_module_forward_hook(of_every_mlp),
+    "pre-hook on all modules": lambda model: torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: double_input(module, inputs) if isinstance(module, LlamaMLP) else None
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+def test_a_forward_hook_is_left_to_stock_and_its_prefix_is_back_when_it_is_gone(kind, monkeypatch):
+    """The model without the hook is the one that the prefix was made with."""
+    stock = plain_model()
+    ours, before = reusing(stock), generate(stock, INPUTS)
+    handles = [HOOKS[kind](model) for model in ((stock,) if "all modules" in kind else (stock, ours))]
+    try:
+        hooked = generate(stock, INPUTS)
+        assert torch.equal(generate(ours, INPUTS), hooked)
+        assert "a forward hook on" in ours.relay.last.reason
+        right = logits(ours)
+        with monkeypatch.context() as context:
+            context.setattr(eligibility, "hook_refusal", lambda *_: None)
+            wrong = logits(ours)
+            assert ours.relay.last.prefix_tokens_reused == 30
+        assert (wrong - right).abs().max() > 1e-3
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(generate(ours, INPUTS), before)
+    assert ours.relay.last.prefix_tokens_reused == 30
+
+
+def test_a_hook_that_was_there_when_the_model_was_patched_leaves_no_prefix():
+    stock = plain_model()
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    handle = layer(ours).mlp.register_forward_hook(halve_output)
+    for _ in range(2):
+        generate(ours, INPUTS)
+    assert ours.relay.prefixes == ()
+    handle.remove()
+    for reused in (0, 30):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.prefix_tokens_reused == reused
+
+
+def test_pruning_is_left_to_stock_while_it_is_a_hook_and_noticed_when_it_is_made_permanent():
+    stock = plain_model()
+    ours = reusing(stock)
+    for model in (stock, ours):
+        prune.l1_unstructured(layer(model).self_attn.k_proj, "weight", amount=0.5)
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert "a forward hook on Linear" in ours.relay.last.reason
+    for model in (stock, ours):
+        prune.remove(layer(model).self_attn.k_proj, "weight")
+    for reused in (0, 30):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.prefix_tokens_reused == reused
+
+
+def test_a_forward_that_is_replaced_in_a_class_is_noticed(monkeypatch):
+    stock = plain_model()
+    ours = reusing(stock)
+    forward = LlamaMLP.forward
+    with monkeypatch.context() as context:
+        context.setattr(LlamaMLP, "forward", lambda self, hidden: 0.5 * forward(self, hidden))
+        for reused in (0, 30):
+            assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+            assert ours.relay.last.prefix_tokens_reused == reused
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.prefix_tokens_reused == 0
+
+
+def test_another_attention_implementation_is_noticed():
+    """Ours takes the place of either, so nothing here would be wrong; it need not stay so."""
+    stock = plain_model()
+    ours = reusing(stock)
+    for model in (stock, ours):
+        model.set_attn_implementation("eager")
+    for reused in (0, 30):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert ours.relay.last.prefix_tokens_reused == reused
+
+
+def twice_the_scale(module, query, *args, **kwargs):
+    return sdpa_attention_forward(module, query * 2, *args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "of_ones_own"])
+def test_an_attention_of_ones_own_is_left_to_stock(name, monkeypatch):
+    """Under a name of its own, or in the place of Transformers'."""
+    stock = plain_model()
+    ours, before = reusing(stock), generate(stock, INPUTS)
+    with monkeypatch.context() as context:
+        context.setitem(AttentionInterface._global_mapping, name, twice_the_scale)
+        for model in (stock, ours):
+            model.set_attn_implementation(name)
+        assert not torch.equal(generate(stock, INPUTS), before)
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert f"the attention implementation {name!r}" in ours.relay.last.reason
+    for model in (stock, ours):
+        model.set_attn_implementation("sdpa")
+    assert torch.equal(generate(ours, INPUTS), before)
+    assert ours.relay.last.prefix_tokens_reused == 30
