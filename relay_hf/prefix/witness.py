@@ -12,18 +12,14 @@ one: `keeping.py`.)
 from __future__ import annotations
 
 import copy
-import itertools
-import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .module_state import PlaceInModel, attributes, module_state
+from .samples import samples
 
-_SAMPLES = 32
 # The same in training mode, in which resize_token_embeddings() leaves those that it makes.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
 
@@ -51,9 +47,8 @@ class Witness:
         settings, others = attributes(modules)
         buffers |= {place: tensor for place, tensor in others.items() if place not in ignore}
         self._marks = _marks(parameters)
-        samples = _samples([*parameters, *buffers.values()])
-        self._samples = samples[: len(parameters)]
-        seen = zip(buffers.items(), samples[len(parameters) :], strict=True)
+        self._samples, of_buffers = samples(parameters, [*buffers.values()])
+        seen = zip(buffers.items(), of_buffers, strict=True)
         self._buffers = {key: (_marks([buffer]), sample) for (key, buffer), sample in seen}
         self._state = settings + module_state(modules)
 
@@ -117,46 +112,3 @@ def _marks(tensors: Sequence[Tensor]) -> list[Any]:
         versions = [0 if t.is_inference() else t._version for t in tensors]
     addresses, gradients = [t.data_ptr() for t in tensors], [id(t.grad) if t.is_leaf else 0 for t in tensors]
     return [*map(id, tensors), *versions, *addresses, *[t.dtype for t in tensors], *gradients]
-
-
-@torch.no_grad()
-def _samples(tensors: Sequence[Tensor]) -> list[bytes]:
-    """Evenly spread elements of each tensor, as bytes: a NaN equals itself. A device is waited for once."""
-    views: list[Tensor] = []
-    groups: dict[torch.device, dict[torch.dtype, list[int]]] = {}
-    for index, tensor in enumerate(tensors):
-        size, stride = _grid(tensor.shape)
-        if tensor.is_contiguous():
-            # One call where view(-1)[::step] takes three: 0.9 us a parameter.
-            views.append(tensor.as_strided(size, stride))
-        else:
-            views.append(tensor.reshape(-1)[:: stride[0]][: size[0]])
-        groups.setdefault(tensor.device, {}).setdefault(tensor.dtype, []).append(index)
-    found = [b""] * len(views)
-    for device, kinds in groups.items():
-        parts = [torch.cat([views[index] for index in members]).view(torch.uint8) for members in kinds.values()]
-        if device.type != "cpu":
-            parts = [torch.cat(parts).cpu()]
-        # Compared by Python: a comparison by torch would start its threads, which takes milliseconds on a busy machine.
-        data, start = b"".join(part.numpy().tobytes() for part in parts), 0
-        for index in itertools.chain(*kinds.values()):
-            end = start + views[index].nbytes
-            found[index], start = data[start:end], end
-    return found
-
-
-@lru_cache(maxsize=4096)
-def _grid(shape: torch.Size) -> tuple[tuple[int], tuple[int]]:
-    """How many samples a tensor has, and the elements from one to the next. Models have many tensors of few shapes."""
-    count = math.prod(shape)
-    return (min(_SAMPLES, count),), (_step(count, shape[-1] if len(shape) > 1 else 1),)
-
-
-def _step(count: int, columns: int) -> int:
-    """Elements from one sample to the next, of `count` in rows of `columns`.
-
-    If that can be had by a sixteenth less, not all samples lie in a few columns: the first column of Mamba's A_log is
-    zero in every row, however it is scaled.
-    """
-    step = max(1, (count - 1) // (_SAMPLES - 1))
-    return next((s for s in range(step, step - step // 16 - 1, -1) if math.gcd(s, columns) == 1), step)
