@@ -12,8 +12,10 @@ from relay_hf.report import RelayReport
 
 @pytest.fixture
 def shown():
-    """A stock model with a tokenizer that knows where a turn ends, as clients expect one to."""
+    """A stock model that knows the words of its tokenizer alone, and that knows where a turn ends."""
     shown = showcase.load(size="tiny")
+    shown.model.resize_token_embeddings(len(shown.tokenizer))
+    shown.model.eval()  # the new embeddings come in training mode
     shown.tokenizer.eos_token = "<|im_end|>"
     return shown
 
