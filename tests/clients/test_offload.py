@@ -1,16 +1,24 @@
-"""accelerate: models whose weights come from CPU memory or disk, module by module, while they run."""
+"""accelerate: a model whose weights wait in CPU memory or on disk, and come to where it runs module by module."""
+
+import copy
 
 import accelerate
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from relay_hf import showcase
+import relay_hf
+
+from .texts import SYSTEM, texts
 
 ROWS = 4
+# On a machine without a GPU "cpu" is where a model runs, and "disk" what is offloaded.
+SOME = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.layers.0": "cpu", "": "disk"}
+ALL = {"": "disk"}
 
 
 @pytest.fixture
 def inputs(tokenizer):
-    return tokenizer(showcase.support_prompts(ROWS), padding=True, return_tensors="pt")
+    return tokenizer(texts(ROWS), padding=True, return_tensors="pt")
 
 

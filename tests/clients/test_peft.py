@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf import showcase
+
+from .texts import texts
 
 # peft itself uses a name that Transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -20,7 +21,7 @@ each_order = pytest.mark.parametrize("patch_first", [False, True], ids=["wrapped
 
 @pytest.fixture
 def inputs(tokenizer):
-    return tokenizer(showcase.support_prompts(ROWS), padding=True, return_tensors="pt")
+    return tokenizer(texts(ROWS), padding=True, return_tensors="pt")
 
 
 def wrap(model, config):

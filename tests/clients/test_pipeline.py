@@ -5,12 +5,11 @@ from transformers import pipeline, set_seed
 
 from relay_hf import showcase
 
+from .texts import SYSTEM, chat, texts
+
 BATCH = 4
-TEXTS = showcase.support_prompts(2 * BATCH)
-CHATS = [
-    [{"role": "system", "content": showcase.SYSTEM_PROMPT}, {"role": "user", "content": question}]
-    for question in showcase.QUESTIONS[: 2 * BATCH]
-]
+TEXTS = texts(2 * BATCH)
+CHATS = [chat(question) for question in showcase.QUESTIONS[: 2 * BATCH]]
 GREEDY = {"do_sample": False}
 SAMPLES = {"do_sample": True, "num_return_sequences": 3}
 
@@ -33,4 +32,4 @@ def test_every_batch_is_relayed_and_answered_as_by_stock(stock, ours, tokenizer,
     rows = BATCH * options.get("num_return_sequences", 1)
     assert (first.rows, second.rows) == (rows, rows)
     assert first.prefix_tokens_reused == 0
-    assert second.prefix_tokens_reused >= len(tokenizer(showcase.SYSTEM_PROMPT).input_ids)
+    assert second.prefix_tokens_reused >= len(tokenizer(SYSTEM).input_ids)
