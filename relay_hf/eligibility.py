@@ -14,6 +14,7 @@ from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig
 from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
+from .placement import device_of
 from .selection import users_implementation
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def recurrent_refusal(
         return "a mask with holes, which recurrent layers see as tokens"
     if padded and any(_shows_padding(module) for module in model.modules()):
         return "padding, which a projection with a bias shows to the convolutions of recurrent layers"
-    if model.device.type != "cpu":
+    if device_of(model).type != "cpu":
         for name in _RECURRENT_KERNELS:
             if importlib.util.find_spec(name) is not None:
                 return f"recurrent kernels of {name!r} are not known to go on from a shared state"
