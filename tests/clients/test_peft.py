@@ -16,7 +16,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 ROWS = 4
 LORA = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 PREFIX_TUNING = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8)
-each_order = pytest.mark.parametrize("patch_first", [False, True], ids=["wrapped, then patched", "patched, then wrapped"])
+each_order = pytest.mark.parametrize(
+    "patch_first", [False, True], ids=["wrapped, then patched", "patched, then wrapped"]
+)
 
 
 @pytest.fixture
