@@ -66,7 +66,7 @@ def train(model, tokenizer, folder):
         args=GRPOConfig(
             output_dir=str(folder),
             use_cpu=True,
-            bf16=False,
+            bf16=False,  # in which two words that nearly tie may change places
             seed=0,
             max_steps=ROUNDS * ITERATIONS,
             num_iterations=ITERATIONS,
