@@ -7,9 +7,10 @@ PYTEST ?= --numprocesses auto --dist worksteal
 PINS := requirements/pins.txt
 FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
+CLIENTS := requirements/clients.txt
 
-.PHONY: help demo test test-floor test-notebooks notebooks models models-floor fuzz numerics lint format compile bench \
-	tables docs clean
+.PHONY: help demo test test-floor test-notebooks test-clients notebooks models models-floor fuzz numerics lint format \
+	compile bench tables docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,14 +19,18 @@ demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
 
 test: .venv/.ready ## the tests, with the latest supported Transformers
-	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks
+	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks --ignore tests/clients
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*' \
-		--ignore-glob 'tests/test_docs*' --ignore tests/examples --ignore tests/notebooks
+		--ignore-glob 'tests/test_docs*' --ignore tests/examples --ignore tests/notebooks \
+		--ignore tests/clients
 
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
+
+test-clients: .venv/.clients ## the libraries that call generate(), unmodified: lm-evaluation-harness, TRL, peft, accelerate
+	.venv/bin/python -m pytest tests/clients
 
 notebooks: .venv/.docs ## run the notebooks from clean kernels and write their outputs
 	.venv/bin/python -m tests.notebooks
@@ -75,6 +80,10 @@ clean: ## remove the virtual environments and the site
 
 .venv/.docs: .venv/.ready $(DOCS)
 	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(DOCS)
+	touch $@
+
+.venv/.clients: .venv/.ready $(CLIENTS)
+	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(CLIENTS)
 	touch $@
 
 .venv-floor/.ready: $(PINS) $(FLOOR) pyproject.toml

@@ -14,6 +14,7 @@ from .architectures import Architecture, architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
 from .ops import resolve_backend
+from .placement import device_of
 from .prefix import Prompts, Run, keeping_refusal, pruned, walk
 from .sharing import Decision, find
 
@@ -72,12 +73,12 @@ def decide(
     found = find(relay, prompts, keep, one_level, architecture.recurrent if recurrent else None)
     new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     if found.relays and relay.config.policy == "auto":
-        _prune(relay, found, new, device or model.device)
+        _prune(relay, found, new, device or device_of(model))
     if not found.relays:
         return found
     refused = eligibility.position_refusal(inputs.get("position_ids"), prompts, positions)
     if refused is None and relay.config.policy == "auto":
-        refused = _gate_refusal(relay, found, new, architecture, cache, device or model.device)
+        refused = _gate_refusal(relay, found, new, architecture, cache, device or device_of(model))
     return Decision(refused, prompts=prompts) if refused else found
 
 
@@ -152,7 +153,7 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     """
     cache = inputs.get(relay.cache_name)
     by_default = isinstance(cache, StaticCache) and not open_call().names_cache
-    if by_default and not hasattr(cache, "_is_user_defined") and relay.model.device.type == "cpu":
+    if by_default and not hasattr(cache, "_is_user_defined") and device_of(relay.model).type == "cpu":
         return DynamicCache(config=relay.text_config)
     return cache
 

@@ -16,6 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
+from .placement import device_of
 from .selection import users_implementation
 
 if TYPE_CHECKING:
@@ -37,8 +38,13 @@ _KNOWN_INPUTS = frozenset(
         "use_cache",
     }
 )
-# Transformers' own hooks that collect hidden states and attentions, idle unless a call asks for them.
-_HARMLESS_HOOKS = frozenset({"transformers.utils.output_capturing"})
+# Transformers' own hooks, by module and by how their qualified names start: those that collect hidden states and
+# attentions, idle unless a call asks for them; and the one that has embeddings record gradients, which stays on a model
+# when gradient checkpointing is switched off for a generate() call, as trainers do, and changes no value.
+_HARMLESS_HOOKS = (
+    ("transformers.utils.output_capturing", ""),
+    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
+)
 # What a configuration calls the things that make a model in training mode random.
 _RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 _KNOWN_ATTENTION = frozenset(
@@ -97,10 +103,14 @@ def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-                known = getattr(hook, "__self__", None) is ours or getattr(hook, "__module__", None) in _HARMLESS_HOOKS
-                if not known:
+                if getattr(hook, "__self__", None) is not ours and not _is_harmless(hook):
                     return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
     return None
+
+
+def _is_harmless(hook: object) -> bool:
+    where, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
+    return any(where == known and name.startswith(start) for known, start in _HARMLESS_HOOKS)
 
 
 def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
@@ -190,7 +200,7 @@ def recurrent_refusal(
         return "a mask with holes, which recurrent layers see as tokens"
     if padded and any(_shows_padding(module) for module in model.modules()):
         return "padding, which a projection with a bias shows to the convolutions of recurrent layers"
-    if model.device.type != "cpu":
+    if device_of(model).type != "cpu":
         for name in _RECURRENT_KERNELS:
             if importlib.util.find_spec(name) is not None:
                 return f"recurrent kernels of {name!r} are not known to go on from a shared state"

@@ -20,6 +20,7 @@ from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
 from .memory import free_bytes
 from .passes import run, run_gapless
+from .placement import device_of
 from .prefix import on_host
 from .report import RelayReport
 from .sharing import Decision
@@ -162,13 +163,13 @@ def lay_out(
     cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
     rows.holes = own_columns(cache, prompts.attended)  # all of it on the host, and only then to the device
     rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
-    rows.own_start = None if rows.own_start is None else rows.own_start.to(relay.model.device)
+    rows.own_start = None if rows.own_start is None else rows.own_start.to(device_of(relay.model))
     return cache, shared
 
 
 def _spare(relay: Relay, cache: RelayCache) -> int:
     """Bytes that a layer of the cache may take for tokens to come."""
-    return int(_SHARE_RESERVED * free_bytes(relay.model.device)) // max(len(cache.kv_layers), 1)
+    return int(_SHARE_RESERVED * free_bytes(device_of(relay.model))) // max(len(cache.kv_layers), 1)
 
 
 def _fill(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> Filled:

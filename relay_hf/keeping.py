@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .cache_utils import SharedRun
+from .placement import device_of
 from .prefix import KeptPrefix, Match, PrefixStore, StoredPrefix, Witness
 from .prefix.kept import Node
 
@@ -208,7 +209,7 @@ class Keeper:
 
 def context_of(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
     """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
-    device = model.device
+    device = device_of(model)
     autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
     return (device, model.dtype, autocast)
 

@@ -12,6 +12,7 @@ from .cache_utils import RelayCache, RowLayout, SharedRun
 from .call import open_call
 from .keeping import Prefilled, context_of, embedded
 from .passes import run
+from .placement import device_of
 
 if TYPE_CHECKING:
     from .prefix import KeptPrefix, Run, Witness
@@ -130,7 +131,7 @@ def _prefill(
     """Each run as a row of a batch, behind the runs on its path."""
     runs = [each for each, _ in batch]
     width, widest = max(each.end for each in runs), max(len(each.ids) for each in runs)
-    device = relay.model.device
+    device = device_of(relay.model)
     own_start = [widest - len(each.ids) for each in runs]
     rows = RowLayout(
         offset=width - widest,

@@ -29,6 +29,7 @@ from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
 from .keeping import Keeper, context_of
 from .ops import resolve_backend
+from .placement import device_of
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
@@ -303,7 +304,7 @@ class Relay:
         Raises:
             RuntimeError: the backend that is asked for by name can't.
         """
-        device = self.model.device
+        device = device_of(self.model)
         autocast = torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.model.dtype
         return resolve_backend(self.config.backend, device, dtype)
@@ -317,8 +318,9 @@ class Relay:
     def _budget(self) -> int:
         if self.config.max_store_bytes is not None:
             return self.config.max_store_bytes
-        if self.model.device.type == "cuda":
-            return torch.cuda.get_device_properties(self.model.device).total_memory // 10
+        device = device_of(self.model)
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory // 10
         return 2**30
 
     def _finish(self, call: Call) -> None:

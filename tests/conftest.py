@@ -14,8 +14,10 @@ from transformers.utils import logging as transformers_logging
 # Tiny models gain nothing from threads, and lose much where tests run side by side.
 torch.set_num_threads(1)
 
-# They need what requirements/docs.txt has: `make test-notebooks` installs it, and runs them.
-collect_ignore = [] if importlib.util.find_spec("nbclient") else ["notebooks"]
+# They need what requirements/docs.txt and clients.txt have: `make test-notebooks` and `make test-clients` install that,
+# and run them.
+_NEEDS = {"notebooks": ("nbclient",), "clients": ("lm_eval", "trl")}
+collect_ignore = [name for name, needs in _NEEDS.items() if not all(map(importlib.util.find_spec, needs))]
 
 
 def pytest_addoption(parser):

@@ -159,6 +159,17 @@ def test_training_mode_without_dropout_is_relayed_within_the_call():
     assert not ours.relay.prefixes
 
 
+def test_the_hook_that_gradient_checkpointing_leaves_behind_is_no_reason():
+    """Trainers switch checkpointing off for a generate() call; the hook that has inputs record gradients stays."""
+    stock, ours = pair()
+    for model in (stock, ours):
+        model.train()
+        model.enable_input_require_grads()
+    assert ours.model.embed_tokens._forward_hooks
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.relayed, ours.relay.last
+
+
 @pytest.mark.parametrize("rope", ["dynamic", "longrope"])
 @pytest.mark.parametrize("limit", [25, 200])
 def test_rope_that_changes_with_length(rope, limit):
