@@ -83,8 +83,9 @@ def unpatch_model(model: Model) -> Model:
     for name, before in relay.shadowed.items():
         # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
         if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
-            del target.__dict__[name]
-            if before is not None:
+            if before is None:
+                del target.__dict__[name]
+            else:
                 target.__dict__[name] = before
     for handle in relay.handles:
         handle.remove()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import anatomy, generate
+from anatomy import anatomy
+from helpers import generate
 from relay_hf import generation
 from relay_hf.cache_utils import layer
 from relay_hf.call import open_call

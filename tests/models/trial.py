@@ -1,4 +1,4 @@
-"""One model type, stock against patched: what its status is, and whether output is stock's."""
+"""One model type, stock against patched: what its status is, whether output is stock's, and all is undone."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from models.undo import Before
 from transformers import DynamicCache
 
 import relay_hf
+from anatomy import anatomy, differences
 from relay_hf.architectures import architecture_of
 from relay_hf.cache_utils import keeps_state
 from relay_hf.testing import prompts, tiny_model
@@ -31,7 +33,7 @@ class Trial:
         layers: kinds of its layers, by what they keep.
         recurrent: whether any layer keeps a state.
         parted: whether attention has code of its own, which is handed tensors in two parts.
-        errors: what differed from stock.
+        errors: what differed from stock, or after `unpatch_model` from what was before.
     """
 
     model_type: str
@@ -53,7 +55,18 @@ class Trial:
 def try_type(model_type: str) -> Trial:
     """Build a tiny model of the type, and generate with and without the relay, with and without padding."""
     stock = tiny_model(model_type)
-    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    # The second time with the prefix kept, and other tokens behind it.
+    steps = [
+        (name, what, _inputs(own, seed))
+        for name, own in (("equal", EQUAL), ("padded", PADDED))
+        for seed, what in ((0, "cold"), (1, "kept"))
+    ]
+    outputs = [_generate(stock, inputs) for *_, inputs in steps[:-1]]
+    once = anatomy(stock)
+    outputs.append(_generate(stock, steps[-1][2]))
+    ours = copy.deepcopy(stock)
+    before = Before(ours, restless=differences(once, anatomy(stock)))
+    relay_hf.patch_model(ours, policy="always")
     config = stock.config.get_text_config(decoder=True)
     template = DynamicCache(config=config)
     trial = Trial(
@@ -62,21 +75,21 @@ def try_type(model_type: str) -> Trial:
         recurrent=keeps_state(template),
         parted=architecture_of(config).parted,
     )
-    for name, own in (("equal", EQUAL), ("padded", PADDED)):
-        # The second time with the prefix kept, and other tokens behind it.
-        for seed, what in ((0, "cold"), (1, "kept")):
-            inputs = _inputs(own, seed)
-            expected, got = _generate(stock, inputs), _generate(ours, inputs)
-            trial.errors += [f"{name}, {what}: {error}" for error in _differences(expected, got)]
-            report = ours.relay.last
-            setattr(trial, name, "" if report.relayed else report.reason)
-            reused = report.prefix_tokens_reused
-            operator = not trial.parted and bool(set(trial.layers) - {"recurrent", "no cache"})
-            if report.relayed and report.backend != ("torch" if operator else "model"):
-                trial.errors.append(f"{name}, {what}: {report.backend} computed attention")
-            if report.relayed and (reused > 0) != (what == "kept"):
-                trial.errors.append(f"{name}, {what}: {reused} tokens were reused")
-        ours.relay.clear()
+    for (name, what, inputs), expected in zip(steps, outputs, strict=True):
+        if what == "cold":
+            ours.relay.clear()
+        got = _generate(ours, inputs)
+        trial.errors += [f"{name}, {what}: {error}" for error in _differences(expected, got)]
+        report = ours.relay.last
+        setattr(trial, name, "" if report.relayed else report.reason)
+        reused = report.prefix_tokens_reused
+        operator = not trial.parted and bool(set(trial.layers) - {"recurrent", "no cache"})
+        if report.relayed and report.backend != ("torch" if operator else "model"):
+            trial.errors.append(f"{name}, {what}: {report.backend} computed attention")
+        if report.relayed and (reused > 0) != (what == "kept"):
+            trial.errors.append(f"{name}, {what}: {reused} tokens were reused")
+    relay_hf.unpatch_model(ours)
+    trial.errors += [f"not undone: {difference}" for difference in before.differences()]
     return trial
 
 

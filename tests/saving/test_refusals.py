@@ -11,7 +11,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
-from helpers import anatomy
+from anatomy import anatomy
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.prefix import StoredPrefix, files, write
 from relay_hf.prefix.layout import rebuilt
