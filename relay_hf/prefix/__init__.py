@@ -3,7 +3,8 @@
 from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
-from .kept import KeptPrefix, Match
+from .headers import shown
+from .kept import KeptPrefix, Match, Planned
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk
@@ -13,6 +14,7 @@ __all__ = [
     "PLAIN",
     "KeptPrefix",
     "Match",
+    "Planned",
     "PrefixFile",
     "PrefixFileError",
     "PrefixStore",
@@ -28,6 +30,7 @@ __all__ = [
     "outline",
     "pruned",
     "shared_runs",
+    "shown",
     "walk",
     "write",
 ]
