@@ -17,7 +17,7 @@ from .call import open_call
 from .eligibility import rope_limit
 from .frame import RelayError
 from .keeping import context_of
-from .prefix import PASSING, PLAIN, adapter_state, digest_of_all
+from .prefix import PASSING, PLAIN, adapter_state, digest_of_all, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,9 +134,4 @@ def _contrast(there: Any, here: Any, at: str = "") -> str:
         for name in sorted({*there, *here}):
             if there.get(name) != here.get(name):
                 return _contrast(there.get(name), here.get(name), f"{at}.{name}".lstrip("."))
-    return f"{at or 'it'} is {_short(there)} in the file and {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{at or 'it'} is {shown(there)} in the file and {shown(here)} here"

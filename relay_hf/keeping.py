@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .cache_utils import SharedRun
 from .placement import device_of
-from .prefix import KeptPrefix, Match, PrefixStore, StoredPrefix, Witness
+from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness
 from .prefix.kept import Node
 
 if TYPE_CHECKING:
@@ -27,16 +27,18 @@ class Prefilled:
     """A prefix that may be kept.
 
     Attributes:
-        ids: `[P]` int64, on the host: all its tokens.
+        ids: `[P]` int64, on the host: all its tokens, or those behind the ones of `parent`.
         run: its last tokens, those that were prefilled.
         embedded: of these tokens, from before their prefill.
         pinned: it is to stay.
+        parent: the place of one that it extends, among those that are kept with it.
     """
 
     ids: Tensor
     run: SharedRun
     embedded: Tensor
     pinned: bool = False
+    parent: int | None = None
 
 
 class Keeper:
@@ -157,10 +159,10 @@ class Keeper:
                 found.pinned = found.pinned or pin
             return found
 
-    def lacks(self, prefixes: Iterable[tuple[Tensor, int, int]], context: Hashable) -> int:
+    def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
         """Bytes that the budget is short of for all of these to be kept at once, or 0: see `PrefixStore.lacks`."""
         with self._lock:
-            return self.store.lacks(prefixes, context)
+            return self.store.lacks(prefixes, context, make_room)
 
     def touch(self, matches: Iterable[Match]) -> None:
         """Note the use of kept prefixes."""
@@ -195,9 +197,13 @@ class Keeper:
             if self._witness is None or not self._witness.without(after.ignore).same(after):
                 self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
             self._witness = after
-            return [
-                self.store.add(each.ids, each.run, each.embedded, context, most, join, each.pinned) for each in prefixes
-            ]
+            kept: list[KeptPrefix | None] = []
+            for each in prefixes:
+                behind = None if each.parent is None else kept[each.parent]
+                lost = each.parent is not None and behind is None
+                given = (each.ids, each.run, each.embedded, context, most, join, each.pinned, behind)
+                kept.append(None if lost else self.store.add(*given))
+            return kept
 
     def __getstate__(self) -> dict[str, object]:
         """Copies start empty."""

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
-from torch import Tensor
 
 from .call import open_call
 from .frame import RelayError
 from .identity import difference, identity_of
 from .keeping import Prefilled, context_of, embedded
-from .prefix import KeptPrefix, PrefixFile, StoredPrefix, write
+from .prefix import KeptPrefix, Planned, PrefixFile, write
 from .prefix.layout import rebuilt
-from .warming import check_keepable, of_one_token, read_prefix
+from .warming import check_keepable, check_prefix, of_one_token
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -64,25 +61,26 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
     if size > keeper.budget:
         raise RelayError(f"{path} holds {size} bytes, more than the store's budget of {keeper.budget}: {_RAISE}.")
     stored = file.read(template, mmap)
+    longest = max((each.run.end for each in stored), default=1)
     try:
-        longest = max((len(read_prefix(model, ids, None)) for ids in _whole(stored)), default=1)
+        for each in stored:
+            check_prefix(model, each.ids, longest, "its prefixes")
     except ValueError as error:
         raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(relay, longest)
     embedding = model.get_input_embeddings()
     runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
     rows = [embedded(embedding, each.ids) for each in stored]
-    short = keeper.lacks(
-        ((ids, run.length, run.nbytes) for ids, run in zip(_whole(stored), runs, strict=True)), context
-    )
+    planned = [Planned(each.ids, run.length, run.nbytes, each.parent) for each, run in zip(stored, runs, strict=True)]
+    short = keeper.lacks(planned, context, make_room=True)
     if short:
         raise RelayError(
             f"{path} holds {size} bytes, and pinned prefixes leave {short} too few of the store's budget of "
             f"{keeper.budget}: {_RAISE}, or let some of them go."
         )
     new = (
-        Prefilled(ids, run, seen, each.pinned)
-        for ids, run, seen, each in zip(_whole(stored), runs, rows, stored, strict=True)
+        Prefilled(each.ids, run, seen, each.pinned, each.parent)
+        for each, run, seen in zip(stored, runs, rows, strict=True)
     )
     kept = keeper.keep(before, modules, new, context, join=False)
     found = tuple(each for each in kept if each is not None)
@@ -92,13 +90,3 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
 
 
 _RAISE = "raise max_store_bytes"
-
-
-def _whole(stored: Sequence[StoredPrefix]) -> Iterator[Tensor]:
-    """All tokens of each prefix, those that it extends included; one at a time, since together they may be many."""
-    for each in stored:
-        parts, place = [each.ids], each.parent
-        while place is not None:
-            parts.append(stored[place].ids)
-            place = stored[place].parent
-        yield torch.cat(parts[::-1])

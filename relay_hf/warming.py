@@ -17,7 +17,7 @@ from .call import open_call
 from .frame import RelayError
 from .keeping import context_of
 from .levels import fill, fill_and_keep
-from .prefix import KeptPrefix, Run, divided, keeping_refusal
+from .prefix import KeptPrefix, Planned, Run, divided, keeping_refusal
 from .progress import progress_bar
 from .sharing import match
 
@@ -47,11 +47,19 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
             f"text_or_ids must be at least one integer token id, [P] or [1, P]; got {tuple(ids.shape)} of {ids.dtype}."
         )
     ids = ids.detach().to("cpu", torch.int64)
-    eligibility.check_vocabulary(model, ids, "text_or_ids")
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if context is not None and 0 < context < len(ids):
-        raise ValueError(f"text_or_ids must fit the model's context of {context} tokens; got {len(ids)}. Shorten it.")
+    check_prefix(model, ids, len(ids), "text_or_ids")
     return ids
+
+
+def check_prefix(model: PreTrainedModel, ids: Tensor, length: int, name: str) -> None:
+    """Raise a ValueError that names the argument when `ids` are not the model's, or `length` is more than its context.
+
+    `ids`: `[n]` int64, on the host.
+    """
+    eligibility.check_vocabulary(model, ids, name)
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is not None and 0 < context < length:
+        raise ValueError(f"{name} must fit the model's context of {context} tokens; got {length}. Shorten it.")
 
 
 def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
@@ -67,7 +75,7 @@ def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
     if len(ends) > 1:
         size = of_one_token(relay).nbytes
-        if relay.keeper.lacks([(ids, len(ids) - done, (len(ids) - done) * size)], context_of(relay.model)):
+        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], context_of(relay.model)):
             raise _too_large(relay, len(ids) * size)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:

@@ -3,7 +3,8 @@
 from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
-from .kept import KeptPrefix, Match
+from .headers import shown
+from .kept import KeptPrefix, Match, Planned
 from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state
 from .outline import outline
 from .store import PrefixStore
@@ -16,6 +17,7 @@ __all__ = [
     "KeptPrefix",
     "Match",
     "PlaceInModel",
+    "Planned",
     "PrefixFile",
     "PrefixFileError",
     "PrefixStore",
@@ -31,6 +33,7 @@ __all__ = [
     "outline",
     "pruned",
     "shared_runs",
+    "shown",
     "walk",
     "write",
 ]

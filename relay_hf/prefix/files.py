@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..cache_utils import SharedRun
 from .digests import digest_of, in_threads
+from .headers import on_a_line, once, shown, too_heavy
 from .layout import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
@@ -65,7 +66,7 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
 
     Raises:
         OSError: it could not be written; a file that was there is as it was.
-        PrefixFileError: the description is longer than a reader takes.
+        PrefixFileError: no reader would take it: what describes the tensors takes far more than they do.
     """
     tensors: dict[str, Tensor] = {}
     described = []
@@ -76,14 +77,14 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
-    if len(record) > _most_characters(len(held)):
-        raise PrefixFileError(f"{path} was not written: what describes the model takes {len(record)} characters.")
     path = path.resolve()  # a link goes on to lead to the file
     beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         beside.touch()
         mode = (path if path.exists() else beside).stat().st_mode
         save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
+        if too_heavy(beside):
+            raise PrefixFileError(f"{path} was not written: what describes its tensors takes far more than they do.")
         beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
         os.replace(beside, path)
     except SafetensorError as error:
@@ -111,26 +112,28 @@ class PrefixFile:
         if path.exists() and not path.is_file():
             raise OSError(f"path must be that of a file; {path} is none.")
         try:
-            self._file = safe_open(path, framework="pt")
-            metadata, self._names = self._file.metadata() or {}, frozenset(self._file.keys())
-        except SafetensorError as error:
+            heavy = too_heavy(path)
+            if not heavy:
+                self._file = safe_open(path, framework="pt")
+        except (SafetensorError, ValueError) as error:
             raise self.error(f"is damaged, or no safetensors file ({error})") from None
+        if heavy:
+            raise self.error("has a header that takes far more than its tensors")
+        metadata, self._names = self._file.metadata() or {}, frozenset(self._file.keys())
         if _RECORD not in metadata:
             raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
         if metadata.get(_DIGEST) != _sha256(metadata[_RECORD]):
             raise self.error("is damaged: its record is not what was written")
-        if len(metadata[_RECORD]) > _most_characters(len(self._names)):
-            raise self.error("has a record that is far larger than its tensors need")
         record = self._parsed(metadata[_RECORD])
         found = record.get("format")
         if found != FORMAT:
             newer = ", by a newer relay_hf" if isinstance(found, int) and found > FORMAT else ""
-            raise self.error(f"is of format {found!r:.20}{newer}; this version reads format {FORMAT}")
+            raise self.error(f"is of format {shown(found)}{newer}; this version reads format {FORMAT}")
         try:
             self.identity = dict(record["model"])
             self._prefixes = [_Described.of(each, number) for number, each in enumerate(record["prefixes"])]
-            self._digests = {str(name): str(digest) for name, digest in record["sha256"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            self._digests = dict[str, object](record["sha256"])
+        except (KeyError, TypeError, ValueError) as error:
             raise self.error(f"has a record that makes no sense ({type(error).__name__}: {error})") from None
 
     def __len__(self) -> int:
@@ -157,7 +160,7 @@ class PrefixFile:
                     nbytes += math.prod(shape) * dtype.itemsize
         if wanted != self._names or wanted != self._digests.keys():
             odd = sorted((wanted ^ self._names) | (wanted ^ self._digests.keys()))[0]
-            raise self.error(f"does not have the tensors of its prefixes: {odd!r} is one too many, or missing")
+            raise self.error(f"does not have the tensors of its prefixes: {shown(odd)} is one too many, or missing")
         return nbytes
 
     def read(self, template: SharedRun, mmap: bool) -> list[StoredPrefix]:
@@ -187,12 +190,12 @@ class PrefixFile:
         return found
 
     def error(self, what: str) -> PrefixFileError:
-        """An error that names the file."""
-        return PrefixFileError(f"{self.path} {what}. Warm the prefixes again and save them.")
+        """An error of one line that names the file."""
+        return PrefixFileError(f"{self.path} {on_a_line(what)}. Warm the prefixes again and save them.")
 
     def _parsed(self, record: str) -> dict[str, Any]:
         try:
-            found = json.loads(record)
+            found = json.loads(record, object_pairs_hook=once)
         except (ValueError, RecursionError) as error:
             raise self.error(f"has a record that can't be read ({type(error).__name__})") from None
         return found if isinstance(found, dict) else {}
@@ -210,7 +213,7 @@ class PrefixFile:
         found = self._file.get_slice(name)
         got = (_DTYPES.get(found.get_dtype(), found.get_dtype()), list(found.get_shape()))
         if got != (dtype, shape):
-            raise self.error(f"has {name!r} as {got[0]} {got[1]}, where this model keeps {dtype} {shape}")
+            raise self.error(f"has {name!r} as {got[0]} {shown(got[1])}, where this model keeps {dtype} {shape}")
 
     def _tensors(self, mmap: bool) -> dict[str, Tensor]:
         # In the order of the file, so that the system reads ahead; lazily, so nothing is read yet.
@@ -237,7 +240,7 @@ class _Described:
     def of(cls, found: Mapping[str, Any], number: int) -> _Described:
         parent = found["parent"]
         if parent is not None and not (type(parent) is int and 0 <= parent < number):
-            raise ValueError(f"prefix {number} extends {parent!r}")
+            raise ValueError(f"prefix {number} extends {shown(parent)}")
         return cls(parent, found["pinned"] is True, found["states"] is True)
 
 
@@ -245,11 +248,6 @@ def _copied(tensor: Tensor) -> Tensor:
     """A copy by this thread alone: torch would start threads of its own in each."""
     data = tensor.reshape(-1).view(torch.uint8).numpy().copy()
     return torch.from_numpy(data).view(tensor.dtype).view(tensor.shape)
-
-
-def _most_characters(tensors: int) -> int:
-    """Of a record: for the model's description, and a line for each tensor. Parsed, it takes 20 times as much."""
-    return 2**22 + 2**10 * tensors
 
 
 def _sha256(text: str) -> str:

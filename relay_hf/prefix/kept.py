@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,11 +27,14 @@ class Node:
 
     def path(self) -> tuple[KeptPrefix, ...]:
         """The prefixes up to here, the shortest first."""
-        nodes, node = [], self
+        return tuple(reversed([*self.upward()]))
+
+    def upward(self) -> Iterator[KeptPrefix]:
+        """The prefixes up to here, the longest first."""
+        node = self
         while isinstance(node, KeptPrefix):
-            nodes.append(node)
+            yield node
             node = node.parent
-        return tuple(reversed(nodes))
 
 
 class KeptPrefix(Node):
@@ -81,6 +84,23 @@ class KeptPrefix(Node):
     def __repr__(self) -> str:
         behind = f", the last {self.run.length}" if self.run.start else ""
         return f"KeptPrefix({len(self)} tokens{behind}: {self.nbytes / 2**20:.1f} MiB{', pinned' * self.pinned})"
+
+
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A prefix that is to be kept.
+
+    Attributes:
+        ids: `[n]` int64, on the host: its tokens behind those of the one that it extends.
+        length: how many of the last of these are given.
+        nbytes: bytes of what is given.
+        parent: the place of the one that it extends among those that are planned; None: `ids` are all its tokens.
+    """
+
+    ids: Tensor
+    length: int
+    nbytes: int
+    parent: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

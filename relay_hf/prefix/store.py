@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
+from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..cache_utils import SharedLayer, SharedRun
-from .kept import ITEM, KeptPrefix, Match, Node
+from .kept import ITEM, KeptPrefix, Match, Node, Planned
 
 # A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
 # bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
@@ -49,7 +51,7 @@ class PrefixStore:
 
     def match(self, ids: Tensor, context: Hashable) -> Match:
         """How much of the start of `ids` (`[n]` int64, on the host) is kept."""
-        path, seen = self._walk(ids, context)
+        path, seen = self._walk(ids, self._root(context))
         length = seen
         while path and not path[-1].resumable_at(length):
             length = path.pop().run.start
@@ -57,21 +59,21 @@ class PrefixStore:
 
     def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
         """The prefix of just these tokens (`[P]`), or None if not all of them are kept."""
-        path, seen = self._walk(ids, context)
+        root = self._root(context)
+        path, seen = self._walk(ids, root)
         if not path or seen < len(ids):
             return None
-        self._end(path, seen, context)
-        return self._walk(ids, context)[0][-1]
+        self._end(path, seen, root)
+        return self._walk(ids, root)[0][-1]
 
     def touch(self, match: Match) -> None:
         """Note a use."""
         self._clock += 1
-        for node in match.path:
-            node.used = self._clock
+        self._note(match.path)
 
     def under(self, context: Hashable) -> Iterator[KeptPrefix]:
         """The prefixes of a context, each after the one that it extends."""
-        stack = list(self._roots[context].children.values()) if context in self._roots else []
+        stack = list(self._root(context).children.values())
         while stack:
             node = stack.pop()
             yield node
@@ -86,11 +88,12 @@ class PrefixStore:
         most: int | None = None,
         join: bool = True,
         pinned: bool = False,
+        behind: KeptPrefix | None = None,
     ) -> KeptPrefix | None:
         """Keep a prefix, and evict what the budget then does not hold.
 
         Args:
-            ids: `[P]` int64, on the host: the whole prefix.
+            ids: `[P]` int64, on the host: the whole prefix, or its tokens behind those of `behind`.
             run: its last tokens; those before them must be kept already.
             embedded: `[run.length, n]`, some elements of the embedding of each of these.
             context: what else its KV depends on.
@@ -98,15 +101,18 @@ class PrefixStore:
                 so many bytes, and only the start of a larger one is kept.
             join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
             pinned: it stays, whatever else is to be kept.
+            behind: what it extends, kept and used just now: its tokens are not gone through again.
 
         Returns:
             The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
         """
-        path, seen = self._walk(ids, context)
-        known = seen - run.start
+        start = self._roots.setdefault(context, Node(context)) if behind is None else behind
+        before = 0 if behind is None else len(behind)
+        path, seen = self._walk(ids, start)
+        known = before + seen - run.start
         if known < 0:
             return None
-        end = self._end(path, seen, context)
+        end = self._end(path, before + seen, start)
         if known < run.length:
             new = run.after(known)
             length = self._fitting(new, end, most)
@@ -126,32 +132,60 @@ class PrefixStore:
         else:
             return None
         node.pinned = node.pinned or pinned
-        self.touch(Match(path=node.path()))
+        self._clock += 1
+        self._note(takewhile(lambda each: each is not behind, node.upward()))
         self._evict()
         if join:
             self._join(node)
         return node
 
-    def lacks(self, prefixes: Iterable[tuple[Tensor, int, int]], context: Hashable) -> int:
+    def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
         """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
 
         Args:
-            prefixes: the ids of each (`[P]`), how many of its last tokens are given, and the bytes of these.
+            prefixes: each after the one that it extends.
             context: what else their KV depends on.
+            make_room: where it is 0, let go at once what has to leave for all of them.
         """
-        staying = self._staying([])
-        new = 0
-        for ids, length, nbytes in prefixes:
-            path, seen = self._walk(ids, context)
-            staying.update(path)
-            self.touch(Match(path=tuple(path)))
-            new += nbytes * min(len(ids) - seen, length) // length
-        return max(new + sum(node.nbytes for node in staying) - self.budget, 0)
+        new, staying = self._needed(prefixes, context)
+        if make_room and new + staying <= self.budget:
+            self._evict(new)
+        return max(new + staying - self.budget, 0)
 
-    def _walk(self, ids: Tensor, context: Hashable) -> tuple[list[KeptPrefix], int]:
-        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all."""
+    def _needed(self, prefixes: Iterable[Planned], context: Hashable) -> tuple[int, int]:
+        """Bytes of prefixes that are not kept yet, and of all that no eviction takes then."""
+        staying, new = self._staying([]), 0
+        # Where each one's tokens end in the tree: so many tokens into a node, or None, outside.
+        ends: list[tuple[Node, int] | None] = []
+        self._clock += 1
+        for each in prefixes:
+            start = (self._root(context), 0) if each.parent is None else ends[each.parent]
+            path, seen = ([], 0) if start is None else self._walk(each.ids, *start)
+            staying.update(path)
+            self._note(path)
+            new += each.nbytes * min(len(each.ids) - seen, each.length) // each.length
+            ends.append(None if start is None or seen < len(each.ids) else _moved(*start, path, seen))
+        return new, sum(node.nbytes for node in staying)
+
+    def _note(self, used: Iterable[KeptPrefix]) -> None:
+        for node in used:
+            node.used = self._clock
+
+    def _root(self, context: Hashable) -> Node:
+        return self._roots.get(context, Node(context))
+
+    def _walk(self, ids: Tensor, start: Node, inside: int | None = None) -> tuple[list[KeptPrefix], int]:
+        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all.
+
+        The first of `ids` comes behind `start`, or behind so many tokens `inside` of it.
+        """
         data, at, path = ids.numpy().tobytes(), 0, list[KeptPrefix]()
-        children = self._roots[context].children if context in self._roots else {}
+        if inside is not None and isinstance(start, KeptPrefix):
+            rest = start.data[inside * ITEM : inside * ITEM + len(data)]
+            if not data.startswith(rest):
+                return path, _common(data, rest)
+            at = len(rest)
+        children = start.children
         while (node := children.get(data[at : at + ITEM])) is not None:
             path.append(node)
             children = node.children
@@ -160,10 +194,13 @@ class PrefixStore:
             at += len(node.data)
         return path, at // ITEM
 
-    def _end(self, path: list[KeptPrefix], seen: int, context: Hashable) -> Node:
-        """The node that ends behind the `seen` tokens of a path: the last one is divided there, if need be."""
+    def _end(self, path: list[KeptPrefix], seen: int, start: Node) -> Node:
+        """The node that ends behind the first `seen` tokens of a prefix: the last of a path, divided if need be.
+
+        `start`: what the path goes on from.
+        """
         if not path:
-            return self._roots.setdefault(context, Node(context))
+            return start
         tail = path[-1]
         length = seen - tail.run.start
         if length == tail.run.length:
@@ -209,7 +246,10 @@ class PrefixStore:
 
     def _fitting(self, run: SharedRun, behind: Node, most: int | None) -> int:
         """How many tokens of a run there is room for, with what it follows and what is pinned."""
-        room = self._room(behind) if most is None else min(self._room(behind), most)
+        most = run.nbytes if most is None else most
+        if run.nbytes <= min(self.budget - self.nbytes, most):
+            return run.length  # nothing has to leave
+        room = min(self._room(behind), most)
         return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
 
     def _room(self, behind: Node) -> int:
@@ -225,12 +265,19 @@ class PrefixStore:
                 node = node.parent
         return staying
 
-    def _evict(self) -> None:
-        while self.nbytes > self.budget:
-            leaves = (node for node in self._nodes if not node.children and not node.pinned)
-            leaf = min(leaves, key=lambda node: node.used)
-            del leaf.parent.children[leaf.data[:ITEM]]
+    def _evict(self, room: int = 0) -> None:
+        """Let leaves go until there is `room` beside what is kept."""
+        if self.nbytes + room <= self.budget:
+            return
+        leaves = [(node.used, id(node), node) for node in self._nodes if not node.children and not node.pinned]
+        heapify(leaves)
+        while self.nbytes + room > self.budget:
+            leaf = heappop(leaves)[-1]
+            before = leaf.parent
+            del before.children[leaf.data[:ITEM]]
             self._forget(leaf)
+            if isinstance(before, KeptPrefix) and not before.children and not before.pinned:
+                heappush(leaves, (before.used, id(before), before))
 
     def _forget(self, node: KeptPrefix) -> None:
         """Let a node go that no other refers to any more, and the memory of its tensors with it."""
@@ -240,6 +287,13 @@ class PrefixStore:
         for other in others:  # a view of them would hold them whole
             other.siblings = {other}
             self._put(other, other.run.clone())
+
+
+def _moved(node: Node, inside: int, path: list[KeptPrefix], seen: int) -> tuple[Node, int]:
+    """Where one gets from `inside` a node by `seen` tokens along a path."""
+    for each in path:
+        seen, inside, node = seen - (node.run.length - inside if isinstance(node, KeptPrefix) else 0), 0, each
+    return node, inside + seen
 
 
 def _common(one: bytes, other: bytes) -> int:
