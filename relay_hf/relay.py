@@ -28,6 +28,7 @@ from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
 from .keeping import Keeper, context_of
+from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .prefix import KeptPrefix
 from .report import Explanation, RelayReport, RelayStats
@@ -264,11 +265,20 @@ class Relay:
         outer = active_frame.get()
         try:
             yield call
+        except BaseException as error:
+            if is_out_of_memory(error):
+                self.free_memory()
+            raise
         finally:
             # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
             while (frame := active_frame.get()) is not outer and frame is not None:
                 close_frame(frame)
             current_call.reset(token)
+
+    def free_memory(self) -> None:
+        """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""
+        self.keeper.release()
+        self.graphs.clear()
 
     def keep_row(self, call: Call) -> None:
         """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""

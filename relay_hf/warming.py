@@ -17,6 +17,7 @@ from .call import open_call
 from .frame import RelayError
 from .keeping import context_of
 from .levels import fill, fill_and_keep
+from .memory import is_out_of_memory
 from .prefix import KeptPrefix, Run, divided, keeping_refusal
 from .progress import progress_bar
 from .sharing import match
@@ -93,9 +94,9 @@ def _named_failure() -> Iterator[None]:
     """A prefill that raises something unforeseen says that it was one."""
     try:
         yield
-    except (RelayError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, RelayError) or is_out_of_memory(error):
+            raise
         what = f"its prefill raised {type(error).__name__}: {error}"
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
 
