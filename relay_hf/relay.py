@@ -261,9 +261,9 @@ class Relay:
         """A generate() call, or what runs forwards like one."""
         modules = list(self.model.modules())
         call = Call(self, modules, attention_configs(modules))
-        token = current_call.set(call)
-        outer = active_frame.get()
+        before, outer = current_call.get(), active_frame.get()
         try:
+            current_call.set(call)
             yield call
         except BaseException as error:
             if is_out_of_memory(error):
@@ -273,7 +273,8 @@ class Relay:
             # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
             while (frame := active_frame.get()) is not outer and frame is not None:
                 close_frame(frame)
-            current_call.reset(token)
+            current_call.set(before)
+            call.stepper = None  # which refers to the call: the memory of an interrupted one is free at once
 
     def free_memory(self) -> None:
         """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import linecache
 import random
 import sys
 from collections.abc import Hashable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,10 @@ class Operations(TorchDispatchMode):
 
 
 class Lines:
-    """Within it every line of relay_hf that runs asks the fault first; `sites`: which line each was."""
+    """Within it every line of relay_hf that runs asks the fault first; `sites`: which line each was.
+
+    All but those of `with`: they come again when a block is left, where Python lets no signal in before `__exit__`.
+    """
 
     def __init__(self, fault: Fault, under: str = OURS) -> None:
         self.fault, self.under = fault, under
@@ -82,11 +87,16 @@ class Lines:
         return self._line if frame.f_code.co_filename.startswith(self.under) else None
 
     def _line(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "line":
+        if event == "line" and not is_with(frame.f_code.co_filename, frame.f_lineno):
             if self.fault.at is None:
                 self.sites.append((frame.f_code, frame.f_lineno))
             self.fault()
         return self._line
+
+
+@cache
+def is_with(path: str, line: int) -> bool:
+    return linecache.getline(path, line).lstrip().startswith(("with ", "async with "))
 
 
 def stack() -> list[tuple[Any, int]]:

@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 import torch
+from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
 from relay_hf.prefix import PrefixStore, store
-from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
 from .inject import Fault, Lines, Operations
 
