@@ -126,7 +126,8 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
         size = sum(piece.nbytes for _, own in filled for piece in own)
         if size > relay.keeper.budget or any(each.pinned for each in relay.prefixes):
             raise _too_large(relay, size)
-        raise RelayError("the model changed while the prefix was prefilled; warm it again")
+        what = "the model changed or clear() was called while the prefix was prefilled"
+        raise RelayError(f"{what}; warm it again")
     return prefix
 
 
