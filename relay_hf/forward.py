@@ -65,9 +65,9 @@ def open_frame(
         windows=windows,
         plans=plans,
     )
-    select(configs)
+    active_frame.set(frame)  # first: what follows is undone where the frame is closed, wherever an interrupt comes
     cache.in_static_step = decoding is not None
-    active_frame.set(frame)
+    select(configs, frame)
     return frame
 
 
@@ -92,7 +92,7 @@ def close_frame(frame: Frame) -> None:
     """Leave a relayed forward, and any inside it that an interrupt left open."""
     inner = active_frame.get()
     while inner is not None:
-        deselect(inner.configs)
+        deselect(inner.configs, inner)
         inner.cache.in_static_step = False
         active_frame.set(inner.outer)
         if inner is frame:

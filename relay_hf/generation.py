@@ -18,7 +18,7 @@ from .frame import RelayError, UnfitModelError
 from .graphs import own_copy
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
-from .memory import free_bytes
+from .memory import free_bytes, is_out_of_memory
 from .passes import run, run_gapless
 from .placement import device_of
 from .prefix import on_host
@@ -64,33 +64,38 @@ def prefill(
         outputs = stock(*arguments, is_first_iteration=is_first_iteration)
         _prefilled(relay, input_ids, generation_config)
         return outputs
-    failure = None
+    unfit = unforeseen = lacking = False
     try:
         decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
         relay.keeper.touch(decision.matches)
         if decision.relays:
             outputs = _relayed(relay, decision, *arguments)
             _prefilled(relay, input_ids, generation_config)
+            model_kwargs[relay.cache_name] = call.cache  # last: where anything fails they are stock's inputs still
             return outputs
     except TokenIdError:
         raise
     except Exception as error:
-        failure = error
+        # The error itself is let go: its frames hold what was allocated, and stock may need that memory.
+        lacking, unfit = is_out_of_memory(error), isinstance(error, UnfitModelError)
+        unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and may hold what layers stored before the failure
-        decision = Decision(_failure_reason(error))
+        decision = Decision(_failure_reason(error, lacking))
         logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
     finally:
         call.capture = None
-    call.cache = None
+    call.cache = call.transcript = None
+    if lacking:
+        relay.free_memory()
     call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         model_kwargs[relay.cache_name] = call.stand_in_for(given)
     outputs = stock(*arguments, is_first_iteration=is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
-    if isinstance(failure, UnfitModelError):
+    if unfit:
         relay.model_refusal = decision.reason
-    elif failure is not None and not isinstance(failure, (RelayError, torch.OutOfMemoryError)):
+    elif unforeseen:
         relay.unexplained += 1
         if relay.unexplained > 1:  # once may be the moment's fault, twice is the model's
             relay.model_refusal = decision.reason
@@ -107,8 +112,11 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
         call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
 
 
-def _failure_reason(error: Exception) -> str:
-    return str(error) if isinstance(error, RelayError) else f"a relayed prefill raised {type(error).__name__}: {error}"
+def _failure_reason(error: Exception, lacking: bool) -> str:
+    if isinstance(error, RelayError):
+        return str(error)
+    raised = f"a relayed prefill raised {type(error).__name__}: {error}"
+    return f"out of memory: {raised}" if lacking else raised
 
 
 def _relayed(
@@ -133,7 +141,6 @@ def _relayed(
     call.transcript = transcript
     if transcript is not None and transcript.ends_with_prompt:
         relay.keep_row(call)
-    inputs[relay.cache_name] = cache
     return outputs
 
 

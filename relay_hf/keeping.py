@@ -84,6 +84,12 @@ class Keeper:
                 self._store.clear()
             self._store = self._witness = None
 
+    def release(self) -> None:
+        """Drop what is not pinned."""
+        with self._lock:
+            if self._store is not None:
+                self._store.release()
+
     def match(
         self, modules: Sequence[nn.Module], embedding: nn.Module, rows: Sequence[Tensor], context: Hashable
     ) -> tuple[list[Match], Witness | None]:

@@ -1,4 +1,4 @@
-"""How much memory a device has left."""
+"""How much memory a device has left, and whether it was too little."""
 
 from __future__ import annotations
 
@@ -16,3 +16,14 @@ def free_bytes(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if device.type == "cpu" else 0
     except (AttributeError, OSError, ValueError):
         return 0
+
+
+# What CUDA says where torch has no exception of its own for it, and torch's allocators on a CPU (POSIX, Windows).
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory was lacking, a device's or the host's."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Instance attributes that shadow the class's methods while a model is patched.
 _SHADOWED = {"generate": "generate", "_prefill": "prefill", "train": "train"}
+_lock = threading.Lock()  # two threads may patch one model
 _PREFILL_ARGUMENTS = ["input_ids", "generation_config", "model_kwargs", "is_first_iteration"]
 
 
@@ -47,23 +49,24 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         40
     """
     target = _target(model)
-    relay = _relay_of(target)
-    settings = RelayConfig.build(config or (relay.config if relay else None), options)
-    if relay is not None:
-        relay.configure(settings)
-        return model
-    _check_transformers(target)
-    attention.register()
-    relay = Relay(target, settings)
-    for name, method in _SHADOWED.items():
-        relay.stock[name] = getattr(target, name)
-        relay.shadowed[name] = target.__dict__.get(name)
-        target.__dict__[name] = getattr(relay, method)
-    relay.handles = [
-        target.register_forward_pre_hook(relay.before_forward, with_kwargs=True),
-        target.register_forward_hook(relay.after_forward, always_call=True),
-    ]
-    target.__dict__["relay"] = relay
+    with _lock:
+        relay = _relay_of(target)
+        settings = RelayConfig.build(config or (relay.config if relay else None), options)
+        if relay is not None:
+            relay.configure(settings)
+            return model
+        _check_transformers(target)
+        attention.register()
+        relay = Relay(target, settings)
+        for name, method in _SHADOWED.items():
+            relay.stock[name] = getattr(target, name)
+            relay.shadowed[name] = target.__dict__.get(name)
+            target.__dict__[name] = getattr(relay, method)
+        relay.handles = [
+            target.register_forward_pre_hook(relay.before_forward, with_kwargs=True),
+            target.register_forward_hook(relay.after_forward, always_call=True),
+        ]
+        target.__dict__["relay"] = relay
     return model
 
 
@@ -74,23 +77,25 @@ def unpatch_model(model: Model) -> Model:
 
     Raises:
         TypeError: `model` is no Transformers model that generates text.
+        RelayError: it generates now, in this thread or another one; it stays patched.
     """
     target = _target(model)
-    relay = _relay_of(target)
-    if relay is None:
-        return model
-    relay.clear()
-    for name, before in relay.shadowed.items():
-        # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
-        if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
-            if before is None:
-                del target.__dict__[name]
-            else:
-                target.__dict__[name] = before
-    for handle in relay.handles:
-        handle.remove()
-    relay.config = RelayConfig(policy="off")
-    del target.__dict__["relay"]
+    with _lock:
+        relay = _relay_of(target)
+        if relay is None:
+            return model
+        relay.retire()
+        relay.clear()
+        for name, before in relay.shadowed.items():
+            # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
+            if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
+                if before is None:
+                    del target.__dict__[name]
+                else:
+                    target.__dict__[name] = before
+        for handle in relay.handles:
+            handle.remove()
+        del target.__dict__["relay"]
     return model
 
 
@@ -110,6 +115,7 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
 
     Raises:
         TypeError, ValueError, RuntimeError: as for `patch_model`.
+        RelayError: as for `unpatch_model`, where the block ends.
 
     Example:
         >>> from relay_hf.testing import tiny_model

@@ -23,11 +23,12 @@ from .config import RelayConfig, check_count
 from .display import as_html, as_line
 from .explaining import explain
 from .forward import close_frame
-from .frame import active_frame
+from .frame import RelayError, active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
 from .keeping import Keeper, context_of
+from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .placement import device_of
 from .prefix import KeptPrefix
@@ -70,6 +71,7 @@ class Relay:
         self.shadowed: dict[str, Any] = {}
         self.handles: list[RemovableHandle] = []
         self._stats = RelayStats()
+        self._open: set[Call] = set()
         self._lock = threading.Lock()
 
     def configure(self, config: RelayConfig) -> None:
@@ -79,6 +81,21 @@ class Relay:
         if before.max_store_bytes != config.max_store_bytes:
             self.keeper = self._new_keeper()
         self.graphs.clear()
+
+    def retire(self) -> None:
+        """Relay no call from now on.
+
+        Raises:
+            RelayError: a call runs now, in this thread or another one.
+        """
+        with self._lock:
+            if self._open:
+                raise RelayError(
+                    f"model can't be unpatched while it generates; {len(self._open)} of its calls run now, in this "
+                    "thread or others. Let them end first, or turn relaying off for the calls to come with "
+                    "patch_model(model, policy='off')."
+                )
+            self.config = RelayConfig(policy="off")
 
     # -- for the user ------------------------------------------------------------------------------------------------
 
@@ -261,15 +278,29 @@ class Relay:
         """A generate() call, or what runs forwards like one."""
         modules = list(self.model.modules())
         call = Call(self, modules, attention_configs(modules))
-        token = current_call.set(call)
-        outer = active_frame.get()
+        before, outer = current_call.get(), active_frame.get()
         try:
+            with self._lock:
+                self._open.add(call)
+            current_call.set(call)
             yield call
+        except BaseException as error:
+            if is_out_of_memory(error):
+                self.free_memory()
+            raise
         finally:
             # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
             while (frame := active_frame.get()) is not outer and frame is not None:
                 close_frame(frame)
-            current_call.reset(token)
+            current_call.set(before)
+            with self._lock:
+                self._open.discard(call)
+            call.stepper = None  # which refers to the call: the memory of an interrupted one is free at once
+
+    def free_memory(self) -> None:
+        """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""
+        self.keeper.release()
+        self.graphs.clear()
 
     def keep_row(self, call: Call) -> None:
         """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""
@@ -348,9 +379,9 @@ class Relay:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled model keeps its patch; its keeper starts empty."""
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        self._open, self._lock = set(), threading.Lock()
         attention.register()

@@ -1,14 +1,14 @@
 """Which attention implementation a model's configs name: ours while a relayed forward runs, the user's otherwise.
 
-The switch is counted per config object, under a lock: two threads, or two models that share a config, may be inside
-relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that has no
-RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
+Who holds the switch is known per config object, under a lock: two threads, or two models that share a config, may be
+inside relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that
+has no RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ ATTENTION_FIELD = "_attn_implementation_internal"
 class _Selected:
     config: PreTrainedConfig
     users_choice: str | None
-    count: int = 0
+    holders: set[object] = field(default_factory=set)
 
 
 _lock = threading.Lock()
@@ -40,26 +40,26 @@ def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
     return [config for config in found.values() if hasattr(config, ATTENTION_FIELD)]
 
 
-def select(configs: Iterable[PreTrainedConfig]) -> None:
-    """Make `configs` name our implementation, until as many `deselect` calls."""
+def select(configs: Iterable[PreTrainedConfig], holder: object) -> None:
+    """Make `configs` name our implementation, until every holder has deselected them."""
+    with _lock:
+        for config in configs:
+            entry = _selected.setdefault(id(config), _Selected(config, getattr(config, ATTENTION_FIELD)))
+            entry.holders.add(holder)
+            setattr(config, ATTENTION_FIELD, ATTENTION_NAME)
+
+
+def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
+    """Undo `select`, as far as it came before an interrupt; the last holder restores what the configs named before."""
     with _lock:
         for config in configs:
             entry = _selected.get(id(config))
             if entry is None:
-                entry = _selected[id(config)] = _Selected(config, getattr(config, ATTENTION_FIELD))
-                setattr(config, ATTENTION_FIELD, ATTENTION_NAME)
-            entry.count += 1
-
-
-def deselect(configs: Iterable[PreTrainedConfig]) -> None:
-    """Undo one `select`; the last one restores what the configs named before."""
-    with _lock:
-        for config in configs:
-            entry = _selected[id(config)]
-            entry.count -= 1
-            if entry.count == 0:
-                del _selected[id(config)]
+                continue
+            entry.holders.discard(holder)
+            if not entry.holders:
                 setattr(config, ATTENTION_FIELD, entry.users_choice)
+                del _selected[id(config)]
 
 
 def users_implementation(config: PreTrainedConfig) -> str | None:

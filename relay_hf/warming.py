@@ -17,6 +17,7 @@ from .call import open_call
 from .frame import RelayError
 from .keeping import context_of
 from .levels import fill, fill_and_keep
+from .memory import is_out_of_memory
 from .prefix import KeptPrefix, Planned, Run, divided, keeping_refusal
 from .progress import progress_bar
 from .sharing import match
@@ -101,9 +102,9 @@ def _named_failure() -> Iterator[None]:
     """A prefill that raises something unforeseen says that it was one."""
     try:
         yield
-    except (RelayError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, RelayError) or is_out_of_memory(error):
+            raise
         what = f"its prefill raised {type(error).__name__}: {error}"
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
 
@@ -133,7 +134,8 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
         size = sum(piece.nbytes for _, own in filled for piece in own)
         if size > relay.keeper.budget or any(each.pinned for each in relay.prefixes):
             raise _too_large(relay, size)
-        raise RelayError("the model changed while the prefix was prefilled; warm it again")
+        what = "the model changed or clear() was called while the prefix was prefilled"
+        raise RelayError(f"{what}; warm it again")
     return prefix
 
 

@@ -123,12 +123,12 @@ def test_a_forward_without_a_relay_cache_is_handed_over_while_another_is_relayed
     configs = attention_configs(model.modules())
     with torch.no_grad():
         expected = model(**INPUTS).logits
-        select(configs)
+        select(configs, model)
         try:
             assert model.config._attn_implementation == "relay_attention"
             got = model(**INPUTS).logits
         finally:
-            deselect(configs)
+            deselect(configs, model)
     assert torch.equal(got, expected)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
+from functools import wraps
 from heapq import heapify, heappop, heappush
 from itertools import takewhile
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +20,28 @@ from .kept import ITEM, KeptPrefix, Match, Node, Planned
 # bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
 # so many are copied, a few times over.
 _JOINED_UP_TO = 4
+
+
+_Change = TypeVar("_Change", bound=Callable[..., Any])
+
+
+def _whole(change: _Change) -> _Change:
+    """A change of a store; one that is interrupted drops everything, for what is half-made must not serve.
+
+    An exception, such as where memory is lacking, leaves the store as it is: it comes from what a change makes first.
+    """
+
+    @wraps(change)
+    def changed(store: PrefixStore, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return change(store, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            store.clear()
+            raise
+
+    return cast(_Change, changed)
 
 
 class PrefixStore:
@@ -43,11 +67,26 @@ class PrefixStore:
 
     def clear(self) -> None:
         """Drop everything."""
-        for node in (*self._roots.values(), *self._nodes):  # so that memory is free at once, and not when the garbage
-            node.children.clear()  # collector next runs
-        for prefix in self._nodes:
+        roots, nodes = self._roots, self._nodes
+        self.nbytes, self._roots, self._nodes = 0, {}, set()
+        for node in (*roots.values(), *nodes):  # so that memory is free at once, and not when the garbage collector
+            node.children.clear()  # next runs
+        for prefix in nodes:
             prefix.siblings = set()
-        self.__init__(self.budget)  # type: ignore[misc]
+
+    @_whole
+    def release(self) -> None:
+        """Drop what is not pinned. Nothing is copied: what has a part in the memory of a pinned prefix stays too."""
+        staying = self._staying([])
+        while shared := {other for node in staying for other in node.siblings} - staying:
+            staying |= self._staying(shared)
+        for node in self._nodes - staying:
+            if node.parent.children.get(node.data[:ITEM]) is node:
+                del node.parent.children[node.data[:ITEM]]
+            node.children.clear()
+            node.siblings = set()
+            self._nodes.remove(node)
+            self.nbytes -= node.nbytes
 
     def match(self, ids: Tensor, context: Hashable) -> Match:
         """How much of the start of `ids` (`[n]` int64, on the host) is kept."""
@@ -57,6 +96,7 @@ class PrefixStore:
             length = path.pop().run.start
         return Match(seen, length, tuple(path), tuple(node.run for node in path))
 
+    @_whole
     def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
         """The prefix of just these tokens (`[P]`), or None if not all of them are kept."""
         root = self._root(context)
@@ -79,6 +119,7 @@ class PrefixStore:
             yield node
             stack += node.children.values()
 
+    @_whole
     def add(
         self,
         ids: Tensor,
@@ -139,6 +180,7 @@ class PrefixStore:
             self._join(node)
         return node
 
+    @_whole
     def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
         """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
 
@@ -205,16 +247,17 @@ class PrefixStore:
         length = seen - tail.run.start
         if length == tail.run.length:
             return tail
+        first, rest, embedded = tail.run.first(length), tail.run.after(length), tail.embedded[length:]
         head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length])
         head.recurrent, head.used = tail.recurrent, tail.used
         head.children[tail.data[length * ITEM : (length + 1) * ITEM]] = tail
         head.siblings = tail.siblings  # both are views of the same tensors now
         head.siblings.add(head)
         self._nodes.add(head)
-        self._put(head, tail.run.first(length))
-        self._put(tail, tail.run.after(length))
+        self._put(head, first)
+        self._put(tail, rest)
         tail.parent.children[head.data[:ITEM]] = head
-        tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], tail.embedded[length:]
+        tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], embedded
         return head
 
     def _append(self, parent: Node, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
@@ -238,11 +281,13 @@ class PrefixStore:
                 return
             if before.run.length > _JOINED_UP_TO * node.run.length:
                 return
-            self._put(node, SharedRun.joined([before.run, node.run]))
-            node.data, node.embedded = before.data + node.data, torch.cat([before.embedded, node.embedded])
+            run, embedded = SharedRun.joined([before.run, node.run]), torch.cat([before.embedded, node.embedded])
+            copies = self._copies(before, node)
+            self._put(node, run)
+            node.data, node.embedded, node.siblings = before.data + node.data, embedded, {node}
             node.parent = before.parent
             node.parent.children[node.data[:ITEM]] = node
-            self._forget(before)
+            self._forget(before, copies)
 
     def _fitting(self, run: SharedRun, behind: Node, most: int | None) -> int:
         """How many tokens of a run there is room for, with what it follows and what is pinned."""
@@ -273,20 +318,24 @@ class PrefixStore:
         heapify(leaves)
         while self.nbytes + room > self.budget:
             leaf = heappop(leaves)[-1]
-            before = leaf.parent
+            before, copies = leaf.parent, self._copies(leaf)
             del before.children[leaf.data[:ITEM]]
-            self._forget(leaf)
+            self._forget(leaf, copies)
             if isinstance(before, KeptPrefix) and not before.children and not before.pinned:
                 heappush(leaves, (before.used, id(before), before))
 
-    def _forget(self, node: KeptPrefix) -> None:
+    def _copies(self, *leaving: KeptPrefix) -> dict[KeptPrefix, SharedRun]:
+        """What shares its memory with the first node, which is to leave, in memory of its own: views hold all of it."""
+        return {other: other.run.clone() for other in leaving[0].siblings - {*leaving}}
+
+    def _forget(self, node: KeptPrefix, copies: dict[KeptPrefix, SharedRun]) -> None:
         """Let a node go that no other refers to any more, and the memory of its tensors with it."""
         self._nodes.remove(node)
         self.nbytes -= node.nbytes
-        others, node.siblings = node.siblings - {node}, set()
-        for other in others:  # a view of them would hold them whole
+        node.siblings = set()
+        for other, run in copies.items():
             other.siblings = {other}
-            self._put(other, other.run.clone())
+            self._put(other, run)
 
 
 def _moved(node: Node, inside: int, path: list[KeptPrefix], seen: int) -> tuple[Node, int]:

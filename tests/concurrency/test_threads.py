@@ -1,0 +1,133 @@
+"""Several threads that generate, warm and clear at once: stock's tokens, and every call relayed."""
+
+import copy
+import random
+from threading import Barrier
+
+import pytest
+import torch
+
+import relay_hf
+from helpers import generate
+from relay_hf.testing import prompts, tiny_model
+
+from .threads import Gate, together
+
+THREADS, CALLS = 4, 25
+
+
+def tree(seed):
+    """Four rows that share 20 tokens, and two and two of them 18 more."""
+    inputs = prompts(20, (30, 30, 30, 30), seed)
+    ids = inputs["input_ids"]
+    ids[1, 20:38], ids[3, 20:38] = ids[0, 20:38].clone(), ids[2, 20:38].clone()
+    return inputs
+
+
+def jobs():
+    """Calls of every kind; those of one seed start alike."""
+    short = {"max_new_tokens": 6, "min_new_tokens": 6}
+    for seed in range(2):
+        yield prompts(20, (3, 7, 1, 5), seed), short
+        yield prompts(24, (6,), seed), short
+        yield prompts(20, (9,), seed), short
+        yield tree(seed), short
+        yield prompts(20, (4, 2), seed), {**short, "num_beams": 2}
+        yield prompts(20, (8,), seed), {**short, "num_beams": 3, "num_return_sequences": 2}
+
+
+def storm(model, work, expected, seed, start):
+    """Calls drawn at random; returns those whose tokens are not stock's."""
+    draw = random.Random(seed)
+    start.wait(timeout=60)
+    wrong = []
+    for _ in range(CALLS):
+        index = draw.randrange(len(work))
+        inputs, options = work[index]
+        if not torch.equal(generate(model, inputs, **options), expected[index]):
+            wrong.append(index)
+    return wrong
+
+
+@pytest.mark.parametrize("budget", [None, 30_000, 0], ids=["kept", "evicted", "nothing kept"])
+def test_threads_on_one_model(budget):
+    stock = tiny_model("llama")
+    work = list(jobs())
+    expected = [generate(stock, inputs, **options) for inputs, options in work]
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", max_store_bytes=budget)
+    if budget == 0:  # of a single row nothing else is relayed
+        work, expected = zip(*[pair for pair in zip(work, expected, strict=True) if rows(pair[0]) > 1], strict=True)
+    start = Barrier(THREADS + 1)
+    going_on = [True]
+
+    def disturb():
+        draw = random.Random(9)
+        start.wait(timeout=60)
+        done = 0
+        while going_on[0]:
+            draw.choice([model.relay.clear, lambda: warm(model, draw.randrange(2), budget), model.relay.stats])()
+            _ = [repr(model.relay), model.relay.prefixes, model.relay.last]
+            done += 1
+        return done
+
+    def calls():
+        try:
+            return together(*[lambda seed=seed: storm(model, work, expected, seed, start) for seed in range(THREADS)])
+        finally:
+            going_on[0] = False
+
+    wrong, disturbed = together(calls, disturb)
+    assert wrong == [[]] * THREADS
+    assert disturbed
+    stats = model.relay.stats()
+    assert (stats.calls, stats.relayed_calls) == (THREADS * CALLS, THREADS * CALLS)
+    relay_hf.unpatch_model(model)
+
+
+def rows(job):
+    inputs, options = job
+    return len(inputs["input_ids"]) * options.get("num_beams", 1)
+
+
+def warm(model, seed, budget):
+    if budget is None:
+        ids = prompts(20, (9,), seed)["input_ids"][0]
+        try:
+            model.relay.warm(ids[: 20 + seed])
+        except relay_hf.RelayError as error:  # another thread has cleared what it went on from
+            assert "warm it again" in str(error)
+
+
+def test_patched_and_unpatched_models_side_by_side():
+    stock = tiny_model("llama")
+    work = list(jobs())
+    expected = [generate(stock, inputs, **options) for inputs, options in work]
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    start = Barrier(4)
+    models = (model, stock, model, stock)
+    wrong = together(*[lambda i=i: storm(models[i], work, expected, i, start) for i in range(4)])
+    assert wrong == [[]] * 4
+    assert model.relay.stats().relayed_calls == 2 * CALLS
+    assert not hasattr(stock, "relay")
+
+
+def test_a_prefix_that_loses_what_it_goes_on_from_says_why():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    ids = prompts(40, (1,))["input_ids"][0]
+    model.relay.warm(ids[:20])
+    gate, norm = Gate(), model.model.norm
+    forward = norm.forward
+
+    def wait(*args):
+        gate.wait()
+        return forward(*args)
+
+    norm.forward = wait
+    with gate.held(lambda: model.relay.warm(ids[:40])) as running:
+        model.relay.clear()
+    with pytest.raises(
+        relay_hf.RelayError, match=r"clear\(\) was called while the prefix was prefilled; warm it again"
+    ):
+        running.result()
+    del norm.forward
+    assert len(model.relay.warm(ids[:40])) == 40

@@ -1,0 +1,61 @@
+"""What must hold after a fault: nothing half-made, nothing held, and a next call that is right."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from helpers import anatomy
+from relay_hf import RelayCache
+from relay_hf.call import current_call
+from relay_hf.frame import active_frame
+from relay_hf.selection import _selected
+
+
+def held_bytes() -> int:
+    """Of all tensors but those that were there when `gc.freeze()` was called, each memory once."""
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def assert_whole(model: Any) -> None:
+    """Every kept prefix is what the model computes of its tokens, and the store's books are right."""
+    keeper = model.relay.keeper
+    store = keeper._store
+    if store is None:
+        return
+    nodes = set(store)
+    reached = {node for root in store._roots.values() for node in store.under(root.context)}
+    assert reached == nodes
+    assert store.nbytes == sum(node.nbytes for node in nodes) <= store.budget
+    tensors = [tensor for node in nodes for layer in node.run.layers for tensor in layer.tensors()]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    assert sum(storages.values()) == store.nbytes
+    for node in nodes:
+        assert node.siblings <= nodes
+        assert len(node.tokens) == len(node.embedded) == node.run.length == len(node) - node.run.start
+        assert_computed(model, node)
+
+
+def assert_computed(model: Any, node: Any) -> None:
+    """A kept prefix has the KV of a fresh computation."""
+    fresh = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(node.ids[None], past_key_values=fresh)
+    for layer, kept in zip(fresh.layers, node.run.layers, strict=True):
+        if kept.kv is not None:
+            for whole, part in zip((layer.keys, layer.values), kept.kv.stored, strict=True):
+                torch.testing.assert_close(part, whole[0, :, node.run.start :], rtol=0, atol=1e-5)
+
+
+def assert_let_go(model: Any, before: dict) -> None:
+    """No call is open, the model is as it was between calls, and no cache is held; all without the collector."""
+    assert current_call.get() is None
+    assert active_frame.get() is None
+    assert not _selected
+    assert anatomy(model) == before
+    held = [each for each in gc.get_objects() if isinstance(each, RelayCache | DynamicCache)]
+    assert not held
