@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BENCH ?= C1
 FUZZ ?= --cases 1000
+FUZZ_FILES ?= --cases 1000
 PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
@@ -9,8 +10,8 @@ FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
 CLIENTS := requirements/clients.txt
 
-.PHONY: help demo test test-floor test-notebooks test-clients notebooks models models-floor fuzz numerics lint format \
-	compile bench tables docs clean
+.PHONY: help demo test test-floor test-notebooks test-clients notebooks models models-floor fuzz fuzz-files numerics \
+	lint format compile bench tables docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ models-floor: .venv-floor/.ready ## try every model type of the oldest supported
 
 fuzz: .venv/.ready ## random models, batches and calls, stock against patched: make fuzz FUZZ="--cases 10000"
 	.venv/bin/python -m tests.fuzz --jobs 2 $(FUZZ)
+
+fuzz-files: .venv/.ready ## files of prefixes, damaged and forged at random: make fuzz-files FUZZ_FILES="--cases 10000"
+	.venv/bin/python -m tests.fuzz_files $(FUZZ_FILES)
 
 numerics: .venv/.ready ## half precision against float32, and write docs/numerics.md
 	.venv/bin/python -m benchmarks.numerics --write

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
 from relay_hf.cache_utils.state import RecurrentState
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import PrefixStore
+from relay_hf.prefix import Planned, PrefixStore
 
 CONTEXT = "here"
 TOKEN = 2 * 3 * 4  # bytes of a token: key and value of one head of three float32
@@ -73,6 +73,29 @@ class AgainstAListOfPrefixes(RuleBasedStateMachine):
             for held in kept.run.layers[0].kv.tensors():
                 assert held.data_ptr() not in {t.data_ptr() for t in run.layers[0].kv.tensors()}
 
+    @rule(ids=words, cuts=st.sets(st.integers(1, 11)))
+    def load(self, ids, cuts):
+        """In parts, each behind the one before: as a whole, and all of it or nothing."""
+        ends = [*sorted(cut for cut in cuts if cut < len(ids)), len(ids)]
+        starts = [0, *ends[:-1]]
+        parts = list(zip(starts, ends, strict=True))
+        planned = [
+            Planned(ids[start:end], end - start, (end - start) * TOKEN, place - 1 if place else None)
+            for place, (start, end) in enumerate(parts)
+        ]
+        short = self.store.lacks([Planned(ids, len(ids), len(ids) * TOKEN)], CONTEXT)
+        before = outline(self.store)
+        assert self.store.lacks(planned, CONTEXT) == short
+        assert self.store.lacks(planned, CONTEXT, make_room=True) == short
+        if short:
+            assert outline(self.store) == before
+            return
+        kept = None
+        for start, end in parts:
+            run, looks = run_of(ids[:end], start), torch.zeros(end - start, 2)
+            kept = self.store.add(ids[start:end], run, looks, CONTEXT, join=False, behind=kept)
+            assert kept.ids.tolist() == ids[:end].tolist()
+
     @rule(ids=words)
     def use(self, ids):
         self.store.touch(self.store.match(ids, CONTEXT))
@@ -116,6 +139,14 @@ TestAgainstAListOfPrefixes = AgainstAListOfPrefixes.TestCase
 
 def outline(store):
     return sorted((node.ids.tolist(), node.run.length) for node in store)
+
+
+def test_nothing_is_added_behind_a_prefix_that_has_left():
+    store = PrefixStore(3 * TOKEN)
+    first = add(store, tokens(1, 2))
+    add(store, tokens(3, 4))
+    assert store.add(tokens(5), run_of(tokens(1, 2, 5), 2), torch.zeros(1, 2), CONTEXT, behind=first) is None
+    assert outline(store) == [([3, 4], 2)]
 
 
 def test_prefixes_that_part_share_their_start():

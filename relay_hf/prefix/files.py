@@ -84,7 +84,9 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
         mode = (path if path.exists() else beside).stat().st_mode
         save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
         if too_heavy(beside):
-            raise PrefixFileError(f"{path} was not written: what describes its tensors takes far more than they do.")
+            raise PrefixFileError(
+                f"{path} was not written: what describes its tensors takes far more than they do. Save fewer in a file."
+            )
         beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
         os.replace(beside, path)
     except SafetensorError as error:

@@ -147,6 +147,8 @@ class PrefixStore:
         Returns:
             The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
         """
+        if behind is not None and behind not in self._nodes:
+            return None
         start = self._roots.setdefault(context, Node(context)) if behind is None else behind
         before = 0 if behind is None else len(behind)
         path, seen = self._walk(ids, start)

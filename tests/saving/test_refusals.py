@@ -1,6 +1,7 @@
 """A file that is damaged, of another format, or of another model is refused by name, and nothing of it is kept."""
 
 import json
+import os
 import pickle
 
 import pytest
@@ -343,3 +344,31 @@ def test_saving_and_loading_leave_no_trace_on_the_model(original, tmp_path):
         model.relay.load(original)
         model.relay.save(tmp_path / "p")
     assert anatomy(model) == before
+
+
+def test_a_record_with_a_name_twice(original, tmp_path):
+    """One reader takes the first, another the last."""
+    tensors = load_file(original)
+    with safe_open(original, "pt") as file:
+        text = '{"prefixes": [], ' + file.metadata()["relay_hf"][1:]
+    save_file(tensors, tmp_path / "p", {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+    refused(patched(), tmp_path / "p", "has a record that can't be read")
+
+
+@pytest.mark.parametrize("name", ["x" * 10**5, "\x1b[2J\nall is well"], ids=["long", "of two lines"])
+def test_an_error_is_a_line_whatever_the_file_has(original, tmp_path, name):
+    changed_record(original, tmp_path / "p", lambda record, tensors: record["sha256"].update({name: "x"}))
+    changed_record(original, tmp_path / "q", lambda record, tensors: record["model"]["config"].update({name: "x"}))
+    for path in (tmp_path / "p", tmp_path / "q"):
+        with pytest.raises(PrefixFileError) as caught:
+            patched().relay.load(path)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1000
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("pipe", "zeros"):
+        with pytest.raises(OSError, match=f"must be that of a file; {tmp_path / name} is none"):
+            patched().relay.load(tmp_path / name)
