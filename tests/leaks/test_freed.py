@@ -47,7 +47,6 @@ EMPTYING = {
     "trained": lambda model: model.train().eval(),
     "another budget": halve,
     "changed weights": retrain,
-    "another dtype": lambda model: (model.double().float(), model.relay.warm([5] * 4)),
 }
 
 

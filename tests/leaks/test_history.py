@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from .batches import batches, own_tokens
 from .scores import FAMILIES, SETTINGS, run, stock, tolerance
 
 # All prefixes, a few, one or two, none: so prefixes are evicted, in part too.
-BUDGETS = [10**9, 30_000, 8_000, 0]
+BUDGETS = [10**9, 10**9, 30_000, 8_000, 0]
 
 
 class Interrupt(Exception):
@@ -44,17 +45,20 @@ EARLIER = {
     "clear": lambda model, batch: model.relay.clear(),
     "stock's turn": lambda model, batch: model(**batch.inputs()),
 }
+KINDS = ["call", "call", "call", "call", "interrupted", "warm", "stock's turn", "clear"]
 
 
 @st.composite
 def akin(draw, batch):
-    """Another batch, or one that starts as this one does."""
+    """The same rows with other own tokens, rows that go on from the start of one of these, or any."""
+    how = draw(st.sampled_from(["the same", "a start", "any"]))
+    if how == "the same":
+        return replace(batch, own=tuple(tuple(draw(own_tokens)) for _ in batch.own))
     other = draw(batches(least_rows=1))
-    if draw(st.booleans()):
+    if how == "any":
         return other
-    first = draw(st.sampled_from([batch.shared[0], batch.rows[0][: draw(st.integers(4, len(batch.rows[0])))]]))
-    own = tuple(tuple(draw(own_tokens)) for _ in other.own)
-    return type(other)(shared=(tuple(first),) * len(own), own=own, padding=other.padding)
+    start = tuple(batch.rows[0][: draw(st.integers(4, len(batch.rows[0])))])
+    return replace(other, shared=(start,) * len(other.own))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,7 +74,7 @@ def test_a_call_is_the_same_after_any_earlier_ones(family):
         used = relay_hf.patch_model(
             copy.deepcopy(stock(family)), **options, max_store_bytes=data.draw(st.sampled_from(BUDGETS))
         )
-        for kind in data.draw(st.lists(st.sampled_from(sorted(EARLIER)), min_size=2, max_size=4)):
+        for kind in data.draw(st.lists(st.sampled_from(KINDS), min_size=2, max_size=4)):
             EARLIER[kind](used, data.draw(akin(batch)))
         (tokens, logits), (tokens_after, logits_after) = run(fresh, batch), run(used, batch)
         assert fresh.relay.last.relayed, fresh.relay.last
@@ -80,4 +84,4 @@ def test_a_call_is_the_same_after_any_earlier_ones(family):
         assert float((logits - logits_after).abs().max()) <= tolerance(family)
 
     examples()
-    assert sum(reused) > 2, "hardly an example reads what an earlier call kept"
+    assert sum(reused) >= 4, "hardly an example reads what an earlier call kept"
