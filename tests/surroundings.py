@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from operator import is_
 from typing import Any
 
-# What patching changes for good. The first patch of a process registers two functions with Transformers, under one
-# name; and torch numbers the hooks of all models in one row.
+# What patching changes for good: the first patch of a process registers two functions with Transformers, by one name,
+# and torch numbers the hooks of all models in one row.
 REGISTERED = {
     "transformers.modeling_utils.AttentionInterface._global_mapping: 'relay_attention' came",
     "transformers.masking_utils.AttentionMaskInterface._global_mapping: 'relay_attention' came",

@@ -115,19 +115,14 @@ def test_one_of_two_models_is_unpatched_and_the_other_is_served():
     assert differences(before, anatomy(one)) == {}
 
 
-def test_unpatching_frees_what_was_kept():
+def test_unpatching_lets_the_handle_go():
+    """And with it the memory of what it kept: tests/leaks."""
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
-    model.relay.warm(INPUTS["input_ids"][1, :20], pin=True)
     generate(model, INPUTS)
     relay = weakref.ref(model.relay)
-    tensors = [each for kept in model.relay.prefixes for layer in kept.run.layers for each in layer.tensors()]
-    storages = [weakref.ref(tensor.untyped_storage()) for tensor in tensors]
-    del tensors
-    assert storages
     relay_hf.unpatch_model(model)
     gc.collect()
     assert relay() is None
-    assert [each for each in storages if each() is not None] == []
 
 
 def test_a_hundred_patches_leave_no_more_than_one():
@@ -148,7 +143,7 @@ def test_a_hundred_patches_leave_no_more_than_one():
     for _ in range(100):
         cycle()
     gc.collect()
-    assert len(gc.get_objects()) - objects < 100, "each patch leaves an object"
+    assert len(gc.get_objects()) - objects < 50, "patches leave objects"
     assert differences(before, anatomy(model)) == {}
     assert set(around.changes()) == {COUNTED}
 

@@ -48,6 +48,7 @@ class Graphs:
         self._kept: list[StepGraph] = []  # the least recently used first
         self._refused: dict[Hashable, str] = {}
         self._open = 0
+        self._reset = False  # the model's own `__dict__` has None there, by which a user undoes a compile()
         self.epoch = 0
 
     @property
@@ -85,6 +86,8 @@ class Graphs:
         with self._lock:
             used = used and (self._open > 0 or model.__dict__.get(_PATH) is None)
             if used:
+                if not self._open:
+                    self._reset = _PATH in model.__dict__
                 self._open += 1
                 model.__dict__[_PATH] = self._call_model
         try:
@@ -94,7 +97,10 @@ class Graphs:
                 with self._lock:
                     self._open -= 1
                     if not self._open:
-                        model.__dict__.pop(_PATH, None)
+                        if self._reset:
+                            model.__dict__[_PATH] = None
+                        else:
+                            model.__dict__.pop(_PATH, None)
 
     def refusal(self, cache: RelayCache, modules: Sequence[nn.Module], own_loop: bool) -> str | None:
         """Why no decode step of a call is to be a graph, or None."""

@@ -1,0 +1,1 @@
+"""Nothing leaks from one request into another: no tokens, no state, no memory."""
