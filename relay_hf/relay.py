@@ -309,8 +309,10 @@ class Relay:
         try:
             with torch.no_grad():
                 transcript.keep()
-        except Exception:
-            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=True)
+        except Exception as error:
+            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
+            trace = not is_out_of_memory(error)
+            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=trace)
 
     @property
     def text_config(self) -> PreTrainedConfig:
