@@ -58,7 +58,7 @@ class Mode:
     def call(self, model: Any, **options: Any) -> torch.Tensor:
         """Four tokens."""
         torch.manual_seed(0)
-        return model.generate(**self.inputs, **{"max_new_tokens": 4, "min_new_tokens": 4, **self.options, **options})
+        return model.generate(**{**self.inputs, "max_new_tokens": 4, "min_new_tokens": 4, **self.options, **options})
 
     def prepare(self) -> None:
         """The store as the call is to find it."""
