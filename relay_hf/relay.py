@@ -289,13 +289,15 @@ class Relay:
                 self.free_memory()
             raise
         finally:
-            # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
-            while (frame := active_frame.get()) is not outer and frame is not None:
-                close_frame(frame)
-            current_call.set(before)
-            with self._lock:
-                self._open.discard(call)
-            call.stepper = None  # which refers to the call: the memory of an interrupted one is free at once
+            try:
+                # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
+                while (frame := active_frame.get()) is not outer and frame is not None:
+                    close_frame(frame)
+            finally:
+                current_call.set(before)
+                with self._lock:
+                    self._open.discard(call)
+                call.stepper = None  # which refers to the call: the memory of an interrupted one is free at once
 
     def free_memory(self) -> None:
         """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""
@@ -310,8 +312,10 @@ class Relay:
         try:
             with torch.no_grad():
                 transcript.keep()
-        except Exception:
-            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=True)
+        except Exception as error:
+            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
+            trace = not is_out_of_memory(error)
+            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=trace)
 
     @property
     def text_config(self) -> PreTrainedConfig:

@@ -36,8 +36,10 @@ class Gate:
         """Within it `work`, in another thread, waits at the gate; its result is there afterwards."""
         with ThreadPoolExecutor(1) as pool:
             future: Future = pool.submit(work)
+            future.add_done_callback(lambda _: self._reached.set())
             try:
                 assert self._reached.wait(LIMIT), "nobody came to the gate"
+                assert not future.done(), f"it ended before the gate: {future.exception() or future.result()!r}"
                 yield future
             finally:
                 self._open.set()

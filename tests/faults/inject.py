@@ -22,6 +22,9 @@ CPU_MESSAGE = (
     "4096 bytes. Error code 12 (Cannot allocate memory)"
 )
 
+# The end of `Relay.open_call`.
+LAST = ("current_call.set(before)", "self._open.discard(call)", "call.stepper = None")
+
 # Made where they are raised: one that is made before would hold on to the frames that it went through.
 KINDS = {
     "error": lambda: ValueError("a fault"),
@@ -68,7 +71,8 @@ class Operations(TorchDispatchMode):
 class Lines:
     """Within it every line of relay_hf that runs asks the fault first; `sites`: which line each was.
 
-    All but those of `with`: they come again when a block is left, where Python lets no signal in before `__exit__`.
+    All but those of `with`, which come again when a block is left, where Python lets no signal in before `__exit__`; and
+    but the last ones of a call, which undo it: nothing is behind them that could.
     """
 
     def __init__(self, fault: Fault, under: str = OURS) -> None:
@@ -87,7 +91,7 @@ class Lines:
         return self._line if frame.f_code.co_filename.startswith(self.under) else None
 
     def _line(self, frame: Any, event: str, argument: Any) -> Any:
-        if event == "line" and not is_with(frame.f_code.co_filename, frame.f_lineno):
+        if event == "line" and not is_spared(frame.f_code.co_filename, frame.f_lineno):
             if self.fault.at is None:
                 self.sites.append((frame.f_code, frame.f_lineno))
             self.fault()
@@ -95,8 +99,8 @@ class Lines:
 
 
 @cache
-def is_with(path: str, line: int) -> bool:
-    return linecache.getline(path, line).lstrip().startswith(("with ", "async with "))
+def is_spared(path: str, line: int) -> bool:
+    return linecache.getline(path, line).lstrip().startswith(("with ", *LAST))
 
 
 def stack() -> list[tuple[Any, int]]:

@@ -1,0 +1,55 @@
+"""A fault in any operation of a call whose decode steps are recorded, captured and replayed."""
+
+import pytest
+import torch
+from graphs.conftest import graphs
+
+from helpers import anatomy, generate
+from relay_hf import patch_model
+from relay_hf.testing import prompts, tiny_model
+
+from .check import assert_whole
+from .inject import KINDS, Fault, Operations, one_of_each
+
+__all__ = ["graphs"]
+INPUTS = prompts(20, (3, 5))
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["captured", "kept"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_stays_usable(graphs, kind, kept):
+    """A capture that fails leaves steps as they are; all else is as without graphs."""
+    model = tiny_model("llama")
+    expected = generate(model, INPUTS)
+    patch_model(model, policy="always", cuda_graphs=True)
+    generate(model, INPUTS)
+    before = anatomy(model)
+
+    def prepare():
+        model.relay.clear()
+        if kept:
+            generate(model, INPUTS)
+
+    prepare()
+    with Operations(Fault(kind, None)) as operations:
+        generate(model, INPUTS)
+    for at in one_of_each(operations.sites, sorted(KINDS).index(kind), 10):
+        prepare()
+        error = tokens = None
+        try:
+            with Operations(Fault(kind, at)):
+                tokens = generate(model, INPUTS)
+        except BaseException as raised:
+            error = type(raised), str(raised)
+        if error is None:
+            assert torch.equal(tokens, expected)
+        else:
+            assert error == (type(KINDS[kind]()), str(KINDS[kind]()))
+        assert kind != "interrupt" or error is not None
+        assert anatomy(model) == before
+        assert_whole(model)
+        for _ in range(2):
+            assert torch.equal(generate(model, INPUTS), expected)
+            assert model.relay.last.relayed, model.relay.last
+            model.relay.clear()
+        assert model.relay.last.graph_steps == 10, model.relay.last.graph_reason
