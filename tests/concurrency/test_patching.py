@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import anatomy, generate
+from anatomy import anatomy
+from helpers import generate
 from relay_hf.testing import prompts, tiny_model
 
 from .threads import AtToken, Gate, together

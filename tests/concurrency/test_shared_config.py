@@ -5,7 +5,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import relay_hf
-from helpers import anatomy, generate
+from anatomy import anatomy
+from helpers import generate
 from relay_hf.testing import prompts, tiny_model
 
 from .threads import Gate, together
