@@ -1,8 +1,8 @@
 """Which attention implementation a model's configs name: ours while a relayed forward runs, the user's otherwise.
 
 Who holds the switch is known per config object, under a lock: two threads, or two models that share a config, may be
-inside relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that has no
-RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
+inside relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that
+has no RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
 """
 
 from __future__ import annotations

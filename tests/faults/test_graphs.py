@@ -33,7 +33,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
     prepare()
     with Operations(Fault(kind, None)) as operations:
         generate(model, INPUTS)
-    for at in one_of_each(operations.sites, sorted(KINDS).index(kind), 10):
+    for at in one_of_each(operations.sites, sorted(KINDS).index(kind), 4):
         prepare()
         error = tokens = None
         try:
@@ -48,8 +48,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
         assert kind != "interrupt" or error is not None
         assert anatomy(model) == before
         assert_whole(model)
-        for _ in range(2):
-            assert torch.equal(generate(model, INPUTS), expected)
-            assert model.relay.last.relayed, model.relay.last
-            model.relay.clear()
+        model.relay.clear()
+        assert torch.equal(generate(model, INPUTS), expected)
+        assert model.relay.last.relayed, model.relay.last
         assert model.relay.last.graph_steps == 10, model.relay.last.graph_reason
