@@ -16,7 +16,7 @@ INPUTS = prompts(20, (3, 5))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["captured", "kept"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["error", "interrupt", "memory"])
 def test_the_model_stays_usable(graphs, kind, kept):
     """A capture that fails leaves steps as they are; all else is as without graphs."""
     model = tiny_model("llama")

@@ -54,4 +54,4 @@ def test_the_model_stays_usable(mode, kind, request):
         mode.model.relay.clear()  # two errors in a row would be held against the model
     assert clean.asked > 300
     assert "raises" in seen
-    assert kind == "interrupt" or "stock" in seen
+    assert kind == "interrupt" or name != "batch" or "stock" in seen
