@@ -1,6 +1,7 @@
 """Patching and unpatching while other threads generate."""
 
 import copy
+import sys
 from threading import Barrier
 
 import pytest
@@ -53,15 +54,14 @@ def test_unpatching_from_inside_of_a_call_is_refused():
 def test_a_block_that_ends_while_another_thread_generates_says_so_and_leaves_the_model_patched():
     stock = tiny_model("llama")
     model, gate = copy.deepcopy(stock), Gate()
-    with (
-        pytest.raises(relay_hf.RelayError, match=REFUSED),
-        relay_hf.patched(model, policy="always"),
-        gate.held(lambda: generate(model, INPUTS, stopping_criteria=[AtToken(gate)])) as running,
-    ):
-        relay = model.relay
-        relay_hf.unpatch_model(model)
+    block = relay_hf.patched(model, policy="always")
+    block.__enter__()
+    held = gate.held(lambda: generate(model, INPUTS, stopping_criteria=[AtToken(gate)]))
+    with held as running, pytest.raises(relay_hf.RelayError, match=REFUSED):
+        block.__exit__(None, None, None)
     assert torch.equal(running.result(), generate(stock, INPUTS))
-    assert relay.last.relayed
+    assert model.relay.last.relayed
+    relay_hf.unpatch_model(model)
 
 
 def test_a_call_that_has_failed_no_longer_stands_in_the_way():
@@ -103,7 +103,16 @@ def test_patching_while_another_thread_generates_leaves_its_call_to_stock():
     assert model.relay.stats().calls == 1
 
 
-def test_threads_that_patch_one_model_patch_it_once():
+@pytest.fixture
+def often():
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_threads_that_patch_one_model_patch_it_once(often):
     stock = tiny_model("llama")
     for _ in range(20):
         model, start = copy.deepcopy(stock), Barrier(4)

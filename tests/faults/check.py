@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from helpers import anatomy
+from anatomy import anatomy
 from relay_hf import RelayCache
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame

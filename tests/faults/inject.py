@@ -71,8 +71,8 @@ class Operations(TorchDispatchMode):
 class Lines:
     """Within it every line of relay_hf that runs asks the fault first; `sites`: which line each was.
 
-    All but those of `with`, which come again when a block is left, where Python lets no signal in before `__exit__`; and
-    but the last ones of a call, which undo it: nothing is behind them that could.
+    All but those of `with`, which come again when a block is left, where Python lets no signal in before `__exit__`,
+    and the last ones of a call, which undo it: nothing is behind them that could.
     """
 
     def __init__(self, fault: Fault, under: str = OURS) -> None:

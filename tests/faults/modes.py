@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import relay_hf
-from helpers import anatomy
+from anatomy import anatomy
 from relay_hf.testing import prompts, tiny_model
 
 from .check import assert_let_go, assert_whole

@@ -4,7 +4,8 @@ import pytest
 import torch
 from graphs.conftest import graphs
 
-from helpers import anatomy, generate
+from anatomy import anatomy
+from helpers import generate
 from relay_hf import patch_model
 from relay_hf.testing import prompts, tiny_model
 
@@ -16,7 +17,7 @@ INPUTS = prompts(20, (3, 5))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["captured", "kept"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["error", "interrupt", "memory"])
 def test_the_model_stays_usable(graphs, kind, kept):
     """A capture that fails leaves steps as they are; all else is as without graphs."""
     model = tiny_model("llama")
@@ -33,7 +34,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
     prepare()
     with Operations(Fault(kind, None)) as operations:
         generate(model, INPUTS)
-    for at in one_of_each(operations.sites, sorted(KINDS).index(kind), 10):
+    for at in one_of_each(operations.sites, sorted(KINDS).index(kind), 4):
         prepare()
         error = tokens = None
         try:
@@ -48,8 +49,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
         assert kind != "interrupt" or error is not None
         assert anatomy(model) == before
         assert_whole(model)
-        for _ in range(2):
-            assert torch.equal(generate(model, INPUTS), expected)
-            assert model.relay.last.relayed, model.relay.last
-            model.relay.clear()
+        model.relay.clear()
+        assert torch.equal(generate(model, INPUTS), expected)
+        assert model.relay.last.relayed, model.relay.last
         assert model.relay.last.graph_steps == 10, model.relay.last.graph_reason

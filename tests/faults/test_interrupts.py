@@ -5,7 +5,7 @@ import pytest
 from .inject import Fault, Lines, one_of_each
 from .modes import MODES
 
-POINTS = {"batch": 60, "one row": 20, "levels": 20, "beams": 10, "recurrent": 10}
+POINTS = {"batch": 45, "one row": 20, "levels": 20, "beams": 10, "recurrent": 10}
 
 
 @pytest.mark.parametrize("mode", POINTS, indirect=True)

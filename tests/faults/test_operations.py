@@ -1,4 +1,4 @@
-"""A fault in any operation of PyTorch that a call runs: in the model's layers, the cache, attention, the store, the loop.
+"""A fault in any operation that a call runs: in the model's layers, the cache, attention, the store, the loop.
 
 One of the operations of each line of the sources that leads to any, drawn at random.
 """
@@ -31,7 +31,7 @@ def test_the_model_stays_usable(mode, kind, request):
         mode.call(mode.model)
     seed = sorted(KINDS).index(kind)
     seen = set()
-    for at in one_of_each(operations.sites, seed, 24 if name == "batch" else 6):
+    for at in one_of_each(operations.sites, seed, 20 if name == "batch" else 5):
         mode.prepare()
         fault = Fault(kind, at)
         error = tokens = None
@@ -54,4 +54,4 @@ def test_the_model_stays_usable(mode, kind, request):
         mode.model.relay.clear()  # two errors in a row would be held against the model
     assert clean.asked > 300
     assert "raises" in seen
-    assert kind == "interrupt" or "stock" in seen
+    assert kind == "interrupt" or name != "batch" or "stock" in seen

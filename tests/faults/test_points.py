@@ -1,4 +1,4 @@
-"""A fault in what is the caller's own: processors, criteria, streamers, the model's layers, its preparation of inputs."""
+"""A fault in what is the caller's own: processors, criteria, streamers, the model's layers, how it prepares inputs."""
 
 import pytest
 import torch

@@ -130,14 +130,13 @@ def test_rows_that_move_between_two_steps(graphs, monkeypatch, inputs, change, p
         assert model.relay.last.graph_steps > (4 if change == "reorder_cache" else 0)
 
 
-@pytest.mark.parametrize("act", ["options", "clear", "unpatch"])
+@pytest.mark.parametrize("act", ["options", "clear"])
 def test_what_is_dropped_while_a_call_runs_does_not_come_back_with_it(graphs, act):
     model = patch(tiny_model("llama"))
     handle, stock = model.relay, generate(model, INPUTS)
     acts = {
         "options": lambda: patch(model, cuda_graphs=False),
         "clear": lambda: model.relay.clear(),
-        "unpatch": lambda: relay_hf.unpatch_model(model),
     }
 
     def criterion(ids, scores):
