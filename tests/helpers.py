@@ -5,8 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
     """Twelve greedy tokens: `[B, L + 12]`."""
     return model.generate(**inputs, **{"max_new_tokens": 12, "min_new_tokens": 12, **options})
+
+
+def members(model: nn.Module) -> dict[str, Any]:
+    """What every module holds in its `__dict__`, by path: enough where the model generates in between, and quick.
+
+    What has been generated leaves its marks deeper down, in the handle and its counts; `anatomy.py` sees these too.
+    """
+    found = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name in ("_modules", "_parameters", "_buffers"):
+                found[path, name] = {key: id(part) for key, part in value.items()}
+            else:
+                found[path, name] = dict(value) if isinstance(value, dict) else value
+    return found

@@ -107,15 +107,17 @@ def test_patched_and_unpatched_models_side_by_side():
 def test_a_prefix_that_loses_what_it_goes_on_from_says_why(monkeypatch):
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     ids = prompts(40, (1,))["input_ids"][0]
-    model.relay.warm(ids[:20])
-    gate, norm = Gate(), type(model.model.norm)
+    gate, norm, armed = Gate(), type(model.model.norm), []
     forward = norm.forward
 
     def wait(*args):
-        gate.wait()
+        if armed:
+            gate.wait()
         return forward(*args)
 
-    monkeypatch.setattr(norm, "forward", wait)
+    monkeypatch.setattr(norm, "forward", wait)  # before anything is kept: another forward is another model
+    model.relay.warm(ids[:20])
+    armed.append(True)
     with gate.held(lambda: model.relay.warm(ids[:40])) as running:
         model.relay.clear()
     with pytest.raises(relay_hf.RelayError, match=r"clear\(\) was called while .* prefilled; warm it again"):

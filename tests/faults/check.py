@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from anatomy import anatomy
+from helpers import members
 from relay_hf import RelayCache
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
@@ -50,6 +50,6 @@ def assert_let_go(model: Any, before: dict) -> None:
     assert current_call.get() is None
     assert active_frame.get() is None
     assert not _selected
-    assert anatomy(model) == before
+    assert members(model) == before
     held = [each for each in gc.get_objects() if type(each) in (RelayCache, DynamicCache)]
     assert not held

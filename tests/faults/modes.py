@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import relay_hf
-from anatomy import anatomy
+from helpers import members
 from relay_hf.testing import prompts, tiny_model
 
 from .check import assert_let_go, assert_whole
@@ -53,7 +53,7 @@ class Mode:
         self.prepare()
         self.call(self.model)  # what is made once and stays is made here
         self.model.relay.clear()
-        self.before = anatomy(self.model)
+        self.before = members(self.model)
 
     def call(self, model: Any, **options: Any) -> torch.Tensor:
         """Four tokens."""

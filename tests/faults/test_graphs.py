@@ -4,8 +4,7 @@ import pytest
 import torch
 from graphs.conftest import graphs
 
-from anatomy import anatomy
-from helpers import generate
+from helpers import generate, members
 from relay_hf import patch_model
 from relay_hf.testing import prompts, tiny_model
 
@@ -24,7 +23,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
     expected = generate(model, INPUTS)
     patch_model(model, policy="always", cuda_graphs=True)
     generate(model, INPUTS)
-    before = anatomy(model)
+    before = members(model)
 
     def prepare():
         model.relay.clear()
@@ -47,7 +46,7 @@ def test_the_model_stays_usable(graphs, kind, kept):
         else:
             assert error == (type(KINDS[kind]()), str(KINDS[kind]()))
         assert kind != "interrupt" or error is not None
-        assert anatomy(model) == before
+        assert members(model) == before
         assert_whole(model)
         model.relay.clear()
         assert torch.equal(generate(model, INPUTS), expected)

@@ -56,7 +56,7 @@ def _errors_as_they_come(monkeypatch):
 
 def _pipes_opened(monkeypatch):
     monkeypatch.setattr(Path, "is_file", lambda self: True)
-    monkeypatch.setattr("tests.fuzz_files.run._SECONDS", 1)
+    monkeypatch.setattr(sys.modules[run.__module__], "_SECONDS", 1)
 
 
 def _unpickled(monkeypatch):
