@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fuzz_files import case
 from markdown_it import MarkdownIt
+from stale import mutations, test_adapters
 
 import relay_hf
 from benchmarks.document.markdown import result
@@ -96,3 +98,11 @@ def test_a_link_that_leads_nowhere_is_noticed():
     table = "| a |\n|---|\n| [f](nothing) |\n"
     dead = dead_links(f"{links}\n\n{table}", ROOT / "docs/faq.md")
     assert dead == ["nothing.md", "faq.md#nothing", "nothing.svg", "nothing"]
+
+
+def test_the_page_on_reliability_counts_what_is_tried():
+    text = (ROOT / "docs/reliability.md").read_text(encoding="utf-8")
+    counts = [int(count) for count in re.findall(r"^\| .* \| (\d+) \| ", text, re.MULTILINE)]
+    tables = [mutations.WEIGHTS, mutations.STRUCTURE, mutations.SETTINGS, mutations.WINDOWED, mutations.OWN]
+    assert counts == [*map(len, tables), len(test_adapters.CHANGES)]
+    assert f"from {len(case.KINDS)} kinds of damage" in text
