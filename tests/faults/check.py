@@ -9,7 +9,6 @@ import torch
 from transformers import DynamicCache
 
 from helpers import members
-from relay_hf import RelayCache
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
 from relay_hf.selection import _selected
@@ -45,11 +44,25 @@ def assert_computed(model: Any, node: Any) -> None:
                 torch.testing.assert_close(part, whole[0, :, node.run.start :], rtol=0, atol=1e-5)
 
 
-def assert_let_go(model: Any, before: dict) -> None:
+class Alive:
+    """What there is of some types; what other tests have left is not looked at."""
+
+    def __init__(self, *types: type) -> None:
+        self.types = types
+        self._left = self._now()
+
+    def since(self) -> list[Any]:
+        """Those that came since, and are still there."""
+        return [each for each in self._now() if not any(each is old for old in self._left)]
+
+    def _now(self) -> list[Any]:
+        return [each for each in gc.get_objects() if type(each) in self.types]
+
+
+def assert_let_go(model: Any, before: dict, caches: Alive) -> None:
     """No call is open, the model is as it was between calls, and no cache is held; all without the collector."""
     assert current_call.get() is None
     assert active_frame.get() is None
     assert not _selected
     assert members(model) == before
-    held = [each for each in gc.get_objects() if type(each) in (RelayCache, DynamicCache)]
-    assert not held
+    assert not caches.since()

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 import relay_hf
 from helpers import members
 from relay_hf.testing import prompts, tiny_model
 
-from .check import assert_let_go, assert_whole
+from .check import Alive, assert_let_go, assert_whole
 
 
 def tree() -> dict:
@@ -53,7 +54,7 @@ class Mode:
         self.prepare()
         self.call(self.model)  # what is made once and stays is made here
         self.model.relay.clear()
-        self.before = members(self.model)
+        self.before, self.caches = members(self.model), Alive(relay_hf.RelayCache, DynamicCache)
 
     def call(self, model: Any, **options: Any) -> torch.Tensor:
         """Four tokens."""
@@ -68,7 +69,7 @@ class Mode:
 
     def assert_usable(self) -> None:
         """Nothing is held, all that is kept is whole, and the next call is right and relayed."""
-        assert_let_go(self.model, self.before)
+        assert_let_go(self.model, self.before, self.caches)
         assert_whole(self.model)
         assert torch.equal(self.call(self.model), self.expected)
         assert self.model.relay.last.relayed, self.model.relay.last

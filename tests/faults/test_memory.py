@@ -16,6 +16,7 @@ from relay_hf.cache_utils.layer import RelayLayer
 from relay_hf.memory import is_out_of_memory
 from relay_hf.testing import prompts, tiny_model
 
+from .check import Alive
 from .inject import KINDS, Fault
 
 INPUTS = prompts(20, (3, 7, 1, 5))
@@ -27,8 +28,10 @@ def patched_pair(**options):
     return stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always", **options)
 
 
-def caches():
-    return [each for each in gc.get_objects() if type(each) in (RelayCache, SharedRun)]
+def held():
+    """Caches and kept runs, but those of other tests."""
+    gc.collect()
+    return Alive(RelayCache, SharedRun)
 
 
 def fail_in_forward(patch, model, fault):
@@ -70,15 +73,16 @@ def test_a_prefill_that_lacks_memory_is_stocks_once_with_a_warning_and_a_reason(
 @MEMORY
 def test_all_that_the_attempt_held_is_free_before_stock_begins(kind, monkeypatch):
     """Without the garbage collector, which does not know how much memory a tensor holds."""
+    caches = held()
     _, model = patched_pair()
     generate(model, INPUTS)
     model.relay.clear()
     gc.collect()
-    assert not caches()
-    stock, held = model.relay.stock["_prefill"], []
+    assert not caches.since()
+    stock, seen = model.relay.stock["_prefill"], []
 
     def look(*args, **kwargs):
-        held.extend(caches())
+        seen.extend(caches.since())
         return stock(*args, **kwargs)
 
     model.relay.stock["_prefill"] = look
@@ -89,7 +93,7 @@ def test_all_that_the_attempt_held_is_free_before_stock_begins(kind, monkeypatch
     finally:
         gc.enable()
     assert "out of memory" in model.relay.last.reason
-    assert not held
+    assert not seen
 
 
 @MEMORY
@@ -145,6 +149,7 @@ def test_what_is_kept_makes_way_but_what_is_pinned_stays(kind, at, monkeypatch):
 
 @MEMORY
 def test_a_buffer_that_can_not_grow_raises_and_lets_go_of_all(kind, monkeypatch):
+    caches = held()
     stock, model = patched_pair()
     expected = generate(stock, INPUTS)
     monkeypatch.setattr(generation, "free_bytes", lambda device: 0)
@@ -172,7 +177,7 @@ def test_a_buffer_that_can_not_grow_raises_and_lets_go_of_all(kind, monkeypatch)
         with pytest.raises(type(KINDS[kind]())):
             run(at)
         gc.collect()
-        assert not caches()
+        assert not caches.since()
         assert torch.equal(run(None), expected)
         assert model.relay.last.relayed
 
