@@ -25,8 +25,7 @@ test: .venv/.ready ## the tests, with the latest supported Transformers
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*' \
 		--ignore-glob 'tests/test_docs*' --ignore tests/examples --ignore tests/notebooks \
-		--ignore tests/fuzz_files \
-		--ignore tests/clients
+		--ignore tests/fuzz_files --ignore tests/clients
 
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks

@@ -166,7 +166,7 @@ class Relay:
 
         Raises:
             RelayError: nothing is kept, or the model's configuration can't be written.
-            PrefixFileError: the model's description is longer than a file may have.
+            PrefixFileError: what describes the tensors takes far more than they do, which no reader would take.
             ValueError: `prefixes` is empty, or one of them is not kept any more.
             OSError: the file can't be written.
         """
