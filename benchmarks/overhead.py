@@ -20,7 +20,7 @@ from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
 from relay_hf.decision import decide
 from relay_hf.generation import lay_out
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, divided, pruned, shared_runs
+from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, all_modules, divided, pruned, shared_runs
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -124,9 +124,9 @@ def main() -> int:
     logging.set_verbosity_error()
     table = Table("what", "ms")
     model = model_with_parameters(1000)
-    witness = Witness(list(model.modules()))
+    witness = Witness(all_modules(model))
     tensors = len(list(model.parameters()))
-    table.add_row(f"witness of {tensors} parameters", f"{median_ms(lambda: witness.holds(list(model.modules()))):.2f}")
+    table.add_row(f"witness of {tensors} parameters", f"{median_ms(lambda: witness.holds(all_modules(model))):.2f}")
 
     before_the_first_forward(table)
     token_side(table)

@@ -31,7 +31,7 @@ from .keeping import Keeper, context_of
 from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .placement import device_of
-from .prefix import KeptPrefix
+from .prefix import KeptPrefix, all_modules
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
 from .selection import attention_configs
@@ -276,7 +276,7 @@ class Relay:
     @contextmanager
     def open_call(self) -> Iterator[Call]:
         """A generate() call, or what runs forwards like one."""
-        modules = list(self.model.modules())
+        modules = all_modules(self.model)
         call = Call(self, modules, attention_configs(modules))
         before, outer = current_call.get(), active_frame.get()
         try:

@@ -5,7 +5,7 @@ from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .headers import shown
 from .kept import KeptPrefix, Match, Planned
-from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state
+from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk
@@ -26,6 +26,7 @@ __all__ = [
     "StoredPrefix",
     "Witness",
     "adapter_state",
+    "all_modules",
     "digest_of_all",
     "divided",
     "keeping_refusal",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from .samples import samples
 
 # The same in training mode, in which resize_token_embeddings() leaves those that it makes.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
+
+_VERSION, _DTYPE = attrgetter("_version"), attrgetter("dtype")
 
 
 class Witness:
@@ -34,16 +37,16 @@ class Witness:
 
     def __init__(self, modules: Sequence[nn.Module], ignore: frozenset[PlaceInModel] = frozenset()) -> None:
         self.ignore = ignore
-        parameters: list[Tensor] = []
-        buffers: dict[PlaceInModel, Tensor] = {}
-        # One pass over the modules: for 1,000 parameters in 1,500 modules, model.parameters() and its like take longer
-        # than all that is done with them here.
-        for index, module in enumerate(modules):
-            if module._parameters:
-                parameters += [p for p in module._parameters.values() if p is not None]
-            for name, buffer in module._buffers.items():
-                if buffer is not None and (index, name) not in ignore:
-                    buffers[index, name] = buffer
+        # By comprehensions: for 1,000 parameters in 1,400 modules, model.parameters() and its like take longer than all
+        # that is done with them here.
+        parameters = [p for module in modules for p in module._parameters.values() if p is not None]
+        buffers: dict[PlaceInModel, Tensor] = {
+            (index, name): buffer
+            for index, module in enumerate(modules)
+            if module._buffers
+            for name, buffer in module._buffers.items()
+            if buffer is not None and (index, name) not in ignore
+        }
         settings, others = attributes(modules)
         buffers |= {place: tensor for place, tensor in others.items() if place not in ignore}
         self._marks = _marks(parameters)
@@ -107,8 +110,8 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
 def _marks(tensors: Sequence[Tensor]) -> list[Any]:
     """Identities, versions, addresses, dtypes and gradients, flat: a tuple for each sets off the garbage collector."""
     try:
-        versions = [t._version for t in tensors]
+        versions = [*map(_VERSION, tensors)]
     except RuntimeError:  # one was born in inference mode, and has none
         versions = [0 if t.is_inference() else t._version for t in tensors]
-    addresses, gradients = [t.data_ptr() for t in tensors], [id(t.grad) if t.is_leaf else 0 for t in tensors]
-    return [*map(id, tensors), *versions, *addresses, *[t.dtype for t in tensors], *gradients]
+    gradients = [id(t.grad) if t.is_leaf else 0 for t in tensors]
+    return [*map(id, tensors), *versions, *map(Tensor.data_ptr, tensors), *map(_DTYPE, tensors), *gradients]

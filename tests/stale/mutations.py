@@ -205,6 +205,7 @@ class OfItsOwn(nn.Module):
     """A module of a user's, that holds what it computes with in every way there is."""
 
     def __init__(self, inner: nn.Module) -> None:
+        vars(self)["early"] = 1.0  # before what every module has
         super().__init__()
         self.inner = inner
         self.number, self.factors, self.function, self.kind = 1.0, [1.0, 1.0], torch.sin, torch.float32
@@ -212,7 +213,8 @@ class OfItsOwn(nn.Module):
         self.register_buffer("buffer", torch.ones(40))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        shift = self.function(self.number * self.factors[0] * self.tensor[0] * self.buffer[0]).to(self.kind)
+        number = self.early * self.number * self.factors[0]
+        shift = self.function(number * self.tensor[0] * self.buffer[0]).to(self.kind)
         return self.inner(hidden) + shift.float()
 
 
@@ -221,6 +223,7 @@ def own(change: Callable[[OfItsOwn], Any]) -> Change:
 
 
 OWN: dict[str, Change] = {
+    "a number set first": own(lambda module: setattr(module, "early", 2.0)),
     "a number": own(lambda module: setattr(module, "number", 2.0)),
     "a list, replaced": own(lambda module: setattr(module, "factors", [2.0, 1.0])),
     "a list, changed in place": own(lambda module: module.factors.__setitem__(0, 2.0)),

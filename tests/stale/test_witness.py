@@ -35,6 +35,16 @@ def test_the_same_bits_in_another_dtype_are_noticed():
     assert not witness.holds(modules)
 
 
+def test_a_linear_layer_whose_weight_is_no_parameter_is_looked_at():
+    """Of those that have only what their class gives them, nothing but parameters is."""
+    linear = torch.nn.Linear(4, 4)
+    del linear.weight
+    linear.weight = torch.ones(4, 4)
+    witness = Witness([linear])
+    linear.weight.data.mul_(2)
+    assert not witness.holds([linear])
+
+
 CHANGES = {
     "foreach AdamW": lambda p: adamw(p, foreach=True),
     "fused AdamW": lambda p: adamw(p, fused=True),
