@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     from .graphs import Stepper
     from .transcript import Transcript
 
+# Arguments of generate() that may bring code of the caller's, one or a list.
+_CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
+
 
 @dataclass(eq=False)
 class Call:
@@ -31,6 +37,7 @@ class Call:
         configs: those of them whose attention implementation a relayed forward switches.
         names_cache: the caller named a cache implementation.
         own_loop: the decoding loop is the caller's (`custom_generate`).
+        callers_code: code of the caller's runs between the steps, and may do anything to the model meanwhile.
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache that the call fills.
         masks_known: its masks are the prefill's with ones appended, so that decode steps need not read them (on a GPU
@@ -48,6 +55,7 @@ class Call:
     configs: list[PreTrainedConfig]
     names_cache: bool = False
     own_loop: bool = False
+    callers_code: bool = False
     report: RelayReport | None = None
     cache: RelayCache | None = None
     masks_known: bool = True
@@ -57,6 +65,20 @@ class Call:
     stepper: Stepper | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
+
+    def note_arguments(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the arguments of generate() say of the call. Those that don't fit are left to generate() itself."""
+        arguments = dict(kwargs)
+        if args:
+            with suppress(TypeError):
+                arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
+        config = arguments.get("generation_config")
+        self.names_cache = bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None))
+        self.own_loop = arguments.get("custom_generate") is not None
+        given = [arguments.get(name) for name in _CALLERS_CODE]
+        each = [one for group in given for one in (group if isinstance(group, list) else [group]) if one is not None]
+        # A class that is derived from one of Transformers', as streamers are, is the caller's.
+        self.callers_code = not all(type(one).__module__.startswith("transformers.") for one in each)
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
         """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""

@@ -129,7 +129,8 @@ def refusal(
     return (
         relay.model_refusal
         or _backend_refusal(relay, device)
-        or eligibility.model_refusal(relay.model, call.configs)
+        or eligibility.model_refusal(relay.model)
+        or eligibility.attention_refusal(call.modules, call.configs)
         or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache)
         or eligibility.training_refusal(call.modules, call.configs)
         or eligibility.hook_refusal(call.modules, relay)

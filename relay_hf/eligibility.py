@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable, Sequence
+from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .architectures import Architecture, architecture_of
@@ -63,7 +66,7 @@ class TokenIdError(ValueError):
     """A token id that the model has no embedding for. Stock would fail too, on a GPU for good and without a name."""
 
 
-def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -> str | None:
+def model_refusal(model: PreTrainedModel) -> str | None:
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
@@ -77,19 +80,36 @@ def model_refusal(model: PreTrainedModel, configs: Iterable[PreTrainedConfig]) -
             return "attention is not causal: the model's configuration has is_decoder=False"
         if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
             return "attention is not causal: the model's configuration has use_bidirectional_attention"
-    for config in configs:
-        name = users_implementation(config)
-        if name is not None and name not in _KNOWN_ATTENTION:
-            return f"the attention implementation {name!r} may compute something else than attention"
-        # Eager attention is in no registry: each model has its own.
-        function = ALL_ATTENTION_FUNCTIONS.get(name)
-        origin = getattr(function, "__module__", "")
-        if function is not None and not origin.startswith("transformers."):
-            return f"the attention implementation {name!r} was replaced by one from {origin or type(function).__name__}"
     # So do peft's prompt learning methods, whose version injects tokens when it sees an empty cache.
     prepare = vars(model).get("prepare_inputs_for_generation")
     if prepare is not None and getattr(prepare, "__self__", None) is not model:
         return "prepare_inputs_for_generation was replaced on this model"
+    return None
+
+
+def attention_refusal(modules: Iterable[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
+    """Why what the model calls attention may be something else, or None: relayed forwards would not run it."""
+    for config in configs:
+        name = users_implementation(config)
+        if name is not None and name not in _KNOWN_ATTENTION:
+            return f"the attention implementation {name!r} may compute something else than attention"
+        for what, functions in (("", ALL_ATTENTION_FUNCTIONS), ("mask of the ", ALL_MASK_ATTENTION_FUNCTIONS)):
+            function = functions.get(name)
+            origin = getattr(function, "__module__", "")
+            if function is not None and not origin.startswith("transformers."):
+                origin = origin or type(function).__name__
+                return f"the {what}attention implementation {name!r} was replaced by one from {origin}"
+    if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
+        return "torch.nn.functional.scaled_dot_product_attention was replaced"
+    for kind in set(map(type, modules)):
+        if kind.__module__.startswith("torch.ao.nn.quantized.dynamic"):
+            return "layers that torch.ao has quantized dynamically scale a batch by what is in it"
+        # Eager attention is in no registry: each file of a model has its own.
+        eager = vars(sys.modules.get(kind.__module__, nn)).get("eager_attention_forward")
+        origin = getattr(eager, "__module__", "")
+        if eager is not None and origin != kind.__module__ and not origin.startswith("transformers."):
+            origin = origin or type(eager).__name__
+            return f"eager_attention_forward of {kind.__module__} was replaced by one from {origin}"
     return None
 
 

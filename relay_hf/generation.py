@@ -129,7 +129,8 @@ def _relayed(
     call.report = decision.report()
     transcript = None
     if decision.keep_row:
-        goes_on = architecture_of(relay.text_config).steps_alike and not prompts.holes
+        steps_alike = architecture_of(relay.text_config).steps_alike
+        goes_on = steps_alike and not prompts.holes and not call.callers_code
         shared_length = decision.shared_lengths[0]
         transcript = Transcript(relay, cache, prompts.row(0), shared_length, goes_on, decision.witness)
         call.capture = transcript.expanded

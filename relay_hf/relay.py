@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import GenerationConfig
 
 from . import attention
 from .call import Call, current_call
@@ -222,13 +221,8 @@ class Relay:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
-        config = kwargs.get("generation_config") or next((a for a in args if isinstance(a, GenerationConfig)), None)
         with self.open_call() as call, self.graphs.in_the_way() as used:
-            call.names_cache = bool(kwargs.get("cache_implementation") or getattr(config, "cache_implementation", None))
-            given = (
-                inspect.signature(self.stock["generate"]).bind_partial(*args, **kwargs).arguments if args else kwargs
-            )
-            call.own_loop = given.get("custom_generate") is not None
+            call.note_arguments(self.stock["generate"], args, kwargs)
             if used and not call.own_loop and not call.names_cache:
                 kwargs = with_criterion(args, kwargs)
             try:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .cache_utils import RelayCache
 from .call import open_call
-from .eligibility import rope_refusal
+from .eligibility import hook_refusal, rope_refusal
 from .keeping import Prefilled, context_of, embedded
+from .prefix import all_modules, keeping_refusal
 
 if TYPE_CHECKING:
     from .prefix import Witness
@@ -31,7 +32,8 @@ class Transcript:
         cache: the call's cache.
         prompt: `[P]`, the row's tokens, on the host, up to its first hole.
         shared: how many of them are in segments.
-        goes_on: whether what is generated may be kept too: not behind a hole.
+        goes_on: whether what is generated may be kept too: not behind a hole, nor where code of the caller's runs
+            between the steps, which may change the model and change it back.
         before: the model when it was looked up what is kept of the row; None: nothing was.
     """
 
@@ -68,6 +70,9 @@ class Transcript:
     def keep(self) -> None:
         """Keep the row, up to the last token that went through the model."""
         relay, cache, prompt = self._relay, self._cache, self._prompt
+        modules = all_modules(relay.model)  # as they are now
+        if keeping_refusal(relay.model, modules) or hook_refusal(modules, relay):
+            return
         answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
         total = len(prompt) + len(answer)
         own = total - self._shared
@@ -83,4 +88,4 @@ class Transcript:
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
         most = int(relay.keeper.budget * _SHARE_OF_STORE)
-        relay.keeper.keep(self._before, open_call().modules, [Prefilled(ids, run, rows)], context_of(relay.model), most)
+        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], context_of(relay.model), most)

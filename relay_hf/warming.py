@@ -144,7 +144,8 @@ def check_keepable(relay: Relay, length: int) -> None:
     model, call, cache = relay.model, open_call(), default_cache(relay)
     refused = (
         relay.model_refusal
-        or eligibility.model_refusal(model, call.configs)
+        or eligibility.model_refusal(model)
+        or eligibility.attention_refusal(call.modules, call.configs)
         or eligibility.cache_refusal(cache)
         or keeping_refusal(model, call.modules)
         or eligibility.hook_refusal(call.modules, relay)

@@ -5,6 +5,7 @@ import functools
 
 import pytest
 import torch
+from transformers import TextStreamer
 
 import relay_hf
 from relay_hf.testing import VOCABULARY, tiny_model
@@ -193,18 +194,49 @@ def test_changed_weights_drop_what_was_said(llamas):
     assert said((stock, ours), torch.cat([ids, words(3, TURN)], dim=1))[1].prefix_tokens_reused > 0
 
 
+class Meanwhile:
+    """A tokenizer for Transformers' own streamer, which asks it between two forwards: what another thread may do."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def decode(self, tokens, **options):
+        self.change(len(tokens))
+        return ""
+
+
 def test_weights_that_change_while_it_is_said_keep_nothing(llamas):
-    """The streamer is called between two forwards."""
     ours = copy.deepcopy(llamas[1])
 
-    class Changing:
-        def put(self, value):
-            ours.model.layers[0].mlp.up_proj.weight.data.mul_(1.001)
+    def change(length):
+        ours.model.layers[0].mlp.up_proj.weight.data.mul_(1.001)
 
-        def end(self):
-            pass
+    answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
+    assert ours.relay.last.relayed
+    assert ours.relay.prefixes == ()
 
-    answer(ours, words(1, PROMPT), streamer=Changing())
+
+def test_a_module_that_is_exchanged_while_it_is_said_keeps_nothing(llamas):
+    """The modules were listed when the call began."""
+    ours = copy.deepcopy(llamas[1])
+
+    def change(length):
+        if length > PROMPT:  # that is put before its prefill
+            ours.model.layers[0].mlp.act_fn = torch.nn.Identity().eval()
+
+    answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
+    assert ours.relay.last.relayed
+    assert ours.relay.prefixes == ()
+
+
+def test_a_hook_that_came_while_it_is_said_keeps_nothing(llamas):
+    ours = copy.deepcopy(llamas[1])
+
+    def change(length):
+        if length == PROMPT + 2:
+            ours.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 0.5)
+
+    answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
     assert ours.relay.last.relayed
     assert ours.relay.prefixes == ()
 
@@ -228,12 +260,12 @@ def test_ids_that_the_caller_changes_meanwhile_do_not_reach_what_is_kept(llamas)
 def test_a_cache_that_the_caller_changes_meanwhile_is_not_kept(llamas, how):
     cache = relay_hf.RelayCache(llamas[1].config)
 
-    def change(input_ids, scores, **kwargs):
-        if input_ids.shape[1] == PROMPT + 3:
+    def change(length):
+        if length == PROMPT + 3:
             cache.crop(-8) if how == "crop" else cache.reset()
-        return torch.tensor([input_ids.shape[1] >= PROMPT + 3])
 
-    llamas[1].generate(words(1, PROMPT), past_key_values=cache, max_new_tokens=9, stopping_criteria=[change])
+    streamer = TextStreamer(Meanwhile(change))
+    llamas[1].generate(words(1, PROMPT), past_key_values=cache, max_new_tokens=3, streamer=streamer)
     assert llamas[1].relay.last.relayed
     assert llamas[1].relay.prefixes == ()
 

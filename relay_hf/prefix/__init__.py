@@ -1,11 +1,12 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
+from .contents import PLAIN
 from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .headers import shown
 from .kept import KeptPrefix, Match, Planned
-from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state, all_modules
+from .module_state import PASSING, PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
 from .tree import Run, divided, pruned, shared_runs, walk

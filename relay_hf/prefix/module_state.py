@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from types import BuiltinFunctionType, FunctionType
+from types import FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
+from .contents import SETTINGS, content
 
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-PLAIN = (bool, int, float, str)
-_FUNCTIONS = (FunctionType, BuiltinFunctionType, partial)
-_LISTS = (list, tuple)
-_SEEN = frozenset({*PLAIN, *_FUNCTIONS, *_LISTS, torch.dtype, torch.device, Tensor})
-# Settings that say nothing of what a module computes: a path, a length that was seen, hooks that are there but idle.
-PASSING = frozenset({"_output_capturing_hooks_installed", "max_seq_len_cached", "name_or_path"})
+# Attributes that say nothing of what a module computes: how to generate, a path, a length that was seen, hooks that are
+# there but idle.
+PASSING = frozenset(
+    {
+        "_output_capturing_hooks_installed",
+        "generation_config",
+        "max_seq_len_cached",
+        "name_or_path",
+        "warnings_issued",
+    }
+)
 
 _MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
+
+# Classes whose own methods compute nothing of a forward, and what methods are.
+_GENERAL = frozenset({object, nn.Module, *PreTrainedModel.__mro__})
+_CODE = (FunctionType, property, staticmethod, classmethod)
 
 PlaceInModel = tuple[int, str]
 
@@ -36,31 +45,33 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return [*found]
 
 
-def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInModel, Tensor]]:
-    """Plain attributes of modules, in order.
+def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInModel, Any], dict[PlaceInModel, Tensor]]:
+    """Attributes of modules, in order.
 
     Returns:
-        Settings: numbers, names, functions, dtypes, devices, and lists and tuples of such; and tensors that are
-        neither parameters nor buffers, by the index of their module and their name.
+        Settings: numbers, names, functions, dtypes, devices; what else there is, see `content`, and tensors that are
+        neither parameters nor buffers, those in containers too, by the index of their module and their name.
     """
+    others: dict[PlaceInModel, Any] = {}
+    tensors: dict[PlaceInModel, Tensor] = {}
+
+    def read(index: int, name: str, value: Any) -> None:
+        if isinstance(value, PreTrainedConfig):
+            if name != "config":  # that of all modules is looked at once
+                others[index, name] = _fields(value)
+            return
+        inside: list[Tensor] = []
+        others[index, name] = content(value, inside.append)
+        tensors.update({(index, f"{name}[{place}]"): tensor for place, tensor in enumerate(inside)})
+
+    looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
     # By a comprehension, and by their names: of 1,400 modules, 5,000 attributes are looked at.
-    dictionaries = [m.__dict__ for m in modules if type(m) is not nn.Linear or _changed_linear(m)]
-    found = [value for own in dictionaries for name in _own_names(own) if type(value := own[name]) in _SEEN]
     settings = [
-        # Lists as they are now: they may be changed in place.
-        [each if type(each) in PLAIN else id(each) for each in value] if type(value) in _LISTS else value
-        for value in found
-        if type(value) is not Tensor
+        value if type(value := own[name]) in SETTINGS else read(index, name, value)  # type: ignore[func-returns-value]
+        for index, own in looked_at
+        for name in _own_names(own)
     ]
-    if len(settings) == len(found):
-        return settings, {}
-    # A sparse one, or one on no device, has no elements to look at.
-    return settings, {
-        (index, name): value
-        for index, module in enumerate(modules)
-        for name, value in module.__dict__.items()
-        if type(value) is Tensor and name not in PASSING and value.layout is torch.strided and not value.is_meta
-    }
+    return settings, others, tensors
 
 
 def _changed_linear(module: nn.Linear) -> bool:
@@ -84,12 +95,16 @@ def _own_names(members: dict[str, Any]) -> list[str]:
 def module_state(modules: Sequence[nn.Module]) -> list[Any]:
     """Modules, their classes and what those run, adapters, and configurations."""
     state: list[Any] = [*map(id, modules), *map(type, modules)]
-    state += [getattr(kind, "forward", None) for kind in dict.fromkeys(map(type, modules))]
+    classes = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
+    state += [f for each in classes if each not in _GENERAL for f in vars(each).values() if type(f) in _CODE]
     state += adapter_state(modules)
     for config in attention_configs(modules):
-        fields = {name: value for name, value in vars(config).items() if name != ATTENTION_FIELD}
-        state += (repr(fields), users_implementation(config))
+        state += (_fields(config), users_implementation(config))
     return state
+
+
+def _fields(config: PreTrainedConfig) -> str:
+    return repr({name: value for name, value in vars(config).items() if name != ATTENTION_FIELD})
 
 
 def adapter_state(modules: Sequence[nn.Module]) -> list[str]:
@@ -105,12 +120,12 @@ def structure(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
         Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
         plain settings of modules, adapters, and the configuration.
     """
-    settings, others = attributes(modules)
+    settings, others, held = attributes(modules)
     tensors = [t for module in modules for part in (module._parameters, module._buffers) for t in part.values()]
     places = [
         mark
-        for t in (*tensors, *others.values())
+        for t in (*tensors, *held.values())
         if t is not None
         for mark in (id(t), t.data_ptr(), t.dtype, t.shape, t.stride())
     ]
-    return places, settings + module_state(modules)
+    return places, [*settings, others, *module_state(modules)]

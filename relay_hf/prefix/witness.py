@@ -4,7 +4,7 @@ Fused optimizers, writes through `.data` and a LoRA merge change weights without
 witness holds, for every parameter, its identity, version, address, dtype and gradient *and* 32 of its elements, spread
 evenly; for every buffer, and every tensor that a module holds otherwise, the same; and what else a forward reads
 (`module_state.py`). What it can't see is a write through `.data` that misses all 32 elements, a single row of a matrix,
-say, nor a dictionary of a module's that is changed in place, nor a function of a module of code that is replaced;
+say, nor the inside of an object that is no container, nor a function of a module of code that is replaced;
 `model.relay.clear()` is the answer to that. (The rows of the embedding that a kept prefix uses are looked at one by
 one: `keeping.py`.)
 """
@@ -47,12 +47,15 @@ class Witness:
             for name, buffer in module._buffers.items()
             if buffer is not None and (index, name) not in ignore
         }
-        settings, others = attributes(modules)
-        buffers |= {place: tensor for place, tensor in others.items() if place not in ignore}
+        settings, others, tensors = attributes(modules)
+        buffers |= {place: tensor for place, tensor in tensors.items() if place not in ignore}
         self._marks = _marks(parameters)
-        self._samples, of_buffers = samples(parameters, [*buffers.values()])
-        seen = zip(buffers.items(), of_buffers, strict=True)
-        self._buffers = {key: (_marks([buffer]), sample) for (key, buffer), sample in seen}
+        self._samples, of_held = samples(parameters, [*buffers.values()])
+        seen = zip(buffers.items(), of_held, strict=True)
+        self._held: dict[PlaceInModel, Any] = {
+            **{place: held for place, held in others.items() if place not in ignore},
+            **{place: (_marks([buffer]), sample) for (place, buffer), sample in seen},
+        }
         self._state = settings + module_state(modules)
 
     def holds(self, modules: Sequence[nn.Module]) -> bool:
@@ -65,19 +68,19 @@ class Witness:
             self._marks == other._marks
             and self._state == other._state
             and self._samples == other._samples
-            and self._buffers == other._buffers
+            and self._held == other._held
         )
 
     def rewritten(self, later: Witness) -> frozenset[PlaceInModel]:
         """The buffers that differ in `later`, or are in one of the two only."""
-        places = self._buffers.keys() | later._buffers.keys()
-        return frozenset(place for place in places if self._buffers.get(place) != later._buffers.get(place))
+        places = self._held.keys() | later._held.keys()
+        return frozenset(place for place in places if self._held.get(place) != later._held.get(place))
 
     def without(self, buffers: frozenset[PlaceInModel]) -> Witness:
         """The same witness, blind for `buffers` too."""
         new = copy.copy(self)
         new.ignore = self.ignore | buffers
-        new._buffers = {key: seen for key, seen in self._buffers.items() if key not in buffers}
+        new._held = {key: seen for key, seen in self._held.items() if key not in buffers}
         return new
 
 
@@ -89,6 +92,8 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:
             return "the model is in training mode"
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):  # whose weights no attribute shows
+            return "the model is quantized"
         if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
             return "a module's forward was replaced"
         if not module._parameters:

@@ -26,9 +26,9 @@ def reusing(stock):
     return ours
 
 
-def logits(model) -> torch.Tensor:
+def logits(model, inputs=INPUTS) -> torch.Tensor:
     """Of the twelve steps: `[12, B, vocabulary]`."""
-    found = generate(model, INPUTS, output_logits=True, return_dict_in_generate=True)
+    found = generate(model, inputs, output_logits=True, return_dict_in_generate=True)
     return torch.stack(found.logits)
 
 

@@ -6,8 +6,11 @@ A change is applied to two copies of a model, so what is random in it starts fro
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -201,6 +204,11 @@ WINDOWED: dict[str, Change] = {
 }
 
 
+@dataclass
+class Record:
+    factor: float = 1.0
+
+
 class OfItsOwn(nn.Module):
     """A module of a user's, that holds what it computes with in every way there is."""
 
@@ -208,18 +216,36 @@ class OfItsOwn(nn.Module):
         vars(self)["early"] = 1.0  # before what every module has
         super().__init__()
         self.inner = inner
-        self.number, self.factors, self.function, self.kind = 1.0, [1.0, 1.0], torch.sin, torch.float32
-        self.tensor = torch.ones(40)
+        self.number, self.function, self.kind = 1.0, torch.sin, torch.float32
+        self.factors, self.by_name, self.nested = [1.0, 1.0], {"a": {"b": 1.0}}, [(1, [1.0])]
+        self.functions = [lambda hidden: hidden]
+        self.record, self.space = Record(), SimpleNamespace(factor=1.0)
+        self.scalar, self.array = np.float32(1), np.ones(3)
+        self.tensor, self.tensors = torch.ones(40), [torch.ones(40)]
         self.register_buffer("buffer", torch.ones(40))
 
+    def method(self) -> float:
+        return 1.0
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        number = self.early * self.number * self.factors[0]
-        shift = self.function(number * self.tensor[0] * self.buffer[0]).to(self.kind)
-        return self.inner(hidden) + shift.float()
+        number = self.early * self.number * self.factors[0] * self.by_name["a"]["b"] * self.nested[0][1][0]
+        number *= float(self.scalar * self.array[0]) * self.record.factor * self.space.factor * self.method()
+        factor = self.tensor[0] * self.tensors[0][0] * self.buffer[0]
+        return self.inner(hidden) + self.functions[0](self.function(number * factor).to(self.kind).float())
 
 
 def own(change: Callable[[OfItsOwn], Any]) -> Change:
     return lambda model: change(layer(model).mlp)
+
+
+def double(*_: Any) -> float:
+    return 2.0
+
+
+def refill(module: OfItsOwn) -> None:
+    """The new function may lie where the old one lay."""
+    module.functions.clear()
+    module.functions.append(lambda hidden: hidden * 0.3)
 
 
 OWN: dict[str, Change] = {
@@ -227,9 +253,20 @@ OWN: dict[str, Change] = {
     "a number": own(lambda module: setattr(module, "number", 2.0)),
     "a list, replaced": own(lambda module: setattr(module, "factors", [2.0, 1.0])),
     "a list, changed in place": own(lambda module: module.factors.__setitem__(0, 2.0)),
+    "a list in a tuple in a list": own(lambda module: module.nested[0][1].__setitem__(0, 2.0)),
+    "a dictionary, replaced": own(lambda module: setattr(module, "by_name", {"a": {"b": 2.0}})),
+    "a dictionary in a dictionary": own(lambda module: module.by_name["a"].update(b=2.0)),
+    "a dataclass": own(lambda module: setattr(module.record, "factor", 2.0)),
+    "an object, replaced": own(lambda module: setattr(module, "space", Record(2.0))),
+    "a namespace": own(lambda module: setattr(module.space, "factor", 2.0)),
+    "an array's scalar": own(lambda module: setattr(module, "scalar", np.float32(2))),
+    "an array, changed in place": own(lambda module: module.array.__imul__(2)),
     "a function": own(lambda module: setattr(module, "function", torch.cos)),
+    "a function in a list": own(refill),
+    "a method of the instance": own(lambda module: setattr(module, "method", MethodType(double, module))),
     "a dtype": own(lambda module: setattr(module, "kind", torch.bfloat16)),
     "a tensor, replaced": own(lambda module: setattr(module, "tensor", torch.full((40,), 2.0))),
     "a tensor, changed in place": own(lambda module: module.tensor.data.mul_(2)),
+    "a tensor in a list": own(lambda module: module.tensors[0].data.mul_(2)),
     "a buffer": own(lambda module: module.buffer.data.mul_(2)),
 }

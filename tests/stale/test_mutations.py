@@ -4,14 +4,18 @@ import copy
 
 import pytest
 import torch
+from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils import prune
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.models.llama.modeling_llama import LlamaMLP
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, LlamaRMSNorm
 
 import relay_hf
 from helpers import generate
 from relay_hf import eligibility, sharing
+from relay_hf.prefix import keeping_refusal
 from relay_hf.testing import tiny_model
 
 from .common import blind, logits, mutate, reusing
@@ -177,6 +181,15 @@ def test_a_forward_that_is_replaced_in_a_class_is_noticed(monkeypatch):
     assert ours.relay.last.prefix_tokens_reused == 0
 
 
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, LlamaModel])
+def test_another_method_that_is_replaced_in_a_class_is_noticed(kind, monkeypatch):
+    """Whether this forward calls it is not known."""
+    ours = reusing(plain_model())
+    monkeypatch.setattr(kind, "extra_repr", lambda self: "", raising=False)
+    generate(ours, INPUTS)
+    assert ours.relay.last.prefix_tokens_reused == 0
+
+
 def test_another_attention_implementation_is_noticed():
     """Ours takes the place of either, so nothing here would be wrong; it need not stay so."""
     stock = plain_model()
@@ -208,3 +221,54 @@ def test_an_attention_of_ones_own_is_left_to_stock(name, monkeypatch):
         model.set_attn_implementation("sdpa")
     assert torch.equal(generate(ours, INPUTS), before)
     assert ours.relay.last.prefix_tokens_reused == 30
+
+
+def half_of_the_mask(*args, mask_function, **kwargs):
+    def nearer(batch, head, query, key):
+        return mask_function(batch, head, query, key) & (key > query - 6)
+
+    return sdpa_mask(*args, mask_function=nearer, **{**kwargs, "allow_is_causal_skip": False})
+
+
+REPLACED = {
+    "mask of the attention": (ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sdpa", half_of_the_mask, "sdpa"),
+    "eager_attention_forward": (vars(modeling_llama), "eager_attention_forward", twice_the_scale, "eager"),
+    "functional.scaled_dot_product_attention": (
+        vars(torch.nn.functional),
+        "scaled_dot_product_attention",
+        lambda query, *args, sdpa=torch.nn.functional.scaled_dot_product_attention, **kwargs: sdpa(
+            query * 2, *args, **kwargs
+        ),
+        "sdpa",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_attention_is_made_of_is_not_passed_by(what, monkeypatch):
+    """Replaced before the model is patched, or after: `clear()` would not help."""
+    where, name, function, implementation = REPLACED[what]
+    stock = plain_model()
+    stock.set_attn_implementation(implementation)
+    ours, before = reusing(stock), generate(stock, INPUTS)
+    with monkeypatch.context() as context:
+        context.setitem(where, name, function)
+        expected = generate(stock, INPUTS)
+        assert not torch.equal(expected, before)
+        for model in (ours, relay_hf.patch_model(copy.deepcopy(stock), policy="always")):
+            assert torch.equal(generate(model, INPUTS), expected)
+            assert what in model.relay.last.reason
+            assert "was replaced" in model.relay.last.reason
+    assert torch.equal(generate(ours, INPUTS), before)
+    assert ours.relay.last.prefix_tokens_reused == 30
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*deprecated")
+def test_layers_that_are_quantized_by_what_a_batch_holds_are_left_to_stock():
+    """And nothing of them can be kept: no attribute shows their weights."""
+    stock = quantize_dynamic(plain_model(), {torch.nn.Linear}).eval()
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    for _ in range(2):
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert "scale a batch by what is in it" in ours.relay.last.reason
+    assert keeping_refusal(ours, list(ours.modules())) == "the model is quantized"
