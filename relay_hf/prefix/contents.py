@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import is_dataclass
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, NoneType, SimpleNamespace
@@ -22,8 +22,8 @@ _DEEPEST = 4  # containers in containers
 _MOST = 1000  # entries of a container that are looked at: a vocabulary held in a module would take 30 ms in each call
 
 
-def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST) -> Any:
-    """What equals itself as long as `value` holds the same. It keeps nothing alive but functions and plain values.
+def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST) -> Hashable:
+    """What equals itself as long as `value` holds the same; hashable. It keeps alive functions and plain values alone.
 
     Args:
         value: anything that an attribute holds.
@@ -45,14 +45,27 @@ def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.str, value.shape, value.tobytes()
     if deepest and kind in _SEQUENCES and len(value) <= _MOST:
-        return [content(each, found, deepest - 1) for each in value]
+        return tuple(content(each, found, deepest - 1) for each in value)
     if deepest and isinstance(value, set | frozenset) and len(value) <= _MOST:
         return frozenset(each if type(each) in SETTINGS else id(each) for each in value)
     named = kind is SimpleNamespace or (is_dataclass(kind) and hasattr(value, "__dict__"))
     fields = vars(value) if named else value
     if deepest and isinstance(fields, dict) and len(fields) <= _MOST:
-        return [(content(name, found, 0), content(each, found, deepest - 1)) for name, each in fields.items()]
+        return tuple((content(name, found, 0), content(each, found, deepest - 1)) for name, each in fields.items())
     try:
-        return id(value), weakref.ref(value)  # of one that is gone, the address may be another's by now
+        return _Same(value)
     except TypeError:
         return id(value)
+
+
+class _Same:
+    """An object, equal to itself alone. It is not kept alive, and of one that is gone the address may be another's."""
+
+    def __init__(self, value: Any) -> None:
+        self._address, self._value = id(value), weakref.ref(value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._value() is not None and self._value() is other._value()
+
+    def __hash__(self) -> int:
+        return self._address

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -45,24 +45,22 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return [*found]
 
 
-def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInModel, Any], dict[PlaceInModel, Tensor]]:
+def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInModel, tuple[Hashable, list[Tensor]]]]:
     """Attributes of modules, in order.
 
     Returns:
-        Settings: numbers, names, functions, dtypes, devices; what else there is, see `content`, and tensors that are
-        neither parameters nor buffers, those in containers too, by the index of their module and their name.
+        Settings: numbers, names, functions, dtypes, devices; and, by the index of their module and their name, what
+        else there is: its `content`, and the tensors in it, which are neither parameters nor buffers.
     """
-    others: dict[PlaceInModel, Any] = {}
-    tensors: dict[PlaceInModel, Tensor] = {}
+    others: dict[PlaceInModel, tuple[Hashable, list[Tensor]]] = {}
 
     def read(index: int, name: str, value: Any) -> None:
         if isinstance(value, PreTrainedConfig):
             if name != "config":  # that of all modules is looked at once
-                others[index, name] = _fields(value)
+                others[index, name] = _fields(value), []
             return
-        inside: list[Tensor] = []
-        others[index, name] = content(value, inside.append)
-        tensors.update({(index, f"{name}[{place}]"): tensor for place, tensor in enumerate(inside)})
+        tensors: list[Tensor] = []
+        others[index, name] = content(value, tensors.append), tensors
 
     looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
     # By a comprehension, and by their names: of 1,400 modules, 5,000 attributes are looked at.
@@ -71,7 +69,7 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
         for index, own in looked_at
         for name in _own_names(own)
     ]
-    return settings, others, tensors
+    return settings, others
 
 
 def _changed_linear(module: nn.Linear) -> bool:
@@ -113,19 +111,20 @@ def adapter_state(modules: Sequence[nn.Module]) -> list[str]:
     return [repr(members.get(name)) for members in tuned for name in _ADAPTER_STATE]
 
 
-def structure(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
+def structure(modules: Sequence[nn.Module]) -> tuple[list[Hashable], list[Hashable]]:
     """What a CUDA graph of a forward has in it for good.
 
     Returns:
         Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
         plain settings of modules, adapters, and the configuration.
     """
-    settings, others, held = attributes(modules)
+    settings, others = attributes(modules)
     tensors = [t for module in modules for part in (module._parameters, module._buffers) for t in part.values()]
-    places = [
+    places: list[Hashable] = [
         mark
-        for t in (*tensors, *held.values())
+        for t in (*tensors, *(t for _, inside in others.values() for t in inside))
         if t is not None
         for mark in (id(t), t.data_ptr(), t.dtype, t.shape, t.stride())
     ]
-    return places, [*settings, others, *module_state(modules)]
+    held = [(place, what) for place, (what, _) in others.items()]
+    return places, [*settings, *held, *module_state(modules)]

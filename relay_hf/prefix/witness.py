@@ -32,7 +32,8 @@ class Witness:
 
     Args:
         modules: all modules of the model. Nothing of them is kept alive.
-        ignore: buffers, and tensors held otherwise, that are left out: those that the model's own forward rewrites.
+        ignore: buffers, and attributes that are no plain settings, that are left out: those that the model's own
+            forward rewrites.
     """
 
     def __init__(self, modules: Sequence[nn.Module], ignore: frozenset[PlaceInModel] = frozenset()) -> None:
@@ -40,21 +41,17 @@ class Witness:
         # By comprehensions: for 1,000 parameters in 1,400 modules, model.parameters() and its like take longer than all
         # that is done with them here.
         parameters = [p for module in modules for p in module._parameters.values() if p is not None]
-        buffers: dict[PlaceInModel, Tensor] = {
-            (index, name): buffer
-            for index, module in enumerate(modules)
-            if module._buffers
-            for name, buffer in module._buffers.items()
-            if buffer is not None and (index, name) not in ignore
-        }
-        settings, others, tensors = attributes(modules)
-        buffers |= {place: tensor for place, tensor in tensors.items() if place not in ignore}
+        settings, others = attributes(modules)
+        for index, module in enumerate(modules):
+            if module._buffers:
+                others |= {(index, name): (None, [b]) for name, b in module._buffers.items() if b is not None}
+        others = {place: held for place, held in others.items() if place not in ignore}
         self._marks = _marks(parameters)
-        self._samples, of_held = samples(parameters, [*buffers.values()])
-        seen = zip(buffers.items(), of_held, strict=True)
-        self._held: dict[PlaceInModel, Any] = {
-            **{place: held for place, held in others.items() if place not in ignore},
-            **{place: (_marks([buffer]), sample) for (place, buffer), sample in seen},
+        self._samples, of_others = samples(parameters, [tensor for _, inside in others.values() for tensor in inside])
+        seen = iter(of_others)
+        self._held = {
+            place: (what, [(_marks([tensor]), next(seen)) for tensor in inside])
+            for place, (what, inside) in others.items()
         }
         self._state = settings + module_state(modules)
 
@@ -63,7 +60,7 @@ class Witness:
         return self.same(Witness(modules, self.ignore))
 
     def same(self, other: Witness) -> bool:
-        """Whether two witnesses, that ignore the same buffers, saw the same model."""
+        """Whether two witnesses, that ignore the same, saw the same model."""
         return (
             self._marks == other._marks
             and self._state == other._state
@@ -72,15 +69,15 @@ class Witness:
         )
 
     def rewritten(self, later: Witness) -> frozenset[PlaceInModel]:
-        """The buffers that differ in `later`, or are in one of the two only."""
+        """The places of what differs in `later`, or are in one of the two only."""
         places = self._held.keys() | later._held.keys()
         return frozenset(place for place in places if self._held.get(place) != later._held.get(place))
 
-    def without(self, buffers: frozenset[PlaceInModel]) -> Witness:
-        """The same witness, blind for `buffers` too."""
+    def without(self, places: frozenset[PlaceInModel]) -> Witness:
+        """The same witness, blind for `places` too."""
         new = copy.copy(self)
-        new.ignore = self.ignore | buffers
-        new._held = {key: seen for key, seen in self._held.items() if key not in buffers}
+        new.ignore = self.ignore | places
+        new._held = {place: seen for place, seen in self._held.items() if place not in places}
         return new
 
 
@@ -88,12 +85,12 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | Non
     """Why prefixes of this model live for one call only, or None when they may be kept."""
     if getattr(model, "hf_quantizer", None) is not None:
         return "the model is quantized"
+    if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
+        return "the model is quantized"  # by layers whose weights no attribute shows
     device = None
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:
             return "the model is in training mode"
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):  # whose weights no attribute shows
-            return "the model is quantized"
         if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
             return "a module's forward was replaced"
         if not module._parameters:

@@ -17,25 +17,33 @@ def patch(model, **options):
 
 
 class Steer(torch.nn.Module):
-    """A part of a model with a number and a tensor that are neither parameter nor buffer."""
+    """A part of a model with numbers and a tensor that are neither parameter nor buffer."""
 
     def __init__(self, inner, width):
         super().__init__()
-        self.inner, self.vector, self.factor = inner, torch.zeros(width), 1.0
+        self.inner, self.vector, self.factor, self.factors = inner, torch.zeros(width), 1.0, {"all": [1.0]}
 
     def forward(self, hidden):
-        return self.inner(hidden) + self.factor * self.vector
+        return self.inner(hidden) + self.factor * self.factors["all"][0] * self.vector
 
 
-@pytest.mark.parametrize("name", ["vector", "factor"])
-def test_numbers_and_tensors_of_modules_are_looked_at(graphs, name):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda steer: setattr(steer, "vector", -steer.vector),
+        lambda steer: setattr(steer, "factor", -1.0),
+        lambda steer: steer.factors["all"].__setitem__(0, -1.0),
+    ],
+    ids=["vector", "factor", "a list in a dictionary"],
+)
+def test_numbers_and_tensors_of_modules_are_looked_at(graphs, change):
     model = tiny_model("llama")
     steer = Steer(model.model.layers[1].mlp, 32)
     model.model.layers[1].mlp = steer
     steer.vector = torch.linspace(-9, 9, 32)
     patch(model)
     generate(model, INPUTS)
-    setattr(steer, name, -getattr(steer, name))
+    change(steer)
     model.relay.keeper.clear()  # what is kept of a prefix knows nothing of these
     ours = generate(model, INPUTS)
     assert len(graphs) == 2

@@ -11,7 +11,7 @@ from helpers import generate
 from relay_hf.call import Call
 from relay_hf.testing import prompts, tiny_model
 
-from .common import logits
+from .common import logits, reusing
 from .mutations import layer
 
 ONE = prompts(30, (5,))
@@ -140,3 +140,28 @@ def test_an_answer_is_kept_where_no_code_of_the_callers_runs(arguments, kept):
     ours = relay_hf.patch_model(tiny_model("llama"), policy="always")
     generate(ours, ONE, max_new_tokens=STEPS, **arguments)
     assert max(len(prefix.ids) for prefix in ours.relay.prefixes) == kept
+
+
+class Remembering(torch.nn.Module):
+    """Notes what it has seen, in all ways there are; what it computes does not depend on that."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.last, self.seen, self.shapes = inner, None, {}, []
+        self.register_buffer("count", torch.zeros(40))
+
+    def forward(self, hidden):
+        self.count += 1
+        self.last = hidden.detach().clone()
+        self.seen[len(self.seen)] = self.last
+        self.shapes.append(hidden.shape)
+        return self.inner(hidden)
+
+
+def test_what_the_models_own_forward_rewrites_says_nothing():
+    stock = tiny_model("llama")
+    layer(stock).mlp = Remembering(layer(stock).mlp).eval()
+    ours = reusing(stock)
+    layer(ours).mlp.inner.gate_proj.weight.data.mul_(2)
+    generate(ours, ONE)
+    assert ours.relay.last.prefix_tokens_reused == 0
