@@ -33,6 +33,9 @@ class RelayError(RuntimeError):
     """
 
 
+RECHOSEN = "the attention implementation was changed while the model ran"
+
+
 class UnfitModelError(RelayError):
     """The model itself is such that none of its forwards can be relayed."""
 
@@ -61,6 +64,7 @@ class Frame:
         backends: what computed it.
         attends_stored: so far attention took keys and values just as the cache stores them.
         names_layers: so far every module named the cache layer that it attends to.
+        rechosen: the user has chosen another attention implementation meanwhile.
     """
 
     cache: RelayCache
@@ -81,6 +85,7 @@ class Frame:
     backends: set[str] = field(default_factory=set)
     attends_stored: bool = True
     names_layers: bool = True
+    rechosen: bool = False
     _sources: dict[tuple[int, torch.Size], tuple[int, Tensor]] = field(default_factory=dict)
     _pending: set[int] = field(default_factory=set)
 

@@ -14,7 +14,7 @@ from .call import current_call, open_call
 from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
 from .forward import own_columns
-from .frame import RelayError, UnfitModelError
+from .frame import RECHOSEN, RelayError, UnfitModelError
 from .graphs import own_copy
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
@@ -81,7 +81,9 @@ def prefill(
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and may hold what layers stored before the failure
-        decision = Decision(_failure_reason(error, lacking))
+        if call.rechosen and not lacking:  # whatever came of it, the model is not to blame
+            unfit = unforeseen = False
+        decision = Decision(_failure_reason(error, lacking, call.rechosen))
         logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
     finally:
         call.capture = None
@@ -112,7 +114,9 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
         call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
 
 
-def _failure_reason(error: Exception, lacking: bool) -> str:
+def _failure_reason(error: Exception, lacking: bool, rechosen: bool) -> str:
+    if rechosen and not lacking:
+        return RECHOSEN
     if isinstance(error, RelayError):
         return str(error)
     raised = f"a relayed prefill raised {type(error).__name__}: {error}"
