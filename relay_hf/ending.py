@@ -1,4 +1,4 @@
-"""The end of a generate() call: its report, and what it hands back. Whatever goes wrong here, the call has its result."""
+"""The end of a generate() call: what it hands back, and its report. Whatever fails here, its result stands."""
 
 from __future__ import annotations
 

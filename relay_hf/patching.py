@@ -59,16 +59,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
             return model
         _check_transformers(target)
         attention.register()
-        relay = Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED})
-        try:
-            target.__dict__["relay"] = relay
-            for name, method in _SHADOWED.items():
-                target.__dict__[name] = getattr(relay, method)
-            relay.handles.append(target.register_forward_pre_hook(relay.before_forward, with_kwargs=True))
-            relay.handles.append(target.register_forward_hook(relay.after_forward, always_call=True))
-        except BaseException:
-            _undo(target, relay)
-            raise
+        _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model
 
 
@@ -89,12 +80,25 @@ def unpatch_model(model: Model) -> Model:
             return model
         relay.retire()
         relay.clear()
-        _undo(target, relay)
+        _take_off(target, relay)
     return model
 
 
-def _undo(target: PreTrainedModel, relay: Relay) -> None:
-    """Take off what is on of a patch; the handle last, so that what an interrupt leaves can still be taken off."""
+def _put_on(target: PreTrainedModel, relay: Relay) -> None:
+    """All of a patch, or nothing; the handle first, so that what a second interrupt leaves can still be taken off."""
+    try:
+        target.__dict__["relay"] = relay
+        for name, method in _SHADOWED.items():
+            target.__dict__[name] = getattr(relay, method)
+        relay.handles.append(target.register_forward_pre_hook(relay.before_forward, with_kwargs=True))
+        relay.handles.append(target.register_forward_hook(relay.after_forward, always_call=True))
+    except BaseException:
+        _take_off(target, relay)
+        raise
+
+
+def _take_off(target: PreTrainedModel, relay: Relay) -> None:
+    """What is on of a patch; the handle last."""
     for name, before in relay.shadowed.items():
         # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
         if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
@@ -164,8 +168,8 @@ def _relay_of(model: PreTrainedModel) -> Relay | None:
         return None
     if found.model is not model:
         raise RelayError(
-            "model is a shallow copy of a patched model, and shares the handle, hooks and methods of the one that it was "
-            "copied from. Unpatch that one before you copy it, or use copy.deepcopy."
+            "model is a shallow copy of a patched model, and shares the handle of the one that it was copied from: "
+            "unpatch that one before you copy it, or use copy.deepcopy."
         )
     return found
 

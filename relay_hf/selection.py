@@ -22,15 +22,10 @@ ATTENTION_NAME = "relay_attention"
 ATTENTION_FIELD = "_attn_implementation_internal"
 
 
-class Selected(str):
+class _Selected(str):
     """Our name, in the place of the user's choice; what is copied or pickled meanwhile names that choice again."""
 
     users_choice: str | None
-
-    def __new__(cls, users_choice: str | None) -> Selected:
-        self = super().__new__(cls, ATTENTION_NAME)
-        self.users_choice = users_choice
-        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> str | None:
         return self.users_choice
@@ -38,6 +33,12 @@ class Selected(str):
     def __reduce__(self) -> tuple[Any, ...]:
         choice = self.users_choice
         return (type(choice), () if choice is None else (choice,))
+
+
+def _in_place_of(users_choice: str | None) -> _Selected:
+    name = _Selected(ATTENTION_NAME)
+    name.users_choice = users_choice
+    return name
 
 
 _lock = threading.Lock()
@@ -56,8 +57,8 @@ def select(configs: Iterable[PreTrainedConfig], holder: object) -> None:
         for config in configs:
             choice = users_implementation(config)
             _holders.setdefault(id(config), {})[holder] = choice
-            if not isinstance(getattr(config, ATTENTION_FIELD), Selected):
-                setattr(config, ATTENTION_FIELD, Selected(choice))
+            if not isinstance(getattr(config, ATTENTION_FIELD), _Selected):
+                setattr(config, ATTENTION_FIELD, _in_place_of(choice))
 
 
 def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
@@ -79,7 +80,7 @@ def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
 def users_implementation(config: PreTrainedConfig) -> str | None:
     """The implementation that the user chose, whether or not ours is selected now."""
     found = getattr(config, ATTENTION_FIELD)
-    return found.users_choice if isinstance(found, Selected) else found
+    return found.users_choice if isinstance(found, _Selected) else found
 
 
 def chosen_since(configs: Iterable[PreTrainedConfig], holder: object) -> bool:
