@@ -28,8 +28,8 @@ class RelayError(RuntimeError):
     """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would.
 
     `generate()` goes on as stock where that shows in the prefill, with the reason in the report. It is raised where it
-    shows later, where a RelayCache is used outside of a patched model, by `warm` for a prefix that can't be kept, and
-    by `unpatch_model` while the model generates.
+    shows later, where a RelayCache is used outside of a patched model, by `warm` for a prefix that can't be kept, by
+    `unpatch_model` while the model generates, and by both it and `patch_model` for a shallow copy of a patched model.
     """
 
 

@@ -77,13 +77,14 @@ def prefill(
         raise
     except Exception as error:
         # The error itself is let go: its frames hold what was allocated, and stock may need that memory.
-        lacking, unfit = is_out_of_memory(error), isinstance(error, UnfitModelError)
+        lacking = is_out_of_memory(error)
+        if call.rechosen and not lacking:
+            error = RelayError(RECHOSEN)  # whatever came of it, the model is not to blame
+        unfit = isinstance(error, UnfitModelError)
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and may hold what layers stored before the failure
-        if call.rechosen and not lacking:  # whatever came of it, the model is not to blame
-            unfit = unforeseen = False
-        decision = Decision(_failure_reason(error, lacking, call.rechosen))
+        decision = Decision(_failure_reason(error, lacking))
         logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
     finally:
         call.capture = None
@@ -114,9 +115,7 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
         call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
 
 
-def _failure_reason(error: Exception, lacking: bool, rechosen: bool) -> str:
-    if rechosen and not lacking:
-        return RECHOSEN
+def _failure_reason(error: Exception, lacking: bool) -> str:
     if isinstance(error, RelayError):
         return str(error)
     raised = f"a relayed prefill raised {type(error).__name__}: {error}"
