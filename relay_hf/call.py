@@ -42,6 +42,7 @@ class Call:
         cache: the RelayCache that the call fills.
         masks_known: its masks are the prefill's with ones appended, so that decode steps need not read them (on a GPU
             that read would wait for the device). Not so in a loop of the caller's own.
+        rechosen: the user has chosen another attention implementation during a forward.
         backends: what computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         transcript: what is to be kept of a single row when the call ends, or None.
@@ -59,6 +60,7 @@ class Call:
     report: RelayReport | None = None
     cache: RelayCache | None = None
     masks_known: bool = True
+    rechosen: bool = False
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     transcript: Transcript | None = None
     decoding: Decoding | None = None

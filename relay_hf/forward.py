@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .cache_utils import RelayCache, RelayLayer, StateLayer
-from .frame import Frame, RelayError, UnfitModelError, active_frame
+from .frame import RECHOSEN, Frame, RelayError, UnfitModelError, active_frame
 from .parted import Columns, PartedTensor
 from .prefix import on_host
 from .selection import deselect, select
@@ -111,6 +111,8 @@ def check_hits(frame: Frame) -> None:
     if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
         raise UnfitModelError("the model does not use the cache that it is given")
     if missed := sorted(holding - attended):
+        if frame.rechosen:
+            raise RelayError(RECHOSEN)
         what = f"layers {missed} did not"
         raise UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
 

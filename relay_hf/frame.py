@@ -28,9 +28,12 @@ class RelayError(RuntimeError):
     """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would.
 
     `generate()` goes on as stock where that shows in the prefill, with the reason in the report. It is raised where it
-    shows later, where a RelayCache is used outside of a patched model, by `warm` for a prefix that can't be kept, and
-    by `unpatch_model` while the model generates.
+    shows later, where a RelayCache is used outside of a patched model, by `warm` for a prefix that can't be kept, by
+    `unpatch_model` while the model generates, and by both it and `patch_model` for a shallow copy of a patched model.
     """
+
+
+RECHOSEN = "the attention implementation was changed while the model ran"
 
 
 class UnfitModelError(RelayError):
@@ -61,6 +64,7 @@ class Frame:
         backends: what computed it.
         attends_stored: so far attention took keys and values just as the cache stores them.
         names_layers: so far every module named the cache layer that it attends to.
+        rechosen: the user has chosen another attention implementation meanwhile.
     """
 
     cache: RelayCache
@@ -81,6 +85,7 @@ class Frame:
     backends: set[str] = field(default_factory=set)
     attends_stored: bool = True
     names_layers: bool = True
+    rechosen: bool = False
     _sources: dict[tuple[int, torch.Size], tuple[int, Tensor]] = field(default_factory=dict)
     _pending: set[int] = field(default_factory=set)
 

@@ -14,7 +14,7 @@ from .call import current_call, open_call
 from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
 from .forward import own_columns
-from .frame import RelayError, UnfitModelError
+from .frame import RECHOSEN, RelayError, UnfitModelError
 from .graphs import own_copy
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
@@ -77,7 +77,10 @@ def prefill(
         raise
     except Exception as error:
         # The error itself is let go: its frames hold what was allocated, and stock may need that memory.
-        lacking, unfit = is_out_of_memory(error), isinstance(error, UnfitModelError)
+        lacking = is_out_of_memory(error)
+        if call.rechosen and not lacking:
+            error = RelayError(RECHOSEN)  # whatever came of it, the model is not to blame
+        unfit = isinstance(error, UnfitModelError)
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and may hold what layers stored before the failure

@@ -8,7 +8,7 @@ from .call import current_call
 from .decoding import static_step
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
-from .selection import attention_configs
+from .selection import attention_configs, chosen_since
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -49,11 +49,13 @@ def leave(relay: Relay, complete: bool) -> None:
     """Close it, and check that every layer attended to its segments."""
     frame = active_frame.get()
     if frame is not None and frame.owner is relay:
+        call, frame.rechosen = current_call.get(), chosen_since(frame.configs, frame)
         close_frame(frame)
+        if call is not None:
+            call.rechosen |= frame.rechosen
         if complete:
             check_hits(frame)
             frame.cache.attends_stored = bool(frame.hits) and frame.attends_stored
             frame.cache.traceable = frame.cache.attends_stored and frame.names_layers
-        call = current_call.get()
         if call is not None:
             call.backends |= frame.backends

@@ -14,6 +14,7 @@ from transformers import __version__ as transformers_version
 
 from . import attention
 from .config import RelayConfig
+from .frame import RelayError
 from .relay import Relay
 from .selection import ATTENTION_FIELD
 
@@ -40,6 +41,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         TypeError: `model` does not generate, or an option is unknown or of the wrong type.
         ValueError: an option has a wrong value.
         RuntimeError: this version of Transformers is not what the hooks expect.
+        RelayError: `model` is a shallow copy of a patched model.
 
     Example:
         >>> from relay_hf.testing import prompts, tiny_model
@@ -57,16 +59,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
             return model
         _check_transformers(target)
         attention.register()
-        relay = Relay(target, settings)
-        for name, method in _SHADOWED.items():
-            relay.stock[name] = getattr(target, name)
-            relay.shadowed[name] = target.__dict__.get(name)
-            target.__dict__[name] = getattr(relay, method)
-        relay.handles = [
-            target.register_forward_pre_hook(relay.before_forward, with_kwargs=True),
-            target.register_forward_hook(relay.after_forward, always_call=True),
-        ]
-        target.__dict__["relay"] = relay
+        _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model
 
 
@@ -77,7 +70,8 @@ def unpatch_model(model: Model) -> Model:
 
     Raises:
         TypeError: `model` is no Transformers model that generates text.
-        RelayError: it generates now, in this thread or another one; it stays patched.
+        RelayError: it generates now, in this thread or another one, and stays patched; or it is a shallow copy of a
+            patched model.
     """
     target = _target(model)
     with _lock:
@@ -86,17 +80,35 @@ def unpatch_model(model: Model) -> Model:
             return model
         relay.retire()
         relay.clear()
-        for name, before in relay.shadowed.items():
-            # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
-            if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
-                if before is None:
-                    del target.__dict__[name]
-                else:
-                    target.__dict__[name] = before
-        for handle in relay.handles:
-            handle.remove()
-        del target.__dict__["relay"]
+        _take_off(target, relay)
     return model
+
+
+def _put_on(target: PreTrainedModel, relay: Relay) -> None:
+    """All of a patch, or nothing; the handle first, so that what a second interrupt leaves can still be taken off."""
+    try:
+        target.__dict__["relay"] = relay
+        for name, method in _SHADOWED.items():
+            target.__dict__[name] = getattr(relay, method)
+        relay.handles.append(target.register_forward_pre_hook(relay.before_forward, with_kwargs=True))
+        relay.handles.append(target.register_forward_hook(relay.after_forward, always_call=True))
+    except BaseException:
+        _take_off(target, relay)
+        raise
+
+
+def _take_off(target: PreTrainedModel, relay: Relay) -> None:
+    """What is on of a patch; the handle last."""
+    for name, before in relay.shadowed.items():
+        # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
+        if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
+            if before is None:
+                del target.__dict__[name]
+            else:
+                target.__dict__[name] = before
+    for handle in relay.handles:
+        handle.remove()
+    target.__dict__.pop("relay", None)
 
 
 @contextmanager
@@ -115,7 +127,7 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
 
     Raises:
         TypeError, ValueError, RuntimeError: as for `patch_model`.
-        RelayError: as for `unpatch_model`, where the block ends.
+        RelayError: as for `patch_model`, and where the block ends as for `unpatch_model`.
 
     Example:
         >>> from relay_hf.testing import tiny_model
@@ -152,7 +164,14 @@ def _target(model: nn.Module) -> PreTrainedModel:
 
 def _relay_of(model: PreTrainedModel) -> Relay | None:
     found = model.__dict__.get("relay")
-    return found if isinstance(found, Relay) else None
+    if not isinstance(found, Relay):
+        return None
+    if found.model is not model:
+        raise RelayError(
+            "model is a shallow copy of a patched model, and shares the handle of the one that it was copied from: "
+            "unpatch that one before you copy it, or use copy.deepcopy."
+        )
+    return found
 
 
 def _check_transformers(model: PreTrainedModel) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +20,14 @@ from . import attention
 from .call import Call, current_call
 from .config import RelayConfig, check_count
 from .display import as_html, as_line
+from .ending import finish, guarded
 from .explaining import explain
 from .forward import close_frame
 from .frame import RelayError, active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
-from .keeping import Keeper, context_of
+from .keeping import Keeper
 from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .placement import device_of
@@ -38,8 +39,6 @@ from .warming import read_prefix, warm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
-
-logger = logging.getLogger("relay_hf")
 
 
 class Relay:
@@ -58,7 +57,7 @@ class Relay:
         handles: of the hooks on the model.
     """
 
-    def __init__(self, model: PreTrainedModel, config: RelayConfig) -> None:
+    def __init__(self, model: PreTrainedModel, config: RelayConfig, shadowed: dict[str, Any]) -> None:
         self.model = model
         self.config = config
         self.keeper = self._new_keeper()
@@ -66,8 +65,8 @@ class Relay:
         self.last: RelayReport | None = None
         self.model_refusal: str | None = None
         self.unexplained = 0
-        self.stock: dict[str, Callable[..., Any]] = {}
-        self.shadowed: dict[str, Any] = {}
+        self.shadowed = shadowed
+        self.stock = self._find_stock()
         self.handles: list[RemovableHandle] = []
         self._stats = RelayStats()
         self._open: set[Call] = set()
@@ -235,7 +234,7 @@ class Relay:
                 call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
                 raise
             finally:
-                self._finish(call)
+                self._count(finish(self, call))
 
     def prefill(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `_prefill`, with the shared prefix found, prefilled once and held once."""
@@ -264,6 +263,11 @@ class Relay:
 
             return uncompiled.leave(self, output is not None)
         return leave(self, output is not None)
+
+    def _count(self, report: RelayReport) -> None:
+        with self._lock:
+            self.last = report
+            self._stats.add(report)
 
     # -- for the prefill ---------------------------------------------------------------------------------------------
 
@@ -303,13 +307,8 @@ class Relay:
         transcript, call.transcript = call.transcript, None
         if transcript is None:
             return
-        try:
-            with torch.no_grad():
-                transcript.keep()
-        except Exception as error:
-            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
-            trace = not is_out_of_memory(error)
-            logger.warning("relay_hf: the row of this call could not be kept for later ones", exc_info=trace)
+        with guarded("the row of this call could not be kept for later ones"), torch.no_grad():
+            transcript.keep()
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -341,6 +340,11 @@ class Relay:
     def _new_keeper(self) -> Keeper:
         return Keeper(self._budget)
 
+    def _find_stock(self) -> dict[str, Callable[..., Any]]:
+        """The methods below ours; not read from the model, where ours may stand already while it is unpickled."""
+        kind = type(self.model)
+        return {name: own or MethodType(getattr(kind, name), self.model) for name, own in self.shadowed.items()}
+
     def _forget_refusal(self) -> None:
         self.model_refusal, self.unexplained = None, 0
 
@@ -352,34 +356,11 @@ class Relay:
             return torch.cuda.get_device_properties(device).total_memory // 10
         return 2**30
 
-    def _finish(self, call: Call) -> None:
-        stepper = call.stepper
-        if call.stand_in is not None:
-            given, dynamic = call.stand_in
-            given.adopt(dynamic, context_of(self.model))
-        report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
-        if report.relayed:
-            report.backend = "+".join(sorted(call.backends)) or "model"
-        if call.cache is not None and report.relayed:
-            report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
-        if stepper is not None:
-            try:
-                stepper.finish()
-            except Exception:  # what the caller is to see is how the call ended
-                logger.warning("relay_hf: the CUDA graph of this call could not be given back", exc_info=True)
-        if stepper is not None and report.relayed:
-            report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
-            report.graph_reason = stepper.why_not or ""
-        with self._lock:
-            self.last = report
-            self._stats.add(report)
-        logger.info("%s", report)
-
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled model keeps its patch; its keeper starts empty."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_open", "stock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open, self._lock = set(), threading.Lock()
+        self._open, self._lock, self.stock = set(), threading.Lock(), self._find_stock()
         attention.register()

@@ -8,8 +8,7 @@ has no RelayCache finds our name too; it is handed on to the user's implementati
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,15 +22,27 @@ ATTENTION_NAME = "relay_attention"
 ATTENTION_FIELD = "_attn_implementation_internal"
 
 
-@dataclass
-class _Selected:
-    config: PreTrainedConfig
+class _Selected(str):
+    """Our name, in the place of the user's choice; what is copied or pickled meanwhile names that choice again."""
+
     users_choice: str | None
-    holders: set[object] = field(default_factory=set)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> str | None:
+        return self.users_choice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        choice = self.users_choice
+        return (type(choice), () if choice is None else (choice,))
+
+
+def _in_place_of(users_choice: str | None) -> _Selected:
+    name = _Selected(ATTENTION_NAME)
+    name.users_choice = users_choice
+    return name
 
 
 _lock = threading.Lock()
-_selected: dict[int, _Selected] = {}
+_holders: dict[int, dict[object, str | None]] = {}  # by config: who holds it, and the user's choice that each found
 
 
 def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
@@ -44,28 +55,36 @@ def select(configs: Iterable[PreTrainedConfig], holder: object) -> None:
     """Make `configs` name our implementation, until every holder has deselected them."""
     with _lock:
         for config in configs:
-            entry = _selected.setdefault(id(config), _Selected(config, getattr(config, ATTENTION_FIELD)))
-            entry.holders.add(holder)
-            setattr(config, ATTENTION_FIELD, ATTENTION_NAME)
+            choice = users_implementation(config)
+            _holders.setdefault(id(config), {})[holder] = choice
+            if not isinstance(getattr(config, ATTENTION_FIELD), _Selected):
+                setattr(config, ATTENTION_FIELD, _in_place_of(choice))
 
 
 def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
-    """Undo `select`, as far as it came before an interrupt; the last holder restores what the configs named before."""
+    """Undo `select`, as far as it came before an interrupt; the last holder restores what the user chose.
+
+    What the user has set in the place of our name since then stays.
+    """
     with _lock:
         for config in configs:
-            entry = _selected.get(id(config))
-            if entry is None:
+            holders = _holders.get(id(config))
+            if holders is None:
                 continue
-            entry.holders.discard(holder)
-            if not entry.holders:
-                setattr(config, ATTENTION_FIELD, entry.users_choice)
-                del _selected[id(config)]
+            holders.pop(holder, None)
+            if not holders:
+                setattr(config, ATTENTION_FIELD, users_implementation(config))
+                del _holders[id(config)]
 
 
 def users_implementation(config: PreTrainedConfig) -> str | None:
     """The implementation that the user chose, whether or not ours is selected now."""
+    found = getattr(config, ATTENTION_FIELD)
+    return found.users_choice if isinstance(found, _Selected) else found
+
+
+def chosen_since(configs: Iterable[PreTrainedConfig], holder: object) -> bool:
+    """Whether the user has chosen another implementation since `holder` selected ours."""
     with _lock:
-        entry = _selected.get(id(config))
-        found = getattr(config, ATTENTION_FIELD) if entry is None else entry.users_choice
-    # A config that was copied in the middle of a relayed forward names ours for good.
-    return "sdpa" if found == ATTENTION_NAME else found
+        found = [(_holders.get(id(config), {}), users_implementation(config)) for config in configs]
+    return any(holder in holders and holders[holder] != choice for holders, choice in found)

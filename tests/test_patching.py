@@ -127,6 +127,47 @@ def test_a_copy_is_patched_by_itself_and_starts_with_an_empty_store(duplicate):
     assert "generate" not in vars(twin)
 
 
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda model: model.generate,
+        lambda model: model.relay,
+        lambda model: (model.relay, model),
+        lambda model: {"generate": model.generate, "model": model},
+    ],
+    ids=["generate", "relay", "relay first", "generate first"],
+)
+@pytest.mark.parametrize("duplicate", [by_deepcopy, by_pickle, by_torch_save])
+def test_what_is_copied_by_its_handle_or_its_method_generates(duplicate, take):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    found = duplicate(take(model))
+    if isinstance(found, dict | tuple):
+        twin = found["model"] if isinstance(found, dict) else found[1]
+    else:
+        twin = getattr(found, "__self__", found).model
+    assert twin is not model
+    assert torch.equal(generate(twin, INPUTS), expected)
+    assert twin.relay.last.relayed
+    relay_hf.unpatch_model(twin)
+    assert torch.equal(generate(twin, INPUTS), expected)
+    assert "generate" not in vars(twin)
+
+
+def test_a_shallow_copy_can_not_be_patched_or_unpatched_and_leaves_the_original_whole():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    expected = generate(model, INPUTS)
+    before = anatomy(model)
+    twin = copy.copy(model)
+    for change in (relay_hf.patch_model, relay_hf.unpatch_model, lambda it: relay_hf.patched(it).__enter__()):
+        with pytest.raises(relay_hf.RelayError, match=r"shallow copy of a patched model.*use copy\.deepcopy"):
+            change(twin)
+    assert anatomy(model) == before
+    assert torch.equal(generate(twin, INPUTS), expected)
+    assert torch.equal(generate(model, INPUTS), expected)
+    assert model.relay.last.relayed
+
+
 def test_a_model_loaded_in_another_process_relays(tmp_path):
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     expected = generate(model, INPUTS)

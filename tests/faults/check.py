@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from helpers import members
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
-from relay_hf.selection import _selected
+from relay_hf.selection import _holders
 
 
 def assert_whole(model: Any) -> None:
@@ -63,6 +63,6 @@ def assert_let_go(model: Any, before: dict, caches: Alive) -> None:
     """No call is open, the model is as it was between calls, and no cache is held; all without the collector."""
     assert current_call.get() is None
     assert active_frame.get() is None
-    assert not _selected
+    assert not _holders
     assert members(model) == before
     assert not caches.since()

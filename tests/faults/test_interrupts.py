@@ -1,6 +1,13 @@
 """An interrupt at any line of relay_hf that a call runs through, as Ctrl-C comes."""
 
+from contextlib import suppress
+
 import pytest
+
+import relay_hf
+from helpers import members
+from relay_hf import patching
+from relay_hf.testing import tiny_model
 
 from .inject import Fault, Lines, one_of_each
 from .modes import MODES
@@ -26,3 +33,26 @@ def test_the_model_stays_usable(mode, request):
             assert fault.where is None  # a set in another order had fewer lines
         mode.assert_usable()
     assert fired > 0.8 * POINTS[name]
+
+
+@pytest.mark.parametrize("change", ["patch", "unpatch"])
+def test_a_model_that_is_patched_or_unpatched_can_still_be_undone(change):
+    """At no line of `patching.py` is a patch left that `unpatch_model` does not take off, or any beside its handle."""
+    model = tiny_model("llama")
+    before = members(model)
+    at, fault = 0, None
+    while fault is None or fault.where is not None:
+        if change == "unpatch":
+            relay_hf.patch_model(model)
+        fault = Fault("interrupt", at)
+        with suppress(KeyboardInterrupt), Lines(fault, patching.__file__):
+            {"patch": relay_hf.patch_model, "unpatch": relay_hf.unpatch_model}[change](model)
+        if not hasattr(model, "relay"):
+            assert members(model) == before
+        elif change == "patch":
+            assert {"generate", "_prefill", "train"} <= set(vars(model))
+            assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
+        relay_hf.unpatch_model(model)
+        assert members(model) == before
+        at += 1
+    assert at > 20

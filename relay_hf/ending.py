@@ -1,0 +1,64 @@
+"""The end of a generate() call: what it hands back, and its report. Whatever fails here, its result stands."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from .keeping import context_of
+from .memory import is_out_of_memory
+from .report import RelayReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .call import Call
+    from .relay import Relay
+
+logger = logging.getLogger("relay_hf")
+
+
+def finish(relay: Relay, call: Call) -> RelayReport:
+    """Hand back what a call has used, and report it; no Exception leaves this."""
+    report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
+    stepper = call.stepper
+    with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
+        _fill_given(relay, call)
+    if report.relayed:
+        report.backend = "+".join(sorted(call.backends)) or "model"
+    if call.cache is not None and report.relayed:
+        with guarded("the KV of this call could not be counted"):
+            report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
+    if stepper is not None:
+        with guarded("the CUDA graph of this call could not be given back"):
+            stepper.finish()
+        if report.relayed:
+            report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
+            report.graph_reason = stepper.why_not or ""
+    with guarded("the report of this call could not be logged"):
+        logger.info("%s", report)
+    return report
+
+
+def _fill_given(relay: Relay, call: Call) -> None:
+    """The caller's RelayCache, with what stood in for it."""
+    if call.stand_in is None:
+        return
+    given, dynamic = call.stand_in
+    try:
+        given.adopt(dynamic, context_of(relay.model))
+    except BaseException:
+        given.reset()  # some of its layers hold all, others nothing: it must not look as if it could be gone on from
+        raise
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Within it an Exception becomes a warning: what the caller is to see is how the call ended."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(Exception):  # a handler of the log may raise too
+            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
+            logger.warning("relay_hf: %s", what, exc_info=not is_out_of_memory(error))
