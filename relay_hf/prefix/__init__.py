@@ -8,6 +8,7 @@ from .kept import KeptPrefix, Match, Planned
 from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
+from .tensor_file import is_there
 from .tree import Run, divided, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
@@ -29,6 +30,7 @@ __all__ = [
     "all_modules",
     "digest_of_all",
     "divided",
+    "is_there",
     "keeping_refusal",
     "on_host",
     "outline",

@@ -55,7 +55,7 @@ def _errors_as_they_come(monkeypatch):
 
 
 def _pipes_opened(monkeypatch):
-    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    monkeypatch.setattr(files, "is_there", lambda path: True)
     monkeypatch.setattr(sys.modules[run.__module__], "_SECONDS", 1)
 
 
