@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from .call import open_call
 from .frame import RelayError
 from .identity import difference, identity_of
-from .keeping import Prefilled, context_of, embedded
-from .prefix import KeptPrefix, Planned, PrefixFile, is_there, write
+from .keeping import Prefilled, beside_token, context_of, embedded
+from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
 from .prefix.headers import printable
 from .prefix.layout import rebuilt
 from .warming import check_keepable, check_prefix, of_one_token
@@ -49,6 +49,7 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
 def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
     """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
     model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, context_of(relay.model)
+    embedding = model.get_input_embeddings()
     with PrefixFile(path) as file:
         before = keeper.witness(modules)
         check_keepable(relay, 1)
@@ -56,7 +57,8 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
         other = difference(file.identity, model)
         if other is not None:
             raise file.error(f"has prefixes of {other}")
-        holds = f"{printable(path)} holds {(size := file.check(template))} bytes"
+        size = file.check(template, beside_token(embedding))
+        holds = f"{printable(path)} holds {size} bytes"
         if size > keeper.budget:
             raise RelayError(f"{holds}, more than the store's budget of {keeper.budget}: {_RAISE}.")
         stored = file.read(template, mmap)
@@ -67,10 +69,12 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
     except ValueError as error:
         raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(relay, longest)
-    embedding = model.get_input_embeddings()
     runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
     rows = [embedded(embedding, each.ids) for each in stored]
-    planned = [Planned(each.ids, run.length, run.nbytes, each.parent) for each, run in zip(stored, runs, strict=True)]
+    planned = [
+        Planned(each.ids, run.length, run.nbytes + beside(seen), each.parent)
+        for each, run, seen in zip(stored, runs, rows, strict=True)
+    ]
     short = keeper.lacks(planned, context, make_room=True)
     if short:
         raise RelayError(

@@ -4,7 +4,7 @@ from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .headers import shown
-from .kept import KeptPrefix, Match, Planned
+from .kept import KeptPrefix, Match, Planned, beside
 from .module_state import PASSING, PLAIN, PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
@@ -28,6 +28,7 @@ __all__ = [
     "Witness",
     "adapter_state",
     "all_modules",
+    "beside",
     "digest_of_all",
     "divided",
     "is_there",

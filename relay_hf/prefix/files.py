@@ -136,8 +136,12 @@ class PrefixFile:
         """Close the file; what was read of it stays."""
         self._file.close()
 
-    def check(self, template: SharedRun) -> int:
-        """Hold the tensors that the header names to what the model keeps of a single token, `template`.
+    def check(self, template: SharedRun, beside: int = 0) -> int:
+        """Hold the tensors that the header names to what the model keeps of a single token.
+
+        Args:
+            template: what the model keeps of a single token.
+            beside: bytes that are kept of each token beside that.
 
         Returns:
             Bytes that the prefixes take.
@@ -150,6 +154,7 @@ class PrefixFile:
         for number, each in enumerate(self._prefixes):
             length = self._length(number)
             expected = {"ids": (torch.int64, [length]), **shapes(template, length, each.states)}
+            nbytes += length * beside
             for name, (dtype, shape) in expected.items():
                 self._expect(f"{number}.{name}", dtype, shape)
                 wanted.add(f"{number}.{name}")

@@ -244,6 +244,17 @@ def test_more_than_the_budget(original):
     refused(model, original, "more than the store's budget of 1000: raise max_store_bytes", RelayError)
 
 
+def test_token_ids_count_where_nothing_else_grows_with_them(tmp_path):
+    size = sum(prefix.nbytes for prefix in saved(tmp_path / "p", "mamba").relay.prefixes)
+    for missing in (1, 0):
+        model = relay_hf.patch_model(patched("mamba"), max_store_bytes=size - missing)
+        if missing:
+            refused(model, tmp_path / "p", f"holds {size} bytes, more than the store's budget", RelayError)
+        else:
+            assert len(model.relay.load(tmp_path / "p")) == 1
+    assert size == sum(tensor.nbytes for tensor in model.relay.prefixes[0].run.layers[0].tensors()) * 2 + 16 * PREFIX
+
+
 def test_a_full_store_is_loaded_into_one_of_its_size(original):
     size = patched().relay.warm(IDS).nbytes
     model = relay_hf.patch_model(patched(), max_store_bytes=size)
