@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from helpers import held_bytes
 from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
+from helpers import held_bytes
 from relay_hf.prefix import PrefixStore, store
 
 from .inject import Fault, Lines, Operations

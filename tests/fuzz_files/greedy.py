@@ -77,7 +77,7 @@ def chained(data: bytes, count: int) -> bytes:
 
 
 def long(data: bytes, count: int) -> bytes:
-    """The first prefix of a file with so many tokens: of a model of recurrent layers alone, whose states stay as long."""
+    """The first prefix of a file with so many tokens: of recurrent layers alone, whose states stay as long."""
     parts = parts_of(data)
     parts.tensors["0.ids"] = Held("I64", [count], (5).to_bytes(8, "little") * count)
     file = file_of(parts)

@@ -1,7 +1,7 @@
 """Greedy files are loaded in processes that get no more memory than is promised: `python -m tests.fuzz_files.memory`.
 
-The promise is of twice a file's size, 16 bytes a token, and 128 MiB. The limit is one of addresses, so that what is asked
-for counts, used or not. It leaves room for the file once more, where it is mapped, and for the stacks of threads.
+The promise is of twice a file's size, 16 bytes a token, and 128 MiB. The limit is one of addresses, so that what is
+asked for counts, used or not. It leaves room for the file once more, where it is mapped, and for the stacks of threads.
 """
 
 from __future__ import annotations

@@ -42,9 +42,7 @@ def test_an_error_is_a_line_whatever_the_file_is_called(tmp_path):
 
 def test_a_name_that_no_file_can_have(kept):
     for act in (kept.relay.save, kept.relay.load):
-        with pytest.raises(
-            ValueError, match=r"^path must be that of a file; a\\x00b can't be one \(embedded null byte"
-        ):
+        with pytest.raises(ValueError, match=r"must be that of a file; a\\x00b can't be one \(embedded null byte"):
             act("a\0b")
 
 
