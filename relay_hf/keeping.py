@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .cache_utils import SharedRun
 from .placement import device_of
-from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness
+from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness, beside
 from .prefix.kept import Node
 
 if TYPE_CHECKING:
@@ -233,6 +233,11 @@ def _embeddings_hold(embedding: nn.Module, prefixes: Iterable[KeptPrefix]) -> bo
         tokens.append(prefix.tokens)
         before.append(prefix.embedded)
     return not tokens or torch.equal(torch.cat(before), embedded(embedding, torch.cat(tokens)))
+
+
+def beside_token(embedding: nn.Module) -> int:
+    """Bytes that are kept of a token beside what the model keeps of it."""
+    return beside(embedded(embedding, torch.zeros(1, dtype=torch.int64)))
 
 
 def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:

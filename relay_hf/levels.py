@@ -90,7 +90,8 @@ def fill_and_keep(
     modules, embedding = open_call().modules, relay.model.get_input_embeddings()
     before = before or relay.keeper.witness(modules)
     lengths = [len(each.ids) for each, _ in missing]
-    rows = embedded(embedding, torch.cat([each.ids for each, _ in missing])).split(lengths)  # one look for all
+    looks = embedded(embedding, torch.cat([each.ids for each, _ in missing]))  # one for all
+    rows = [each.clone() for each in looks.split(lengths)]
     filled = fill(relay, runs, held, inputs, chunk)
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]

@@ -165,8 +165,8 @@ class Relay:
         Raises:
             RelayError: nothing is kept, or the model's configuration can't be written.
             PrefixFileError: what describes the tensors takes far more than they do, which no reader would take.
-            ValueError: `prefixes` is empty, or one of them is not kept any more.
-            OSError: the file can't be written.
+            ValueError: `prefixes` is empty, or one of them is not kept any more; or no path has such a name.
+            OSError: the file can't be written, or something else than a file is at its path.
         """
         with torch.no_grad(), self.open_call():
             return save_prefixes(self, Path(path), [prefixes] if isinstance(prefixes, KeptPrefix) else prefixes)
@@ -181,7 +181,8 @@ class Relay:
         Args:
             path: of the file.
             mmap: leave the tensors mapped to the file, so that processes on one machine share their memory; on a CPU.
-                The file must then not be written to in place while it is in use. False: they are copied.
+                The file must then not be written to in place, nor cut short, while it is in use: that can end the
+                process. False: they are copied, and a file that is cut short meanwhile is an error.
 
         Returns:
             The prefixes, each after the one that it extends; those that were pinned are pinned again.
@@ -189,7 +190,8 @@ class Relay:
         Raises:
             PrefixFileError: the file is damaged, of another format, or of another model; it says which.
             RelayError: prefixes of this model can't be kept now, or not so many bytes.
-            OSError: the file can't be read.
+            ValueError: no path has such a name.
+            OSError: the file can't be read, or is none.
         """
         with torch.no_grad(), self.open_call():
             return load_prefixes(self, Path(path), mmap)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from .call import open_call
 from .frame import RelayError
 from .identity import difference, identity_of
-from .keeping import Prefilled, context_of, embedded
-from .prefix import KeptPrefix, Planned, PrefixFile, write
+from .keeping import Prefilled, beside_token, context_of, embedded
+from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
+from .prefix.headers import printable
 from .prefix.layout import rebuilt
 from .warming import check_keepable, check_prefix, of_one_token
 
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | None) -> tuple[KeptPrefix, ...]:
     """Write kept prefixes, and what they extend; inside an open call."""
     keeper, modules, embedding = relay.keeper, open_call().modules, relay.model.get_input_embeddings()
-    if path.is_dir():
-        raise IsADirectoryError(f"path must be that of a file; {path} is a folder.")
-    if not path.parent.is_dir():
+    if not is_there(path) and not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
     if chosen is not None and not chosen:
         raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
@@ -50,17 +49,19 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
 def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
     """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
     model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, context_of(relay.model)
-    file = PrefixFile(path)
-    before = keeper.witness(modules)
-    check_keepable(relay, 1)
-    template = of_one_token(relay)  # puts a token through the model, which sets buffers that depend on the length
-    other = difference(file.identity, model)
-    if other is not None:
-        raise file.error(f"has prefixes of {other}")
-    size = file.check(template)
-    if size > keeper.budget:
-        raise RelayError(f"{path} holds {size} bytes, more than the store's budget of {keeper.budget}: {_RAISE}.")
-    stored = file.read(template, mmap)
+    embedding = model.get_input_embeddings()
+    with PrefixFile(path) as file:
+        before = keeper.witness(modules)
+        check_keepable(relay, 1)
+        template = of_one_token(relay)  # puts a token through the model, which sets buffers that depend on the length
+        other = difference(file.identity, model)
+        if other is not None:
+            raise file.error(f"has prefixes of {other}")
+        size = file.check(template, beside_token(embedding))
+        holds = f"{printable(path)} holds {size} bytes"
+        if size > keeper.budget:
+            raise RelayError(f"{holds}, more than the store's budget of {keeper.budget}: {_RAISE}.")
+        stored = file.read(template, mmap)
     longest = max((each.run.end for each in stored), default=1)
     try:
         for each in stored:
@@ -68,15 +69,17 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
     except ValueError as error:
         raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(relay, longest)
-    embedding = model.get_input_embeddings()
     runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
     rows = [embedded(embedding, each.ids) for each in stored]
-    planned = [Planned(each.ids, run.length, run.nbytes, each.parent) for each, run in zip(stored, runs, strict=True)]
+    planned = [
+        Planned(each.ids, run.length, run.nbytes + beside(seen), each.parent)
+        for each, run, seen in zip(stored, runs, rows, strict=True)
+    ]
     short = keeper.lacks(planned, context, make_room=True)
     if short:
         raise RelayError(
-            f"{path} holds {size} bytes, and pinned prefixes leave {short} too few of the store's budget of "
-            f"{keeper.budget}: {_RAISE}, or let some of them go."
+            f"{holds}, and pinned prefixes leave {short} too few of the store's budget of {keeper.budget}: {_RAISE}, "
+            "or let some of them go."
         )
     new = (
         Prefilled(each.ids, run, seen, each.pinned, each.parent)
@@ -85,7 +88,8 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
     kept = keeper.keep(before, modules, new, context, join=False)
     found = tuple(each for each in kept if each is not None)
     if len(found) < len(stored):
-        raise RelayError(f"the prefixes of {path} could not be kept: the model changed meanwhile; load them again.")
+        what = "could not be kept: the model changed meanwhile; load them again."
+        raise RelayError(f"the prefixes of {printable(path)} {what}")
     return found
 
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
 
+from relay_hf.prefix import KeptPrefix
+
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
     """Twelve greedy tokens: `[B, L + 12]`."""
     return model.generate(**inputs, **{"max_new_tokens": 12, "min_new_tokens": 12, **options})
+
+
+def held_bytes(prefixes: Collection[KeptPrefix]) -> int:
+    """Bytes of the memory that kept prefixes hold: of all that their tensors are views of, and of their ids."""
+    held = [(each.embedded, *(t for layer in each.run.layers for t in layer.tensors())) for each in prefixes]
+    storages = [tensor.untyped_storage() for tensors in held for tensor in tensors]
+    tensors = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    return tensors + sum(len(each.data) for each in prefixes)
 
 
 def members(model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relay_hf
-from helpers import generate
+from helpers import generate, held_bytes
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts, tiny_model
 
@@ -108,12 +108,11 @@ def test_budget_zero_keeps_nothing(model):
         assert model.relay.last.prefix_tokens_reused == 0
 
 
-def test_kept_bytes_are_the_tensors_bytes(model):
+def test_kept_bytes_are_those_that_are_held(model):
     generate(model, prompts(30, (2, 3)))
     (kept,) = model.relay.prefixes
-    tensors = [tensor for layer in kept.run.layers for tensor in layer.tensors()]
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    assert sum(storages.values()) == kept.nbytes == 30 * 2 * 2 * 8 * 2 * 4
+    beside = 8 + 2 * 4  # a token's id, and two elements of its embedding
+    assert held_bytes([kept]) == kept.nbytes == 30 * (2 * 2 * 8 * 2 * 4 + beside)
 
 
 def test_a_longer_prefix_extends_a_kept_one(model):

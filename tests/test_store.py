@@ -6,13 +6,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from helpers import held_bytes
 from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
 from relay_hf.cache_utils.state import RecurrentState
 from relay_hf.kernels.segment import Segment
 from relay_hf.prefix import Planned, PrefixStore
 
 CONTEXT = "here"
-TOKEN = 2 * 3 * 4  # bytes of a token: key and value of one head of three float32
+TOKEN = 2 * 3 * 4 + 8 + 2 * 4  # bytes of a token: key and value of one head of three float32; its id, its embedding
 
 
 def tensor_of(ids):
@@ -123,9 +124,7 @@ class AgainstAListOfPrefixes(RuleBasedStateMachine):
     def the_budget_holds(self):
         nodes = [*self.store]
         assert self.store.nbytes == sum(node.nbytes for node in nodes) <= self.store.budget
-        tensors = [t for node in nodes for layer in node.run.layers for t in layer.tensors()]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        assert sum(storages.values()) == self.store.nbytes
+        assert held_bytes(nodes) == self.store.nbytes
 
     @invariant()
     def what_is_pinned_stays(self):
@@ -261,3 +260,21 @@ def test_states_that_do_not_fit_are_not_kept():
     assert store.nbytes == 4 * TOKEN + 8
     assert add(store, tokens(1, 2, 3), recurrent=True) is None
     assert store.nbytes == 4 * TOKEN + 8
+
+
+def test_ids_count_where_nothing_else_grows_with_them():
+    """Of a model whose layers are all recurrent."""
+    store = PrefixStore(1000 * (8 + 2 * 4) + 4)
+    for count, kept in ((1001, False), (1000, True)):
+        ids = torch.arange(count)
+        run = SharedRun(0, count, (SharedLayer(None, RecurrentState({}, {0: torch.zeros(1)})),))
+        assert (store.add(ids, run, torch.zeros(count, 2), CONTEXT) is not None) == kept
+    assert store.nbytes == store.budget == held_bytes([*store])
+
+
+def test_a_part_does_not_hold_the_memory_of_the_whole():
+    store = PrefixStore(10**6)
+    add(store, tokens(1, 2, 3, 4))
+    kept = add(store, tokens(1, 2, 5, 6, 7), most=4 * TOKEN)
+    assert kept.run.length == 3
+    assert held_bytes([kept]) == kept.nbytes == 3 * TOKEN

@@ -5,10 +5,11 @@ from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .headers import shown
-from .kept import KeptPrefix, Match, Planned
+from .kept import KeptPrefix, Match, Planned, beside
 from .module_state import PASSING, PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
+from .tensor_file import is_there
 from .tree import Run, divided, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
@@ -28,8 +29,10 @@ __all__ = [
     "Witness",
     "adapter_state",
     "all_modules",
+    "beside",
     "digest_of_all",
     "divided",
+    "is_there",
     "keeping_refusal",
     "on_host",
     "outline",

@@ -16,25 +16,26 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache_utils import SharedRun
 from .digests import digest_of, in_threads
-from .headers import on_a_line, once, shown, too_heavy
+from .headers import on_a_line, once, printable, shown, too_heavy
 from .layout import named_tensors, rebuilt, shapes, without_states
+from .tensor_file import TensorFile, is_there, named
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
-_DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class PrefixFileError(ValueError):
@@ -78,25 +79,26 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
     path = path.resolve()  # a link goes on to lead to the file
-    beside = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    beside = path.with_name(f".{uuid4().hex}.tmp")  # whose name is never too long
     try:
         beside.touch()
         mode = (path if path.exists() else beside).stat().st_mode
         save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
-        if too_heavy(beside):
-            raise PrefixFileError(
-                f"{path} was not written: what describes its tensors takes far more than they do. Save fewer in a file."
-            )
+        with beside.open("rb") as file:
+            heavy = too_heavy(file)
+        if heavy:
+            what = "what describes its tensors takes far more than they do. Save fewer in a file."
+            raise PrefixFileError(f"{printable(path)} was not written: {what}")
         beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
         os.replace(beside, path)
     except SafetensorError as error:
-        raise OSError(f"{path} could not be written ({error})") from None
+        raise OSError(f"{printable(path)} could not be written ({error})") from None
     finally:
         beside.unlink(missing_ok=True)
 
 
 class PrefixFile:
-    """A file of kept prefixes, opened to be read. Nothing but its header is read before `read`.
+    """A file of kept prefixes, opened to be read until it is closed. Nothing but its header is read before `read`.
 
     Args:
         path: of the file.
@@ -105,44 +107,41 @@ class PrefixFile:
         identity: what model the prefixes are of.
 
     Raises:
-        OSError: the file can't be read.
+        OSError: the file can't be read, or the path is that of something else.
+        ValueError: no path has such a name.
         PrefixFileError: it is no such file, is damaged, or of a format that this version does not know.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():
-            raise OSError(f"path must be that of a file; {path} is none.")
+        is_there(path)
+        with self._reading():
+            self._file = TensorFile(path)
         try:
-            heavy = too_heavy(path)
-            if not heavy:
-                self._file = safe_open(path, framework="pt")
-        except (SafetensorError, ValueError) as error:
-            raise self.error(f"is damaged, or no safetensors file ({error})") from None
-        if heavy:
-            raise self.error("has a header that takes far more than its tensors")
-        metadata, self._names = self._file.metadata() or {}, frozenset(self._file.keys())
-        if _RECORD not in metadata:
-            raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
-        if metadata.get(_DIGEST) != _sha256(metadata[_RECORD]):
-            raise self.error("is damaged: its record is not what was written")
-        record = self._parsed(metadata[_RECORD])
-        found = record.get("format")
-        if found != FORMAT:
-            newer = ", by a newer relay_hf" if isinstance(found, int) and found > FORMAT else ""
-            raise self.error(f"is of format {shown(found)}{newer}; this version reads format {FORMAT}")
-        try:
-            self.identity = dict(record["model"])
-            self._prefixes = [_Described.of(each, number) for number, each in enumerate(record["prefixes"])]
-            self._digests = dict[str, object](record["sha256"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.error(f"has a record that makes no sense ({type(error).__name__}: {error})") from None
+            self._read_record(self._file.metadata)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> PrefixFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __len__(self) -> int:
         return len(self._prefixes)
 
-    def check(self, template: SharedRun) -> int:
-        """Hold the tensors that the header names to what the model keeps of a single token, `template`.
+    def close(self) -> None:
+        """Close the file; what was read of it stays."""
+        self._file.close()
+
+    def check(self, template: SharedRun, beside: int = 0) -> int:
+        """Hold the tensors that the header names to what the model keeps of a single token.
+
+        Args:
+            template: what the model keeps of a single token.
+            beside: bytes that are kept of each token beside that.
 
         Returns:
             Bytes that the prefixes take.
@@ -155,13 +154,15 @@ class PrefixFile:
         for number, each in enumerate(self._prefixes):
             length = self._length(number)
             expected = {"ids": (torch.int64, [length]), **shapes(template, length, each.states)}
+            nbytes += length * beside
             for name, (dtype, shape) in expected.items():
                 self._expect(f"{number}.{name}", dtype, shape)
                 wanted.add(f"{number}.{name}")
                 if name != "ids":
                     nbytes += math.prod(shape) * dtype.itemsize
-        if wanted != self._names or wanted != self._digests.keys():
-            odd = sorted((wanted ^ self._names) | (wanted ^ self._digests.keys()))[0]
+        names = self._file.entries.keys()
+        if wanted != names or wanted != self._digests.keys():
+            odd = sorted((wanted ^ names) | (wanted ^ self._digests.keys()))[0]
             raise self.error(f"does not have the tensors of its prefixes: {shown(odd)} is one too many, or missing")
         return nbytes
 
@@ -173,6 +174,7 @@ class PrefixFile:
             mmap: leave the tensors mapped to the file, in place of copying them.
 
         Raises:
+            OSError: the file can't be read.
             PrefixFileError: as `check` does, or a tensor is not what was written.
         """
         self.check(template)
@@ -193,7 +195,25 @@ class PrefixFile:
 
     def error(self, what: str) -> PrefixFileError:
         """An error of one line that names the file."""
-        return PrefixFileError(f"{self.path} {on_a_line(what)}. Warm the prefixes again and save them.")
+        return PrefixFileError(f"{printable(self.path)} {on_a_line(what)}. Warm the prefixes again and save them.")
+
+    def _read_record(self, metadata: Mapping[str, Any]) -> None:
+        text = metadata.get(_RECORD)
+        if not isinstance(text, str):
+            raise self.error("is a safetensors file, but none that relay_hf wrote: it has no record of prefixes")
+        if metadata.get(_DIGEST) != _sha256(text):
+            raise self.error("is damaged: its record is not what was written")
+        record = self._parsed(text)
+        found = record.get("format")
+        if found != FORMAT:
+            newer = ", by a newer relay_hf" if isinstance(found, int) and found > FORMAT else ""
+            raise self.error(f"is of format {shown(found)}{newer}; this version reads format {FORMAT}")
+        try:
+            self.identity = dict(record["model"])
+            self._prefixes = [_Described.of(each, number) for number, each in enumerate(record["prefixes"])]
+            self._digests = dict[str, object](record["sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.error(f"has a record that makes no sense ({type(error).__name__}: {error})") from None
 
     def _parsed(self, record: str) -> dict[str, Any]:
         try:
@@ -204,30 +224,40 @@ class PrefixFile:
 
     def _length(self, number: int) -> int:
         name = f"{number}.ids"
-        shape = self._file.get_slice(name).get_shape() if name in self._names else []
-        if len(shape) != 1 or not shape[0]:
+        entry = self._file.entries.get(name)
+        if entry is None or len(entry.shape) != 1 or not entry.shape[0]:
             raise self.error(f"has no token ids {name!r} [n]")
-        return int(shape[0])
+        return entry.shape[0]
 
     def _expect(self, name: str, dtype: torch.dtype, shape: list[int]) -> None:
-        if name not in self._names:
+        entry = self._file.entries.get(name)
+        if entry is None:
             raise self.error(f"lacks the tensor {name!r}")
-        found = self._file.get_slice(name)
-        got = (_DTYPES.get(found.get_dtype(), found.get_dtype()), list(found.get_shape()))
-        if got != (dtype, shape):
-            raise self.error(f"has {name!r} as {got[0]} {shown(got[1])}, where this model keeps {dtype} {shape}")
+        if (entry.dtype, entry.shape) != (dtype, shape):
+            got = f"{on_a_line(str(entry.dtype))} {shown(entry.shape)}"
+            raise self.error(f"has {name!r} as {got}, where this model keeps {dtype} {shape}")
 
     def _tensors(self, mmap: bool) -> dict[str, Tensor]:
-        # In the order of the file, so that the system reads ahead; lazily, so nothing is read yet.
-        mapped = {name: self._file.get_tensor(name) for name in self._file.offset_keys()}
+        names = list(self._file.entries)
+        with self._reading():
+            mapped = self._file.mapped() if mmap else {}
 
         def checked(name: str) -> Tensor:
-            tensor = mapped[name] if mmap else _copied(mapped[name])
+            with self._reading():
+                tensor = mapped[name] if mmap else self._file.read(name)
             if digest_of(tensor) != self._digests[name]:
                 raise self.error(f"is damaged: {name!r} is not what was written")
             return tensor
 
-        return dict(zip(mapped, in_threads(checked, mapped), strict=True))
+        return dict(zip(names, in_threads(checked, names), strict=True))
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            with named(self.path):
+                yield
+        except ValueError as error:
+            raise self.error(f"is damaged, or no safetensors file ({error})") from None
 
 
 @dataclass(frozen=True)
@@ -246,11 +276,5 @@ class _Described:
         return cls(parent, found["pinned"] is True, found["states"] is True)
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    """A copy by this thread alone: torch would start threads of its own in each."""
-    data = tensor.reshape(-1).view(torch.uint8).numpy().copy()
-    return torch.from_numpy(data).view(tensor.dtype).view(tensor.shape)
-
-
 def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

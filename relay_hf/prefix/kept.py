@@ -43,8 +43,9 @@ class KeptPrefix(Node):
     Attributes:
         parent: the prefix that it extends, or the place where all of its context begin.
         pinned: whether it stays, whatever else is to be kept. Set it to False to let it go.
-        nbytes: bytes of what it holds: the keys and values, or states, of its tokens behind those of its parent.
-        run: the same, by layer.
+        nbytes: bytes of what it holds of its tokens behind those of its parent: keys and values, or states, and what is
+            beside them.
+        run: the keys and values, or states, by layer.
         data: its token ids, int64.
         embedded: `[n, e]`, some elements of the embedding of each of these when it was prefilled.
         used: when it was last used, on the store's clock.
@@ -86,6 +87,11 @@ class KeptPrefix(Node):
         return f"KeptPrefix({len(self)} tokens{behind}: {self.nbytes / 2**20:.1f} MiB{', pinned' * self.pinned})"
 
 
+def beside(embedded: Tensor) -> int:
+    """Bytes that are kept of tokens beside their run: their ids, and these elements of their embedding."""
+    return len(embedded) * ITEM + embedded.nbytes
+
+
 @dataclass(frozen=True, eq=False)
 class Planned:
     """A prefix that is to be kept.
@@ -93,7 +99,7 @@ class Planned:
     Attributes:
         ids: `[n]` int64, on the host: its tokens behind those of the one that it extends.
         length: how many of the last of these are given.
-        nbytes: bytes of what is given.
+        nbytes: bytes of what is given, and of what is beside it.
         parent: the place of the one that it extends among those that are planned; None: `ids` are all its tokens.
     """
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache_utils import SharedLayer, SharedRun
-from .kept import ITEM, KeptPrefix, Match, Node, Planned
+from .kept import ITEM, KeptPrefix, Match, Node, Planned, beside
 
 # A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
 # bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
@@ -157,19 +157,20 @@ class PrefixStore:
             return None
         end = self._end(path, before + seen, start)
         if known < run.length:
-            new = run.after(known)
-            length = self._fitting(new, end, most)
+            new, looks = run.after(known), embedded[known:]
+            length = self._fitting(new, beside(looks), end, most)
             if length < new.length and (most is None or not length or run.recurrent):
                 return None
             new = new.first(length)
             new = run if new is run and most is None else new.clone()
-            node = self._append(end, ids[seen : seen + length], new, embedded[known : known + length])
+            looks = embedded if length == len(embedded) else looks[:length].clone()
+            node = self._append(end, ids[seen : seen + length], new, looks)
         elif isinstance(end, KeptPrefix):
             node = end
             if run.recurrent and not node.resumable_at(len(node)):
                 layers = zip(node.run.layers, run.layers, strict=True)
                 whole = replace(node.run, layers=tuple(SharedLayer(old.kv, new.state) for old, new in layers))
-                if whole.nbytes - node.nbytes > self._room(node):
+                if whole.nbytes - node.run.nbytes > self._room(node):
                     return None
                 self._put(node, whole)
         else:
@@ -249,17 +250,17 @@ class PrefixStore:
         length = seen - tail.run.start
         if length == tail.run.length:
             return tail
-        first, rest, embedded = tail.run.first(length), tail.run.after(length), tail.embedded[length:]
-        head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length])
+        first, rest, embedded = tail.run.first(length), tail.run.after(length), tail.embedded[length:].clone()
+        head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length].clone())
         head.recurrent, head.used = tail.recurrent, tail.used
         head.children[tail.data[length * ITEM : (length + 1) * ITEM]] = tail
         head.siblings = tail.siblings  # both are views of the same tensors now
         head.siblings.add(head)
         self._nodes.add(head)
-        self._put(head, first)
-        self._put(tail, rest)
         tail.parent.children[head.data[:ITEM]] = head
         tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], embedded
+        self._put(head, first)
+        self._put(tail, rest)
         return head
 
     def _append(self, parent: Node, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
@@ -272,7 +273,7 @@ class PrefixStore:
 
     def _put(self, node: KeptPrefix, run: SharedRun) -> None:
         self.nbytes -= node.nbytes
-        node.run, node.nbytes = run, run.nbytes
+        node.run, node.nbytes = run, run.nbytes + beside(node.embedded)
         self.nbytes += node.nbytes
 
     def _join(self, node: KeptPrefix) -> None:
@@ -285,19 +286,20 @@ class PrefixStore:
                 return
             run, embedded = SharedRun.joined([before.run, node.run]), torch.cat([before.embedded, node.embedded])
             copies = self._copies(before, node)
-            self._put(node, run)
             node.data, node.embedded, node.siblings = before.data + node.data, embedded, {node}
+            self._put(node, run)
             node.parent = before.parent
             node.parent.children[node.data[:ITEM]] = node
             self._forget(before, copies)
 
-    def _fitting(self, run: SharedRun, behind: Node, most: int | None) -> int:
-        """How many tokens of a run there is room for, with what it follows and what is pinned."""
-        most = run.nbytes if most is None else most
-        if run.nbytes <= min(self.budget - self.nbytes, most):
+    def _fitting(self, run: SharedRun, more: int, behind: Node, most: int | None) -> int:
+        """How many tokens of a run, and of `more` bytes beside, there is room for, with what stays anyway."""
+        nbytes = run.nbytes + more
+        most = nbytes if most is None else most
+        if nbytes <= min(self.budget - self.nbytes, most):
             return run.length  # nothing has to leave
         room = min(self._room(behind), most)
-        return run.length if run.nbytes <= room else max(room, 0) * run.length // run.nbytes
+        return run.length if nbytes <= room else max(room, 0) * run.length // nbytes
 
     def _room(self, behind: Node) -> int:
         """Bytes that all but what is pinned, and the way to `behind`, would leave."""

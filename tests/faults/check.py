@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from helpers import members
+from helpers import held_bytes, members
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
 from relay_hf.selection import _holders
@@ -24,9 +24,7 @@ def assert_whole(model: Any) -> None:
     reached = {node for root in store._roots.values() for node in store.under(root.context)}
     assert reached == nodes
     assert store.nbytes == sum(node.nbytes for node in nodes) <= store.budget
-    tensors = [tensor for node in nodes for layer in node.run.layers for tensor in layer.tensors()]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    assert sum(storages.values()) == store.nbytes
+    assert held_bytes(nodes) == store.nbytes
     for node in nodes:
         assert node.siblings <= nodes
         assert len(node.tokens) == len(node.embedded) == node.run.length == len(node) - node.run.start

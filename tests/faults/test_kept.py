@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
+from helpers import held_bytes
 from relay_hf.prefix import PrefixStore, store
 
 from .inject import Fault, Lines, Operations
@@ -50,8 +51,7 @@ def assert_whole(kept):
     assert nodes == {node for root in kept._roots.values() for node in kept.under(root.context)}
     assert all(node.siblings <= nodes and node in node.siblings for node in nodes)
     assert kept.nbytes == sum(node.nbytes for node in nodes)
-    storages = [t.untyped_storage() for node in nodes for layer in node.run.layers for t in layer.tensors()]
-    assert sum({s.data_ptr(): s.nbytes() for s in storages}.values()) == kept.nbytes
+    assert held_bytes(nodes) == kept.nbytes
     for node in nodes:
         assert len(node.tokens) == len(node.embedded) == node.run.length == len(node) - node.run.start
         keys = node.run.layers[0].kv.segment.key

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from .container import Held, Parts, bytes_of, file_of, parts_of
+from .subjects import Subject, subject
 
 
 def metadata_entries(parts: Parts, count: int) -> None:
@@ -47,7 +48,8 @@ GREEDS: dict[Callable[[Parts, int], None], int] = {
     prefixes: 2**15,
     wide_text: 2**20,
 }
-_TOO_MANY = 8
+_TOO_MANY = 3
+_LONG = 2 * 10**7
 
 
 def greedy(data: bytes, greed: Callable[[Parts, int], None], count: int) -> bytes:
@@ -74,6 +76,14 @@ def chained(data: bytes, count: int) -> bytes:
     return bytes_of(file.header(), file.data)
 
 
+def long(data: bytes, count: int) -> bytes:
+    """The first prefix of a file with so many tokens: of recurrent layers alone, whose states stay as long."""
+    parts = parts_of(data)
+    parts.tensors["0.ids"] = Held("I64", [count], (5).to_bytes(8, "little") * count)
+    file = file_of(parts)
+    return bytes_of(file.header(), file.data)
+
+
 def _token(held: Held, token: int) -> Held:
     """One token of a tensor, `[n]` or `[heads, n, size]`."""
     heads, length = (1, held.shape[0]) if len(held.shape) == 1 else held.shape[:2]
@@ -83,9 +93,13 @@ def _token(held: Held, token: int) -> Held:
     return Held(held.dtype, shape, b"".join(held.data[start : start + size] for start in starts))
 
 
-def files(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """By name: a valid file of many prefixes, and of each kind one that is read and one that is too long."""
-    yield "chained", chained(data, 500)
+def files() -> Iterator[tuple[Subject, str, bytes, int]]:
+    """Models and their files, with names and numbers of tokens, one by one: valid ones of many prefixes and of many
+    tokens, and of each kind of header one that is read and one that is too long.
+    """
+    plain, recurrent = subject("llama"), subject("mamba")
+    yield plain, "chained", chained(plain.data, 500), 500
+    yield recurrent, "long", long(recurrent.data, _LONG), _LONG
     for greed, count in GREEDS.items():
-        yield greed.__name__, greedy(data, greed, count)
-        yield f"{greed.__name__}, too many", greedy(data, greed, _TOO_MANY * count)
+        yield plain, greed.__name__, greedy(plain.data, greed, count), 0
+        yield plain, f"{greed.__name__}, too many", greedy(plain.data, greed, _TOO_MANY * count), 0

@@ -15,8 +15,8 @@ import relay_hf
 from relay_hf.prefix.layout import named_tensors
 from relay_hf.testing import prompts, tiny_model
 
-# Plain attention; windows and sinks; latents beside what attention sees; recurrent layers beside attention.
-TYPES = ("llama", "gpt_oss", "deepseek_v3", "falcon_h1")
+# Plain attention; windows and sinks; latents beside what attention sees; recurrent layers beside attention, and alone.
+TYPES = ("llama", "gpt_oss", "deepseek_v3", "falcon_h1", "mamba")
 _BYSTANDER = [96, 2, 3, 4]
 Content = dict[tuple[int, ...], tuple[bool, dict[str, bytes]]]
 

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import relay_hf
 from anatomy import anatomy
 from relay_hf import PrefixFileError, RelayError
-from relay_hf.prefix import StoredPrefix, files, write
+from relay_hf.prefix import StoredPrefix, all_modules, files, write
 from relay_hf.prefix.layout import rebuilt
 from relay_hf.testing import prompts, tiny_model
 
@@ -200,7 +200,7 @@ def test_a_record_that_does_not_fit(original, tmp_path, words):
 def test_tensors_of_other_shapes_and_dtypes_with_right_digests(original, tmp_path, change, words):
     model = saved(tmp_path / "q")
     nodes, stored, _ = model.relay.keeper.stored(
-        list(model.modules()), model.get_input_embeddings(), (model.device, model.dtype, None), None
+        all_modules(model), model.get_input_embeddings(), (model.device, model.dtype, None), None
     )
     run = rebuilt(stored[0].run, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)
     with safe_open(original, "pt") as file:
@@ -242,6 +242,17 @@ def test_other_files(tmp_path):
 def test_more_than_the_budget(original):
     model = relay_hf.patch_model(patched(), max_store_bytes=1000)
     refused(model, original, "more than the store's budget of 1000: raise max_store_bytes", RelayError)
+
+
+def test_token_ids_count_where_nothing_else_grows_with_them(tmp_path):
+    size = sum(prefix.nbytes for prefix in saved(tmp_path / "p", "mamba").relay.prefixes)
+    for missing in (1, 0):
+        model = relay_hf.patch_model(patched("mamba"), max_store_bytes=size - missing)
+        if missing:
+            refused(model, tmp_path / "p", f"holds {size} bytes, more than the store's budget", RelayError)
+        else:
+            assert len(model.relay.load(tmp_path / "p")) == 1
+    assert size == sum(tensor.nbytes for tensor in model.relay.prefixes[0].run.layers[0].tensors()) * 2 + 16 * PREFIX
 
 
 def test_a_full_store_is_loaded_into_one_of_its_size(original):

@@ -12,7 +12,7 @@ from relay_hf.prefix import PrefixFile, StoredPrefix, write
 
 from .common import IDS, patched
 
-FILES = ("store.py", "kept.py", "keeping.py", "saving.py", "files.py")
+FILES = ("store.py", "kept.py", "keeping.py", "saving.py", "files.py", "tensor_file.py", "headers.py")
 
 
 def one_behind_another(number):
@@ -29,7 +29,8 @@ def written(path, count, parent):
     model.relay.warm(IDS)
     model.relay.save(path)
     (kept,) = model.relay.prefixes
-    identity = PrefixFile(path).identity
+    with PrefixFile(path) as file:
+        identity = file.identity
     ends = []
     prefixes = []
     for number in range(count):
