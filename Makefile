@@ -10,6 +10,16 @@ FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
 CLIENTS := requirements/clients.txt
 
+# What another Transformers does not change, so that it is not run a second time: kernels, the store and the tree of
+# tokens, files, the command line, examples, documents and benchmarks; and sweeps over the faults and histories of calls,
+# of which the core tests have single ones.
+NOT_ON_FLOOR := $(addprefix tests/,operator fuzz_files cli examples notebooks clients test_benchmarks* test_docs* \
+	test_numerics* test_store.py test_tree.py faults/test_operations.py faults/test_interrupts.py \
+	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py)
+# Twenty seconds each to compile: one family shows that the compiler takes another Transformers.
+NOT_COMPILED_ON_FLOOR := gemma2 gpt_oss deepseek_v3
+COMPILES := tests/test_compile.py::test_tokens_are_stocks_and_growing_rows_compile_nothing
+
 .PHONY: help demo test test-floor test-notebooks test-clients notebooks models models-floor fuzz fuzz-files numerics \
 	lint format compile bench tables docs clean
 
@@ -23,9 +33,8 @@ test: .venv/.ready ## the tests, with the latest supported Transformers
 	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks --ignore tests/clients
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
-	.venv-floor/bin/python -m pytest $(PYTEST) --ignore tests/operator --ignore-glob 'tests/test_benchmarks_gpu*' \
-		--ignore-glob 'tests/test_docs*' --ignore tests/examples --ignore tests/notebooks \
-		--ignore tests/fuzz_files --ignore tests/clients
+	.venv-floor/bin/python -m pytest $(PYTEST) $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
+		$(foreach family,$(NOT_COMPILED_ON_FLOOR),--deselect '$(COMPILES)[$(family)')
 
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks

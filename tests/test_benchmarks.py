@@ -1,19 +1,15 @@
 """The benchmark's workloads and contenders, and the grid."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import saving
 from benchmarks.grid import Cell, cells
 from relay_hf.bench.contenders import CONTENDERS, Bench
 from relay_hf.bench.measure import Measurement
 from relay_hf.bench.workloads import WORKLOADS
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_tree_is_shared_at_all_levels_and_at_one():
@@ -49,11 +45,10 @@ def test_grid_covers_all_shapes_and_pairs_its_rounds():
     assert cell.worst == pytest.approx(1.1)
 
 
-def test_saving_is_measured_beside_a_plain_read(tmp_path):
+def test_saving_is_measured_beside_a_plain_read(tmp_path, monkeypatch):
     path = tmp_path / "saving.json"
-    command = [sys.executable, "-m", "benchmarks.saving", "--mib", "1", "--rounds", "2", "--json", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setattr("sys.argv", ["benchmarks.saving", "--mib", "1", "--rounds", "2", "--json", str(path)])
+    saving.main()
     result = json.loads(path.read_text())
     assert result["prefix"]["bytes"] >= 2**20
     assert {len(seconds) for seconds in result["seconds"].values()} == {2}

@@ -4,11 +4,7 @@ import argparse
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +20,6 @@ from benchmarks.gpu.store import Store
 from benchmarks.gpu.workers import Workers
 from benchmarks.gpu.workload import Ceilings
 
-ROOT = Path(__file__).parents[1]
 CELLS = e2e_cells.cells(dry_run=False)
 TINY = e2e_cells.cells(dry_run=True)
 KEY = next(iter(TINY))
@@ -306,16 +301,16 @@ def h200_like():
     }
 
 
-def test_plots_are_drawn_beside_the_json_and_again_from_it(tmp_path):
+def test_plots_are_drawn_beside_the_json_and_again_from_it(tmp_path, monkeypatch, capsys):
     content, path = h200_like(), tmp_path / "result.json"
     names = [f"result_{name}.{kind}" for name in ("speed", "step") for kind in ("png", "svg")]
     assert [file.name for file in plots.draw(content, path)] == names
     svg = (tmp_path / "result_step.svg").read_text(encoding="utf-8")
     path.write_text(json.dumps(content), encoding="utf-8")
     (tmp_path / "result_step.svg").unlink()
-    command = [sys.executable, "-m", "benchmarks.gpu.plots", str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == [str(tmp_path / name) for name in names]
+    monkeypatch.setattr("sys.argv", ["benchmarks.gpu.plots", str(path)])
+    plots.main()
+    assert capsys.readouterr().out.split() == [str(tmp_path / name) for name in names]
     assert (tmp_path / "result_step.svg").read_text(encoding="utf-8") == svg
     assert (tmp_path / "result_speed.png").read_bytes().startswith(b"\x89PNG")
     assert plots.draw({**content, "sections": {}}, path) == []

@@ -1,7 +1,8 @@
-"""Every example script, run as a user runs it, with the tiny model."""
+"""Every example script, with the tiny model."""
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,6 @@ WARNINGS = [
     "error::DeprecationWarning",
     "default::DeprecationWarning:torch",
     "default::FutureWarning:torch",
-    "ignore:`is_gradient_checkpointing`:FutureWarning",  # a name that peft itself still uses
 ]
 SAYS = {
     "chat_template": [r"of the (\d+) tokens of the system message \1 were kept"] * 2,
@@ -31,33 +31,43 @@ SAYS = {
 }
 
 
-def run(script, *options):
-    command = [sys.executable, *(part for warning in WARNINGS for part in ("-W", warning)), f"examples/{script}.py"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run a script in this process, which has imported what it needs: its exit code, and what was printed."""
+
+    def run(script, *options):
+        path = str(EXAMPLES / f"{script}.py")
+        monkeypatch.setattr(sys, "argv", [path, *options])
+        with pytest.raises(SystemExit) as left:
+            runpy.run_path(path, run_name="__main__")
+        return left.value.code, capfd.readouterr().out
+
+    return run
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # a name that peft itself still uses
 @pytest.mark.parametrize("script", SAYS)
-def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(script):
-    done = run(script, "--size", "tiny")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "its text is noise" in done.stdout
-    assert "same outputs as stock: yes" in done.stdout
-    assert re.search(r"calls relayed: (\d+) of \1; the last: RelayReport\(relayed", done.stdout), done.stdout
-    text = done.stdout
+def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(run, script):
+    code, text = run(script, "--size", "tiny")
+    assert code == 0, text
+    assert "its text is noise" in text
+    assert "same outputs as stock: yes" in text
+    assert re.search(r"calls relayed: (\d+) of \1; the last: RelayReport\(relayed", text), text
+    rest = text
     for expected in SAYS[script]:
-        found = re.search(expected, text)
-        assert found, f"{expected!r} is not said, or not in this order:\n{done.stdout}"
-        text = text[found.end() :]
+        found = re.search(expected, rest)
+        assert found, f"{expected!r} is not said, or not in this order:\n{text}"
+        rest = rest[found.end() :]
 
 
-def test_a_script_takes_a_model_from_a_folder(tmp_path):
+def test_a_script_takes_a_model_from_a_folder_as_a_user_runs_it(tmp_path):
     shown = showcase.load(size="tiny")
     shown.model.save_pretrained(tmp_path)
     shown.tokenizer.save_pretrained(tmp_path)
-    done = run("pipeline_batch", "--model", str(tmp_path))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *(part for warning in WARNINGS for part in ("-W", warning))]
+    command += ["examples/pipeline_batch.py", "--model", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"LlamaForCausalLM from {tmp_path}" in done.stdout
 

@@ -3,12 +3,14 @@
 import copy
 import gc
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
 
 import relay_hf
 from helpers import generate
+from relay_hf.call import open_call
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -92,6 +94,28 @@ def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
     gc.collect()
     assert len(model.relay.graphs) == 1
     assert (cache(), key()) == (None, None)
+
+
+@pytest.mark.parametrize("columns", [26, 31, None], ids=["recorded", "replayed", "ends"])
+def test_the_memory_of_a_call_is_free_as_soon_as_it_ends_or_is_interrupted(patch, columns):
+    """Without the garbage collector: what runs its steps refers to the call, and the call to that."""
+    model, caches = patch(tiny_model("llama")), []
+
+    def watch(ids, scores):
+        caches.append(weakref.ref(open_call().cache))
+        if ids.shape[1] == columns:
+            raise KeyboardInterrupt
+        return scores
+
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(KeyboardInterrupt):
+            generate(model, prompts(20, (3, 5)), logits_processor=[watch])
+        assert [cache for cache in caches if cache() is not None] == []
+    finally:
+        gc.enable()
+    assert len(caches) == (12 if columns is None else columns - 24)
 
 
 def test_a_call_within_a_call(patch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,12 +27,25 @@ def objects() -> int:
     return len(gc.get_objects())
 
 
-def storages_of(prefixes: Iterable[Any]) -> list[StorageWeakRef]:
-    """Weak references to the memory that kept prefixes hold: keys, values, states."""
-    tensors = [each for kept in prefixes for layer in kept.run.layers for each in layer.tensors()]
-    return [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+class Held:
+    """What kept prefixes hold (keys, values, states): weak references to the tensors, and to their memory."""
+
+    def __init__(self, prefixes: Iterable[Any]) -> None:
+        tensors = _tensors(prefixes)
+        self._tensors = [weakref.ref(tensor) for tensor in tensors]
+        self._storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def alive(self) -> int:
+        """For how many of the tensors anything still holds their memory."""
+        return sum(not storage.expired() for storage in self._storages)
+
+    def seen(self) -> int:
+        """How many of the tensors anything still refers to."""
+        return sum(tensor() is not None for tensor in self._tensors)
 
 
-def alive(storages: Iterable[StorageWeakRef]) -> int:
-    """How many of them are still held by anything."""
-    return sum(not storage.expired() for storage in storages)
+def _tensors(prefixes: Iterable[Any]) -> list[torch.Tensor]:
+    return [tensor for kept in prefixes for layer in kept.run.layers for tensor in layer.tensors()]
