@@ -3,12 +3,14 @@
 import importlib.util
 import logging
 import os
+from collections import Counter
 
 # Before anything imports Triton: its kernels run in its interpreter, on the CPU.
 os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
+from tally import tried
 from transformers.utils import logging as transformers_logging
 
 # Tiny models gain nothing from threads, and lose much where tests run side by side.
@@ -22,6 +24,25 @@ collect_ignore = [name for name, needs in _NEEDS.items() if not all(map(importli
 
 def pytest_addoption(parser):
     parser.addoption("--all-types", action="store_true", help="try every model type with an older Transformers too")
+
+
+_sums: Counter[str] = Counter()  # over all processes that run tests
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item):
+    item.user_properties += tried.items()  # which reports carry from one process to another
+    tried.clear()
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":
+        _sums.update(dict(report.user_properties))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for what, count in sorted(_sums.items()):
+        terminalreporter.write_line(f"{count:,} {what}")
 
 
 class _RaiseOnDeprecation(logging.Handler):

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from tally import tally
 from torch import nn
 
 from relay_hf.prefix import KeptPrefix
@@ -13,6 +14,7 @@ from relay_hf.prefix import KeptPrefix
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
     """Twelve greedy tokens: `[B, L + 12]`."""
+    tally("calls of generate()")
     return model.generate(**inputs, **{"max_new_tokens": 12, "min_new_tokens": 12, **options})
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tally import tally
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import relay_hf
@@ -34,6 +35,9 @@ KINDS = {
 }
 
 
+NAMES = {"error": "errors", "interrupt": "interrupts", "memory": "lack of memory", "cpu memory": "lack of memory"}
+
+
 class Fault:
     """Raises an exception of a kind at the `at`-th time that it is asked, and never else; None: never.
 
@@ -49,6 +53,7 @@ class Fault:
     def __call__(self) -> None:
         self.asked += 1
         if self.asked - 1 == self.at:
+            tally(f"faults injected, {NAMES[self.kind]}")
             self.where = [code.co_name for code, _ in stack() if code.co_filename.startswith(OURS)]
             raise KINDS[self.kind]()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from tally import tally
 from torch import nn
 
 import relay_hf.patching  # noqa: F401 (importing it registers the operators with torch, before anything is looked at)
@@ -27,6 +28,7 @@ class Before:
 
     def differences(self) -> list[str]:
         """What is not as it was."""
+        tally("model types unpatched")
         around = {change for change in self._surroundings.changes() if _SEEDED not in change}
         within = differences(self._anatomy, anatomy(self._model))
         return [

@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from tally import tally
 
 import relay_hf
 from helpers import generate
@@ -15,6 +16,7 @@ from .mutations import INPUTS, Change
 def mutate(model, change: Change) -> None:
     torch.manual_seed(0)
     change(model)
+    tally("changes applied to models")
 
 
 def reusing(stock):
