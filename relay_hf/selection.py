@@ -10,6 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+from .frame import RelayError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -78,9 +80,20 @@ def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
 
 
 def users_implementation(config: PreTrainedConfig) -> str | None:
-    """The implementation that the user chose, whether or not ours is selected now."""
+    """The implementation that the user chose, whether or not ours is selected now.
+
+    Raises:
+        RelayError: it is ours, which stands in for another one and has none of its own to hand on to.
+    """
     found = getattr(config, ATTENTION_FIELD)
-    return found.users_choice if isinstance(found, _Selected) else found
+    if isinstance(found, _Selected):
+        return found.users_choice
+    if found == ATTENTION_NAME:
+        raise RelayError(
+            f"attention implementation {ATTENTION_NAME!r} is relay_hf's own, for the time of a relayed forward; choose "
+            "one of Transformers', such as model.set_attn_implementation('sdpa')."
+        )
+    return found
 
 
 def chosen_since(configs: Iterable[PreTrainedConfig], holder: object) -> bool:

@@ -60,6 +60,17 @@ def test_nested_patched_keeps_the_outer_options():
     assert model.relay.last.relayed
 
 
+def test_our_attention_is_none_to_choose():
+    """There would be nothing to hand a forward on to that is not relayed."""
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model.set_attn_implementation("relay_attention")
+    with pytest.raises(relay_hf.RelayError, match="choose one of Transformers'"):
+        generate(model, prompts(20, (3, 5)))
+    model.set_attn_implementation("sdpa")
+    generate(model, prompts(20, (3, 5)))
+    assert model.relay.last.relayed
+
+
 def test_the_config_names_the_users_attention_between_forwards():
     seen = []
 
