@@ -35,6 +35,8 @@ class RelayCache(Cache):
     Made by a patched model's `generate()`; or by hand, empty, and given to it as `past_key_values`. Only a patched
     model can use it: every other model would attend to each row's own tokens alone, so that raises.
 
+    Its segments may be those that the model keeps for later calls: read them, don't write to them.
+
     Args:
         config: the model's configuration; it says which layers there are.
         like: the cache that Transformers has made for it, if there is one. Asking the configuration for its layers once
