@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import is_dataclass
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, NoneType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str)
 # What is itself what it says, and may be held.
-SETTINGS = frozenset({*PLAIN, NoneType, FunctionType, BuiltinFunctionType, partial, torch.dtype, torch.device})
+SETTINGS = frozenset({*PLAIN, FunctionType, BuiltinFunctionType, partial, torch.dtype, torch.device})
 _SEQUENCES = (list, tuple, deque)
 _DEEPEST = 4  # containers in containers
 _MOST = 1000  # entries of a container that are looked at: a vocabulary held in a module would take 30 ms in each call

@@ -54,20 +54,23 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
     """
     others: dict[PlaceInModel, tuple[Hashable, list[Tensor]]] = {}
 
-    def read(index: int, name: str, value: Any) -> None:
+    def read(index: int, name: str, value: Any) -> bool:
         if isinstance(value, PreTrainedConfig):
             if name != "config":  # that of all modules is looked at once
                 others[index, name] = _fields(value), []
-            return
+            return False
         tensors: list[Tensor] = []
         others[index, name] = content(value, tensors.append), tensors
+        return False
 
     looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
-    # By a comprehension, and by their names: of 1,400 modules, 5,000 attributes are looked at.
+    # By a comprehension, and by their names: of 1,400 modules, 5,000 attributes are looked at. What is None is no
+    # setting: a forward may leave something else in its place, which is no other model.
     settings = [
-        value if type(value := own[name]) in SETTINGS else read(index, name, value)  # type: ignore[func-returns-value]
+        value
         for index, own in looked_at
         for name in _own_names(own)
+        if (value := own[name]) is not None and (type(value) in SETTINGS or read(index, name, value))
     ]
     return settings, others
 
