@@ -206,39 +206,25 @@ class Meanwhile:
         return ""
 
 
-def test_weights_that_change_while_it_is_said_keep_nothing(llamas):
-    ours = copy.deepcopy(llamas[1])
+# The modules were listed when the call began.
+CHANGES = {
+    "weights": lambda mlp: mlp.up_proj.weight.data.mul_(1.001),
+    "a module": lambda mlp: setattr(mlp, "act_fn", torch.nn.Identity().eval()),
+    "a hook": lambda mlp: mlp.register_forward_hook(lambda module, inputs, output: output * 0.5),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_that_changes_while_it_is_said_keeps_nothing(llamas, what):
+    ours, changed = copy.deepcopy(llamas[1]), []
 
     def change(length):
-        ours.model.layers[0].mlp.up_proj.weight.data.mul_(1.001)
+        if length == PROMPT + 2:  # the prompt is put before its prefill
+            changed.append(CHANGES[what](ours.model.layers[0].mlp))
 
     answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
     assert ours.relay.last.relayed
-    assert ours.relay.prefixes == ()
-
-
-def test_a_module_that_is_exchanged_while_it_is_said_keeps_nothing(llamas):
-    """The modules were listed when the call began."""
-    ours = copy.deepcopy(llamas[1])
-
-    def change(length):
-        if length > PROMPT:  # that is put before its prefill
-            ours.model.layers[0].mlp.act_fn = torch.nn.Identity().eval()
-
-    answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
-    assert ours.relay.last.relayed
-    assert ours.relay.prefixes == ()
-
-
-def test_a_hook_that_came_while_it_is_said_keeps_nothing(llamas):
-    ours = copy.deepcopy(llamas[1])
-
-    def change(length):
-        if length == PROMPT + 2:
-            ours.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 0.5)
-
-    answer(ours, words(1, PROMPT), streamer=TextStreamer(Meanwhile(change)))
-    assert ours.relay.last.relayed
+    assert len(changed) == 1
     assert ours.relay.prefixes == ()
 
 

@@ -45,6 +45,20 @@ def test_a_linear_layer_whose_weight_is_no_parameter_is_looked_at():
     assert not witness.holds([linear])
 
 
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float8_e4m3fn", "float8_e5m2", "uint16", "int8", "bool"])
+def test_weights_of_every_dtype_are_looked_at(dtype):
+    """Some of which few operators of PyTorch know."""
+    kind = getattr(torch, dtype)
+    weight = torch.nn.Parameter(torch.zeros(40, 40).to(kind), requires_grad=False)
+    module = torch.nn.ParameterList([weight])
+    module.register_buffer("buffer", torch.zeros(40).to(kind))
+    for tensor in (weight, module.buffer):
+        witness = Witness([module])
+        assert witness.holds([module])
+        tensor.data.view(torch.uint8).fill_(1)
+        assert not witness.holds([module])
+
+
 CHANGES = {
     "foreach AdamW": lambda p: adamw(p, foreach=True),
     "fused AdamW": lambda p: adamw(p, fused=True),
