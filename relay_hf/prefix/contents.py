@@ -34,8 +34,10 @@ def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST
     if kind in SETTINGS:
         return value
     if isinstance(value, Tensor):
-        # A sparse one, or one on no device, has none.
-        if value.layout is torch.strided and not value.is_meta:
+        # A sparse one, or one on no device, has none; those of a class of its own, and quantized ones, may have other
+        # operators than are used to look at them.
+        plain = kind in (Tensor, nn.Parameter) and not value.is_quantized
+        if plain and value.layout is torch.strided and not value.is_meta:
             found(value)
         return id(value)
     if isinstance(value, nn.Module):  # looked at as one of the model's

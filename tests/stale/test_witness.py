@@ -59,6 +59,34 @@ def test_weights_of_every_dtype_are_looked_at(dtype):
         assert not witness.holds([module])
 
 
+class OfItsOwn(torch.Tensor):
+    """A tensor that can be held, and nothing else."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function.__name__ in ("take", "as_strided", "cat", "data_ptr"):
+            raise NotImplementedError(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(40).as_subclass(OfItsOwn),
+        lambda: torch.eye(4).to_sparse(),
+        lambda: torch.zeros(4, device="meta"),
+    ],
+    ids=["of its own class", "sparse", "on no device"],
+)
+def test_a_tensor_that_has_no_elements_to_look_at_is_known_by_itself(make):
+    module = torch.nn.Module()
+    module.alone, module.among = make(), [make()]
+    witness = Witness([module])
+    assert witness.holds([module])
+    module.among[0] = make()
+    assert not witness.holds([module])
+
+
 CHANGES = {
     "foreach AdamW": lambda p: adamw(p, foreach=True),
     "fused AdamW": lambda p: adamw(p, fused=True),
