@@ -41,6 +41,20 @@ class Prefilled:
     parent: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """The model that some prefixes are kept of, as it was.
+
+    Attributes:
+        witness: of the model.
+        embedded: the tokens of each of them, `[n]`, and elements of the embedding of these, `[n, e]`. Not the prefix
+            itself, which may be divided at any time.
+    """
+
+    witness: Witness
+    embedded: tuple[tuple[Tensor, Tensor], ...]
+
+
 class Keeper:
     """Kept prefixes of one model. All that it does is done under one lock.
 
@@ -90,22 +104,32 @@ class Keeper:
             if self._store is not None:
                 self._store.release()
 
-    def match(
-        self, modules: Sequence[nn.Module], embedding: nn.Module, rows: Sequence[Tensor], context: Hashable
-    ) -> tuple[list[Match], Witness | None]:
-        """How much of the start of each row (`[n]` ids) is kept: nothing if the model changed.
+    def match(self, rows: Sequence[Tensor], context: Hashable) -> tuple[list[Match], Kept | None]:
+        """How much of the start of each row (`[n]` ids) is kept, going by the tokens alone.
 
         Returns:
-            A match for each row, and the model at this moment, for `keep`: what goes on from a kept prefix may be kept
-            only if the model has not changed since. None where nothing is kept.
+            A match for each row, and what all these are kept of, which `look` compares with the model. None where
+            nothing is kept.
         """
         with self._lock:
-            now = self._unchanged(modules)
-            if now is not None:
-                matches = [self.store.match(ids, context) for ids in rows]
-                if self._embedded_alike(embedding, {node for match in matches for node in match.path}):
-                    return matches, now
-            return [Match()] * len(rows), None
+            if self._store is None or self._witness is None:
+                return [Match()] * len(rows), None
+            matches = [self._store.match(ids, context) for ids in rows]
+            return matches, _kept_of(self._witness, dict.fromkeys(node for match in matches for node in match.path))
+
+    def look(self, kept: Kept, modules: Sequence[nn.Module], embedding: nn.Module) -> Witness | None:
+        """The model now, if it is the one that something is kept of; None if not, and then all that is kept is dropped.
+
+        What goes on from a kept prefix may be kept, by `keep`, only if the model has not changed since.
+        """
+        with self._lock:
+            now = Witness(modules, kept.witness.ignore)
+            if kept.witness.same(now) and _embeddings_hold(embedding, kept):
+                return now
+            if self._witness is kept.witness:  # else it was another thread's, which has looked at the model since
+                logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
+                self.clear()
+            return None
 
     def stored(
         self,
@@ -123,39 +147,18 @@ class Keeper:
             The prefixes, each after the one that it extends; the same as a file has them; the model at this moment.
         """
         with self._lock:
-            now = self._unchanged(modules)
-            nodes = [] if now is None else list(self.store.under(context))
-            if chosen is not None and now is not None:
+            nodes = list(self.store.under(context))
+            if chosen is not None:
                 # One that has been joined with what follows it since is still kept, as a part of that.
                 ends = [self.store.ending(each.ids, context) for each in chosen]
                 wanted = {node for end in ends if end is not None for node in end.path()}
                 nodes = [node for node in self.store.under(context) if node in wanted]
-            if not self._embedded_alike(embedding, nodes):
+            now = None if self._witness is None else self.look(_kept_of(self._witness, nodes), modules, embedding)
+            if now is None:
                 return [], [], None
             places: dict[Node, int] = {node: place for place, node in enumerate(nodes)}
             files = [StoredPrefix(node.tokens, node.run, places.get(node.parent), node.pinned) for node in nodes]
             return nodes, files, now
-
-    def _unchanged(self, modules: Sequence[nn.Module]) -> Witness | None:
-        """The model now, if anything is kept and still holds; what doesn't hold any more is dropped."""
-        if not self.prefixes:
-            return None
-        now = self.witness(modules)
-        if self._witness is not None and self._witness.same(now):
-            return now
-        self._drop()
-        return None
-
-    def _embedded_alike(self, embedding: nn.Module, prefixes: Iterable[KeptPrefix]) -> bool:
-        """Whether the tokens of prefixes are embedded as they were; if not, all that is kept is dropped."""
-        if _embeddings_hold(embedding, prefixes):
-            return True
-        self._drop()
-        return False
-
-    def _drop(self) -> None:
-        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
-        self.clear()
 
     def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
         """The kept prefix of just these tokens (`[P]`), pinned if it is to be, or None if not all of them are kept."""
@@ -226,12 +229,13 @@ def context_of(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch
     return (device, model.dtype, autocast)
 
 
-def _embeddings_hold(embedding: nn.Module, prefixes: Iterable[KeptPrefix]) -> bool:
-    """Whether the tokens of prefixes are embedded as they were; all in one look, since on a GPU each waits for it."""
-    tokens, before = [], []
-    for prefix in prefixes:
-        tokens.append(prefix.tokens)
-        before.append(prefix.embedded)
+def _kept_of(witness: Witness, prefixes: Iterable[KeptPrefix]) -> Kept:
+    return Kept(witness, tuple((prefix.tokens, prefix.embedded) for prefix in prefixes))
+
+
+def _embeddings_hold(embedding: nn.Module, kept: Kept) -> bool:
+    """Whether tokens are embedded as they were; all in one look, since on a GPU each waits for it."""
+    tokens, before = [each for each, _ in kept.embedded], [each for _, each in kept.embedded]
     return not tokens or torch.equal(torch.cat(before), embedded(embedding, torch.cat(tokens)))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cache_utils import SharedRun
 from .call import open_call
-from .keeping import context_of
+from .keeping import Kept, context_of
 from .prefix import Match, Prompts, Run, Witness, divided, pruned, shared_runs, walk
 from .report import RelayReport
 
@@ -30,7 +30,8 @@ class Decision:
         prompts: the rows, on the host.
         runs: what rows share, and what is kept of them: a forest.
         matches: how much of each row is kept.
-        witness: the model when that was looked up; None where nothing was kept.
+        kept: what these are kept of; None where nothing was kept.
+        witness: the model when it was held to that; None where nobody has looked.
         keep: whether what is prefilled of the runs may be kept for later calls.
         keep_row: whether the single row is to be kept whole, answer and all.
         gain: seconds that policy "auto" expects relaying to save, at least; None where nobody asked, or it isn't known.
@@ -40,6 +41,7 @@ class Decision:
     prompts: Prompts = NO_PROMPTS
     runs: list[Run] = field(default_factory=list)
     matches: Sequence[Match] = ()
+    kept: Kept | None = None
     witness: Witness | None = None
     keep: bool = False
     keep_row: bool = False
@@ -49,6 +51,11 @@ class Decision:
     def relays(self) -> bool:
         """Whether the call is relayed."""
         return self.refused is None and bool(self.runs or self.keep_row)
+
+    @property
+    def uses_kept(self) -> bool:
+        """Whether it goes on from anything that is kept."""
+        return self.relays and any(run.kept for _, run in walk(self.runs))
 
     @property
     def reason(self) -> str:
@@ -121,8 +128,10 @@ class Decision:
         )
 
 
-def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None) -> Decision:
-    """What the rows share, and what of it is kept.
+def find(
+    relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None, reuse: bool = True
+) -> Decision:
+    """What the rows share, and what of it is kept, going by the tokens alone.
 
     Args:
         relay: the model's handle.
@@ -130,6 +139,7 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
         keep: whether prefixes of the model may be kept between calls.
         one_level: only what all rows share can be shared.
         recurrent: how recurrent layers go on from a state (see `architectures.py`); None where there are none.
+        reuse: whether to go on from what is kept.
     """
     least, count = relay.config.min_prefix_length, len(prompts.ids)
     # A recurrent layer has other code for a single token than stock's prefill runs: NemotronH's differs by 1e-4.
@@ -141,7 +151,9 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     rows = prompts.rows(own)
     if one_level and count > 1:
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
-    matches, witness = match(relay, rows) if keep else ([Match()] * count, None)
+    matches, kept_of = [Match()] * count, None
+    if keep and reuse:
+        matches, kept_of = relay.keeper.match(rows, context_of(relay.model))
     if recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [Run(0, rows[0][: matches[0].seen], (0,))]
@@ -155,18 +167,23 @@ def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent:
     # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
     stocks_loop = not open_call().own_loop
     keep_row = keep and count == 1 and prompts.tokens >= least and stocks_loop
-    found = Decision(None, prompts, runs, matches, witness, keep, keep_row)
+    found = Decision(None, prompts, runs, matches, kept_of, None, keep, keep_row)
     if not found.relays:
         what = f"the rows share {longest} tokens" if count > 1 else f"one row of {prompts.tokens} tokens"
         found.refused = f"{what}, fewer than min_prefix_length={least}"
-        if count == 1 and not keep:
-            found.refused = "one row, of which nothing can be kept"
-        elif count == 1 and not stocks_loop:
-            found.refused = "one row, in a decoding loop of the caller's"
+        if count == 1 and prompts.tokens >= least:
+            why = "in a decoding loop of the caller's" if keep else "of which nothing can be kept"
+            found.refused = f"one row, {why}"
     return found
 
 
 def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], Witness | None]:
     """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
-    embedding = relay.model.get_input_embeddings()
-    return relay.keeper.match(open_call().modules, embedding, rows, context_of(relay.model))
+    matches, kept = relay.keeper.match(rows, context_of(relay.model))
+    witness = None if kept is None else look(relay, kept)
+    return ([Match()] * len(rows) if witness is None else matches), witness
+
+
+def look(relay: Relay, kept: Kept) -> Witness | None:
+    """The model now, if it is the one that something is kept of; None if not, and then nothing is kept any more."""
+    return relay.keeper.look(kept, open_call().modules, relay.model.get_input_embeddings())

@@ -50,6 +50,11 @@ class Prompts:
         return cls(ids, torch.from_numpy(start), torch.from_numpy(end), tokens, torch.from_numpy(attended))
 
     @property
+    def longest(self) -> int:
+        """The most tokens of a row's run."""
+        return int((self.end - self.start).max()) if len(self.ids) else 0
+
+    @property
     def holes(self) -> bool:
         """Whether any row has padding behind its first token."""
         return bool((self.end < self.ids.shape[1]).any())
