@@ -51,6 +51,56 @@ def test_numbers_and_tensors_of_modules_are_looked_at(graphs, change):
     assert torch.equal(generate(model, INPUTS), ours)
 
 
+class Mode(torch.nn.Module):
+    """A part of a model that computes something else in training mode."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return self.inner(hidden) * (-1.0 if self.training else 1.0)
+
+
+@pytest.mark.parametrize("of", ["the model", "a part"])
+def test_a_graph_of_one_mode_does_not_serve_the_other(graphs, of):
+    model = tiny_model("llama")
+    part = model.model.layers[1].mlp = Mode(model.model.layers[1].mlp).eval()
+    changed = model if of == "the model" else part
+    stock = generate(model, INPUTS), generate(changed.train() and model, INPUTS)
+    assert not torch.equal(*stock)
+    patch(model.eval())
+    assert torch.equal(generate(model, INPUTS), stock[0])
+    changed.train()
+    assert torch.equal(generate(model, INPUTS), stock[1])
+    model.eval()
+    assert torch.equal(generate(model, INPUTS), stock[0])
+    assert model.relay.last.graph_steps == 11, "on the first graph"
+
+
+@pytest.fixture
+def arithmetic():
+    """How products are computed, as it was again in the end."""
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda: torch.set_float32_matmul_precision("high"), lambda: torch.use_deterministic_algorithms(True)],
+    ids=["TensorFloat-32", "deterministic"],
+)
+def test_kernels_that_were_chosen_for_other_arithmetic_are_not_replayed(graphs, arithmetic, change):
+    """The stand-in has no kernels of its own: that another graph is captured is what can be seen here."""
+    model = patch(tiny_model("llama"))
+    expected = generate(model, INPUTS)
+    change()
+    assert torch.equal(generate(model, INPUTS), expected)
+    assert (len(graphs), model.relay.last.graph_steps) == (2, 10)
+
+
 def test_the_graph_of_weights_that_are_no_more_is_dropped(graphs):
     model = patch(tiny_model("llama"))
     generate(model, INPUTS)

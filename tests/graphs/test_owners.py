@@ -11,6 +11,7 @@ import torch
 import relay_hf
 from helpers import generate
 from relay_hf.call import open_call
+from relay_hf.decoding import Decoding
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -151,3 +152,20 @@ def test_guidance_runs_the_model_beside_the_graph(patch):
     for steps in (10, 11):
         assert torch.equal(generate(model, prompts(20, (3, 5)), **options), stock)
         assert model.relay.last.graph_steps == steps
+
+
+def test_an_interrupt_while_a_graph_takes_up_rows_leaves_them_to_their_cache(patch, monkeypatch):
+    """The cache of a former turn goes on in the graph's buffers when the interrupt comes, and nobody moves it out."""
+    model, inputs = patch(tiny_model("llama")), prompts(20, (3, 5))
+    early = {"max_new_tokens": 40, "min_new_tokens": 0, "stopping_criteria": at(33)}
+    one = generate(model, inputs, return_dict_in_generate=True, **early)
+
+    def interrupt(decoding, cache):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Decoding, "take_up", interrupt)
+        turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
+    held = [part.clone() for part in one.past_key_values.layers[0].own()]
+    generate(model, prompts(20, (5, 4), seed=3))
+    assert all(torch.equal(*pair) for pair in zip(one.past_key_values.layers[0].own(), held, strict=True))
