@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -11,6 +12,9 @@ from typing import Protocol, TypeVar
 import torch
 
 _Result = TypeVar("_Result")
+
+# Held during a capture: captures of two threads would share the stream, and the garbage collector is off in all.
+one_capture = threading.RLock()
 
 
 class DeviceGraph(Protocol):
@@ -49,8 +53,8 @@ class CudaGraph:
         stream, pool = _stream(self._device), torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(stream), _workspace_of_its_own():
-                self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
+                    self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                     result = run()
                 except BaseException:
                     self._abandon(stream, pool)
@@ -122,6 +126,12 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 def supports(device: torch.device) -> bool:
     """Whether there are graphs on a device."""
     return device.type == "cuda" and torch.version.hip is None
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Give the device what torch's allocator holds and nobody uses: during a capture the allocator does not."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def new_graph(device: torch.device) -> DeviceGraph:

@@ -133,8 +133,7 @@ class Graphs:
         )
         places, state = structure(call.modules)
         context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
-        context += _arithmetic()
-        return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
+        return (tuple(places), (inputs, shapes, rows.own_start is None, context, _arithmetic(), tuple(state)))
 
     def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
         """Remember that such steps can't be captured: trying takes some of the host's steps each time."""

@@ -106,8 +106,8 @@ class StepGraph:
 
     def take_up(self, cache: RelayCache) -> bool:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
-        if self._done is not None:
-            self._done.wait()  # for what another call launched last, on whatever stream
+        if self._done is not None:  # for what another call launched last, on whatever stream of this device
+            self._done.wait(torch.cuda.current_stream(self.decoding.position.device))
         if not self.decoding.plan.tables.take(segments_of(cache)):
             return False
         for index, buffers in self.buffers.items():

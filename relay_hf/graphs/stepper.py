@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..frame import RelayError
+from ..memory import is_out_of_memory
 from ..prefix.module_state import adapter_state
 from . import device
 from .recorder import Operations
@@ -65,7 +66,7 @@ class Stepper:
         self._graph: StepGraph | None = None
         self._recorded: tuple[Operations, Hashable, Rows] | None = None
         self._noting: Operations | None = None
-        self._recordings = self._differed = 0
+        self._recordings = self._differed = self._lacked = 0
         self._adapters = adapter_state(call.modules)
         self._astray = False
 
@@ -198,20 +199,29 @@ class Stepper:
         try:
             graph = self._captured(forward, kwargs, recorded, decoding)
         except Exception as error:
-            for index, length in before.items():
-                cache.kv_layers[index].own_length = length
-            self._call.decoding, self._call.transcript = None, transcript
-            if isinstance(error, DifferentStepError) and not self._differed:
-                self._differed += 1  # a first step may do what no other does; two that differ are no chance
-                return self._record(forward, kwargs)
-            self._refuse(str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}")
-            self._graphs.refuse(self._call, cache, kwargs, self.why_not)
-            return forward(**kwargs)
-        self._call.transcript = transcript
-        self._graph = graph
-        self.nbytes += graph.nbytes
-        self._note(kwargs)
-        return graph.launch(cache)
+            lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
+            why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
+        else:
+            self._call.transcript = transcript
+            self._graph = graph
+            self.nbytes += graph.nbytes
+            self._note(kwargs)
+            return graph.launch(cache)
+        # Only now, as the error's frames are gone and with them what the capture has allocated.
+        for index, length in before.items():
+            cache.kv_layers[index].own_length = length
+        self._call.decoding, self._call.transcript = None, transcript
+        if lacking and not self._lacked:
+            self._lacked += 1
+            device.give_memory_back(kwargs["input_ids"].device)
+            return self._record(forward, kwargs)
+        if differs and not self._differed:
+            self._differed += 1  # a first step may do what no other does; two that differ are no chance
+            return self._record(forward, kwargs)
+        self._refuse(why)
+        if not lacking:  # at another time there may be enough
+            self._graphs.refuse(self._call, cache, kwargs, why)
+        return forward(**kwargs)
 
     def _captured(
         self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: Decoding
@@ -228,7 +238,8 @@ class Stepper:
                 raise DifferentStepError(f"two steps of the model differ: {difference[:300]}")
             return tensors_of(outputs, cache), type(outputs)
 
-        outputs, output_type = device_graph.capture(run)
+        with device.one_capture:
+            outputs, output_type = device_graph.capture(run)
         if any(cache.kv_layers[index].own_length != length + 1 for index, length in held.items()):
             raise UnfitStepError("a step does not add a token to every layer")
         buffers = {index: cache.kv_layers[index].buffers for index in held}

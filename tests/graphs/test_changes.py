@@ -1,5 +1,8 @@
 """What changes between two calls, or within one, and what becomes of the graph."""
 
+import inspect
+import weakref
+
 import pytest
 import torch
 
@@ -8,6 +11,8 @@ from helpers import generate
 from relay_hf import generation
 from relay_hf.cache_utils import layer
 from relay_hf.testing import prompts, tiny_model
+
+from .cpu_graph import CpuGraph
 
 INPUTS = prompts(20, (4, 4))
 
@@ -242,3 +247,45 @@ def test_a_call_that_outgrows_its_buffers_near_its_end_goes_on_step_by_step(grap
     report = model.relay.last
     assert (len(graphs), report.graph_reason) == (1, "")
     assert 25 < report.graph_steps < 35
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_capture_that_lacks_memory_is_tried_again_and_not_held_against_later_calls(graphs, monkeypatch, failures):
+    model = tiny_model("llama")
+    stock, capture, left = generate(model, INPUTS), CpuGraph.capture, [None] * failures
+
+    def lacking(graph, run):
+        outputs = capture(graph, run)
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return outputs
+
+    monkeypatch.setattr(CpuGraph, "capture", lacking)
+    patch(model)
+    assert torch.equal(generate(model, INPUTS), stock)
+    assert model.relay.last.graph_steps == (9 if failures == 1 else 0), "of eleven two are recorded"
+    assert ("CUDA out of memory" in model.relay.last.graph_reason) == (failures == 2)
+    assert torch.equal(generate(model, INPUTS), stock)
+    assert (model.relay.last.graph_steps, model.relay.last.graph_reason) == ((11, ""), (10, ""))[failures - 1]
+
+
+def test_what_a_failed_capture_allocated_is_free_before_the_step_is_run_after_all(graphs, monkeypatch):
+    model, held = tiny_model("llama"), []
+    capture, forward = CpuGraph.capture, type(model).forward
+
+    def failing(graph, run):
+        outputs = capture(graph, run)
+        held.append(weakref.ref(outputs[0]["logits"]))
+        raise RuntimeError("a capture fails")
+
+    def looking(self, *args, **kwargs):
+        assert all(output() is None for output in held)
+        return forward(self, *args, **kwargs)
+
+    looking.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(CpuGraph, "capture", failing)
+    monkeypatch.setattr(type(model), "forward", looking)
+    generate(patch(model), INPUTS)
+    assert model.relay.last.graph_reason == "RuntimeError: a capture fails"
+    assert held

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 from contextlib import suppress
 
@@ -12,7 +13,10 @@ import relay_hf
 from helpers import generate
 from relay_hf.call import open_call
 from relay_hf.decoding import Decoding
+from relay_hf.graphs import device
 from relay_hf.testing import prompts, tiny_model
+
+from .cpu_graph import CpuGraph
 
 
 @pytest.fixture
@@ -163,9 +167,30 @@ def test_an_interrupt_while_a_graph_takes_up_rows_leaves_them_to_their_cache(pat
     def interrupt(decoding, cache):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Decoding, "take_up", interrupt)
-        turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
+        with pytest.raises(KeyboardInterrupt):
+            turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
     held = [part.clone() for part in one.past_key_values.layers[0].own()]
     generate(model, prompts(20, (5, 4), seed=3))
     assert all(torch.equal(*pair) for pair in zip(one.past_key_values.layers[0].own(), held, strict=True))
+
+
+def test_no_two_threads_capture_at_once(patch, monkeypatch):
+    """They would capture on one stream."""
+    capture, found = CpuGraph.capture, []
+
+    def knocking(graph, run):
+        def knock():
+            found.append(device.one_capture.acquire(blocking=False))
+
+        other = threading.Thread(target=knock)
+        other.start()
+        other.join()
+        return capture(graph, run)
+
+    monkeypatch.setattr(CpuGraph, "capture", knocking)
+    model = patch(tiny_model("llama"))
+    for rows in ((3, 5), (3, 5, 4)):  # it is let go of in between
+        generate(model, prompts(20, rows))
+    assert found == [False, False]
