@@ -16,6 +16,11 @@ _Result = TypeVar("_Result")
 # Held during a capture: captures of two threads would share the stream, and the garbage collector is off in all.
 one_capture = threading.RLock()
 
+# Before 2.13 a device's generator of random numbers is captured or not, in all threads: while one thread captures, any
+# other that draws gets an error ("Offset increment outside graph capture encountered unexpectedly").
+_CAPTURES_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+_generating: dict[object, int] = {}  # the thread of each call of generate()
+
 
 class DeviceGraph(Protocol):
     """A run that can be repeated, on the same memory."""
@@ -121,6 +126,23 @@ def _workspace_of_its_own() -> Iterator[None]:
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """The stream that captures on a device use."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def generating() -> Iterator[None]:
+    """A generate() call of this thread, which may draw random numbers; it begins when no capture is under way."""
+    call = object()
+    try:
+        with one_capture:
+            _generating[call] = threading.get_ident()
+        yield
+    finally:
+        _generating.pop(call, None)
+
+
+def may_capture() -> bool:
+    """Whether this thread may capture now, and as long as it holds `one_capture`."""
+    return not _CAPTURES_ALONE or {*_generating.values()} <= {threading.get_ident()}
 
 
 def supports(device: torch.device) -> bool:

@@ -91,7 +91,8 @@ class Graphs:
                 self._open += 1
                 model.__dict__[_PATH] = self._call_model
         try:
-            yield used
+            with device.generating():
+                yield used
         finally:
             if used:
                 with self._lock:

@@ -52,7 +52,7 @@ class Stepper:
 
     Attributes:
         replayed: steps that were replays.
-        why_not: why others were not, or None.
+        why_not: why none that follows is to be one, or None.
         nbytes: of the graphs that the call used.
     """
 
@@ -69,6 +69,12 @@ class Stepper:
         self._recordings = self._differed = self._lacked = 0
         self._adapters = adapter_state(call.modules)
         self._astray = False
+        self._waited = ""
+
+    @property
+    def reason(self) -> str:
+        """Why steps were no replays, or nothing."""
+        return self.why_not or self._waited
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """`forward(*args, **kwargs)`, by a graph where that is the same."""
@@ -197,12 +203,17 @@ class Stepper:
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
         try:
-            graph = self._captured(forward, kwargs, recorded, decoding)
+            with device.one_capture:
+                graph = self._captured(forward, kwargs, recorded, decoding) if device.may_capture() else None
         except Exception as error:
             lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
             why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
         else:
             self._call.transcript = transcript
+            if graph is None:
+                self._waited = "other calls of generate() were running, beside which PyTorch before 2.13 can't capture"
+                self._recorded = recorded, inputs_were, rows_were  # perhaps the next step
+                return forward(**kwargs)
             self._graph = graph
             self.nbytes += graph.nbytes
             self._note(kwargs)
@@ -238,8 +249,7 @@ class Stepper:
                 raise DifferentStepError(f"two steps of the model differ: {difference[:300]}")
             return tensors_of(outputs, cache), type(outputs)
 
-        with device.one_capture:
-            outputs, output_type = device_graph.capture(run)
+        outputs, output_type = device_graph.capture(run)
         if any(cache.kv_layers[index].own_length != length + 1 for index, length in held.items()):
             raise UnfitStepError("a step does not add a token to every layer")
         buffers = {index: cache.kv_layers[index].buffers for index in held}

@@ -194,3 +194,31 @@ def test_no_two_threads_capture_at_once(patch, monkeypatch):
     for rows in ((3, 5), (3, 5, 4)):  # it is let go of in between
         generate(model, prompts(20, rows))
     assert found == [False, False]
+
+
+@pytest.mark.parametrize("inputs", [prompts(20, (3, 5)), prompts(20, (3,))], ids=["rows", "a row"])
+def test_a_step_is_not_captured_beside_calls_of_other_threads_where_torch_can_not(graphs, patch, monkeypatch, inputs):
+    monkeypatch.setattr(device, "_CAPTURES_ALONE", True)
+    model, other = patch(tiny_model("llama")), patch(tiny_model("llama"))
+    begun, over = threading.Event(), threading.Event()
+
+    def wait(ids, scores):
+        begun.set()
+        over.wait(timeout=60)
+        return scores
+
+    def end(ids, scores):
+        if ids.shape[1] == inputs["input_ids"].shape[1] + 6:
+            over.set()
+            beside.join()
+        return scores
+
+    expected = generate(tiny_model("llama"), inputs)
+    beside = threading.Thread(target=generate, args=(other, inputs), kwargs={"logits_processor": [wait]})
+    beside.start()
+    begun.wait(timeout=60)
+    assert torch.equal(generate(model, inputs), expected)
+    assert (model.relay.last.graph_steps, len(graphs)) == (0, 0)
+    assert model.relay.last.graph_reason.startswith("other calls of generate() were running")
+    assert torch.equal(generate(model, inputs, logits_processor=[end]), expected)
+    assert model.relay.last.graph_steps == 5, "those behind the seventh token, for which the other call ended"
