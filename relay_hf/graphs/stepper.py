@@ -29,7 +29,7 @@ from .step import (
 )
 
 if TYPE_CHECKING:
-    from ..cache_utils import RelayCache
+    from ..cache_utils import RelayCache, RelayLayer
     from ..call import Call
     from ..decoding import Decoding
     from .kept import Graphs
@@ -133,22 +133,23 @@ class Stepper:
             self._noting.noted.clear()
 
     def finish(self) -> None:
-        """The call is over: its cache is let go, and if others hold on to it, it gets memory of its own."""
-        cache = ref(self._cache)
+        """The call is over: its cache is let go. What others hold on to, it or its layers, gets memory of its own."""
+        layers = {index: ref(layer) for index, layer in self._cache.kv_layers.items()}
         self._cache = self._call.cache = self._call.decoding = self._call.transcript = None  # type: ignore[assignment]
         graph, self._graph, self._recorded = self._graph, None, None
         if graph is not None:
             graph.forget()
-            self._give_back(graph, cache())
+            held = {index: layer() for index, layer in layers.items()}
+            self._give_back(graph, {index: layer for index, layer in held.items() if layer is not None})
 
     def _close(self) -> None:
         """Give the graph back in the middle of a call."""
         graph, self._graph, self._recorded = self._graph, None, None
         if graph is not None:
-            self._give_back(graph, self._cache)
+            self._give_back(graph, self._cache.kv_layers)
 
-    def _give_back(self, graph: StepGraph, cache: RelayCache | None) -> None:
-        graph.leave(cache)
+    def _give_back(self, graph: StepGraph, layers: Mapping[int, RelayLayer]) -> None:
+        graph.leave(layers)
         if self._call.decoding is graph.decoding:
             self._call.decoding = None
         self._astray |= graph.ran_astray()

@@ -11,6 +11,7 @@ import torch
 
 import relay_hf
 from helpers import generate
+from relay_hf.cache_utils import RelayLayer
 from relay_hf.call import open_call
 from relay_hf.decoding import Decoding
 from relay_hf.graphs import device
@@ -87,6 +88,28 @@ def test_what_a_caller_holds_of_a_returned_cache_stays(patch):
     assert model.relay.last.graph_steps == 11
     assert torch.equal(held, before)
     assert torch.equal(twin.layers[0].keys, before)
+
+
+@pytest.mark.parametrize("take", [copy.copy, lambda cache: cache.layers], ids=["a twin", "layers"])
+def test_what_a_caller_took_of_a_cache_during_the_call_stays(patch, monkeypatch, take):
+    """Though the cache itself is gone by the end; and of one of which nothing was taken nothing is copied."""
+    model, held, moves = patch(tiny_model("llama")), [], []
+    move_out = RelayLayer.move_out
+    monkeypatch.setattr(RelayLayer, "move_out", lambda layer: moves.append(layer) or move_out(layer))
+
+    def hold(ids, scores):
+        held[:] = [take(open_call().cache)]
+        return scores
+
+    generate(model, prompts(20, (3, 5)), logits_processor=[hold])
+    layer = getattr(held[0], "layers", held[0])[0]
+    assert layer in moves
+    before = layer.keys.clone()
+    moves.clear()
+    generate(model, prompts(20, (5, 4), seed=3))
+    assert model.relay.last.graph_steps == 11
+    assert torch.equal(layer.keys, before)
+    assert moves == []
 
 
 def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
