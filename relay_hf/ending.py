@@ -35,7 +35,7 @@ def finish(relay: Relay, call: Call) -> RelayReport:
             stepper.finish()
         if report.relayed:
             report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
-            report.graph_reason = stepper.why_not or ""
+            report.graph_reason = stepper.reason
     with guarded("the report of this call could not be logged"):
         logger.info("%s", report)
     return report

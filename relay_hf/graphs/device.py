@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -11,6 +12,14 @@ from typing import Protocol, TypeVar
 import torch
 
 _Result = TypeVar("_Result")
+
+# Held during a capture: captures of two threads would share the stream, and the garbage collector is off in all.
+one_capture = threading.RLock()
+
+# Before 2.13 a device's generator of random numbers is captured or not, in all threads: while one thread captures, any
+# other that draws gets an error ("Offset increment outside graph capture encountered unexpectedly").
+_CAPTURES_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+_generating: dict[object, int] = {}  # the thread of each call of generate()
 
 
 class DeviceGraph(Protocol):
@@ -49,8 +58,8 @@ class CudaGraph:
         stream, pool = _stream(self._device), torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.device(self._device), torch.cuda.stream(stream), _workspace_of_its_own():
-                self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
+                    self._graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                     result = run()
                 except BaseException:
                     self._abandon(stream, pool)
@@ -119,9 +128,32 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
+@contextmanager
+def generating() -> Iterator[None]:
+    """A generate() call of this thread, which may draw random numbers; it begins when no capture is under way."""
+    call = object()
+    try:
+        with one_capture:
+            _generating[call] = threading.get_ident()
+        yield
+    finally:
+        _generating.pop(call, None)
+
+
+def may_capture() -> bool:
+    """Whether this thread may capture now, and as long as it holds `one_capture`."""
+    return not _CAPTURES_ALONE or {*_generating.values()} <= {threading.get_ident()}
+
+
 def supports(device: torch.device) -> bool:
     """Whether there are graphs on a device."""
     return device.type == "cuda" and torch.version.hip is None
+
+
+def give_memory_back(device: torch.device) -> None:
+    """Give the device what torch's allocator holds and nobody uses: during a capture the allocator does not."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def new_graph(device: torch.device) -> DeviceGraph:

@@ -91,7 +91,8 @@ class Graphs:
                 self._open += 1
                 model.__dict__[_PATH] = self._call_model
         try:
-            yield used
+            with device.generating():
+                yield used
         finally:
             if used:
                 with self._lock:
@@ -133,7 +134,7 @@ class Graphs:
         )
         places, state = structure(call.modules)
         context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
-        return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
+        return (tuple(places), (inputs, shapes, rows.own_start is None, context, _arithmetic(), tuple(state)))
 
     def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
         """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
@@ -157,9 +158,13 @@ class Graphs:
             self._kept = [graph for graph in self._kept if graph.key[0] == key[0]]
             own = max(layer.own_length for layer in cache.kv_layers.values())
             for graph in sorted(self._kept, key=lambda graph: graph.capacity):
-                if graph.key == key and graph.capacity >= own + steps and graph.take_up(cache):
-                    self._kept.remove(graph)
+                if graph.key != key or graph.capacity < own + steps:
+                    continue
+                place = self._kept.index(graph)
+                del self._kept[place]  # first: what is interrupted within may have left rows in its buffers
+                if graph.take_up(cache):
                     return graph
+                self._kept.insert(place, graph)
         return None
 
     def give_back(self, graph: StepGraph, call: Call) -> None:
@@ -199,3 +204,11 @@ class Graphs:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_relay"])  # type: ignore[misc]
+
+
+def _arithmetic() -> tuple[Hashable, ...]:
+    """How PyTorch is told to compute products: a graph has the kernels in it that this chose."""
+    products = torch.backends.cuda.matmul
+    single = getattr(products, "fp32_precision", None) or products.allow_tf32  # "tf32" or "ieee", since 2.9
+    half = products.allow_bf16_reduced_precision_reduction, products.allow_fp16_reduced_precision_reduction
+    return single, *map(repr, half), torch.are_deterministic_algorithms_enabled()

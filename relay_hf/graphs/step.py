@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from ..cache_utils import RelayCache, SharedKV
+    from ..cache_utils import RelayCache, RelayLayer, SharedKV
     from ..decoding import Decoding
     from ..kernels.segment import Segment
     from .device import DeviceGraph
@@ -106,8 +106,8 @@ class StepGraph:
 
     def take_up(self, cache: RelayCache) -> bool:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
-        if self._done is not None:
-            self._done.wait()  # for what another call launched last, on whatever stream
+        if self._done is not None:  # for what another call launched last, on whatever stream of this device
+            self._done.wait(torch.cuda.current_stream(self.decoding.position.device))
         if not self.decoding.plan.tables.take(segments_of(cache)):
             return False
         for index, buffers in self.buffers.items():
@@ -116,18 +116,17 @@ class StepGraph:
         self.lend(cache)
         return True
 
-    def leave(self, cache: RelayCache | None) -> None:
-        """Serve nobody. `cache`: what was served, if it lives on: its rows get memory of their own."""
+    def leave(self, layers: Mapping[int, RelayLayer]) -> None:
+        """Serve nobody. `layers`: those of what was served that live on: their rows get memory of their own."""
         if self._ahead:  # nobody has asked for it; it has written behind the rows' end
             self._ahead = False
             self.device_graph.join()
         own_start = self.decoding.plan.own_start
-        if cache is not None:
-            for index, buffers in self.buffers.items():
-                if cache.kv_layers[index].holds(buffers):
-                    cache.kv_layers[index].move_out()
-            if own_start is not None and cache.rows.own_start is own_start:
-                cache.rows.own_start = own_copy(own_start)
+        for index, layer in layers.items():
+            if index in self.buffers and layer.holds(self.buffers[index]):
+                layer.move_out()
+            if own_start is not None and layer.rows.own_start is own_start:
+                layer.rows.own_start = own_copy(own_start)
         self.forget()
         position = self.decoding.position
         if position.is_cuda:

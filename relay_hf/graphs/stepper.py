@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..frame import RelayError
+from ..memory import is_out_of_memory
 from ..prefix.module_state import adapter_state
 from . import device
 from .recorder import Operations
@@ -28,7 +29,7 @@ from .step import (
 )
 
 if TYPE_CHECKING:
-    from ..cache_utils import RelayCache
+    from ..cache_utils import RelayCache, RelayLayer
     from ..call import Call
     from ..decoding import Decoding
     from .kept import Graphs
@@ -51,7 +52,7 @@ class Stepper:
 
     Attributes:
         replayed: steps that were replays.
-        why_not: why others were not, or None.
+        why_not: why none that follows is to be one, or None.
         nbytes: of the graphs that the call used.
     """
 
@@ -65,9 +66,15 @@ class Stepper:
         self._graph: StepGraph | None = None
         self._recorded: tuple[Operations, Hashable, Rows] | None = None
         self._noting: Operations | None = None
-        self._recordings = self._differed = 0
+        self._recordings = self._differed = self._lacked = 0
         self._adapters = adapter_state(call.modules)
         self._astray = False
+        self._waited = ""
+
+    @property
+    def reason(self) -> str:
+        """Why steps were no replays, or nothing."""
+        return self.why_not or self._waited
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """`forward(*args, **kwargs)`, by a graph where that is the same."""
@@ -126,22 +133,23 @@ class Stepper:
             self._noting.noted.clear()
 
     def finish(self) -> None:
-        """The call is over: its cache is let go, and if others hold on to it, it gets memory of its own."""
-        cache = ref(self._cache)
+        """The call is over: its cache is let go. What others hold on to, it or its layers, gets memory of its own."""
+        layers = {index: ref(layer) for index, layer in self._cache.kv_layers.items()}
         self._cache = self._call.cache = self._call.decoding = self._call.transcript = None  # type: ignore[assignment]
         graph, self._graph, self._recorded = self._graph, None, None
         if graph is not None:
             graph.forget()
-            self._give_back(graph, cache())
+            held = {index: layer() for index, layer in layers.items()}
+            self._give_back(graph, {index: layer for index, layer in held.items() if layer is not None})
 
     def _close(self) -> None:
         """Give the graph back in the middle of a call."""
         graph, self._graph, self._recorded = self._graph, None, None
         if graph is not None:
-            self._give_back(graph, self._cache)
+            self._give_back(graph, self._cache.kv_layers)
 
-    def _give_back(self, graph: StepGraph, cache: RelayCache | None) -> None:
-        graph.leave(cache)
+    def _give_back(self, graph: StepGraph, layers: Mapping[int, RelayLayer]) -> None:
+        graph.leave(layers)
         if self._call.decoding is graph.decoding:
             self._call.decoding = None
         self._astray |= graph.ran_astray()
@@ -196,22 +204,36 @@ class Stepper:
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
         try:
-            graph = self._captured(forward, kwargs, recorded, decoding)
+            with device.one_capture:
+                graph = self._captured(forward, kwargs, recorded, decoding) if device.may_capture() else None
         except Exception as error:
-            for index, length in before.items():
-                cache.kv_layers[index].own_length = length
-            self._call.decoding, self._call.transcript = None, transcript
-            if isinstance(error, DifferentStepError) and not self._differed:
-                self._differed += 1  # a first step may do what no other does; two that differ are no chance
-                return self._record(forward, kwargs)
-            self._refuse(str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}")
-            self._graphs.refuse(self._call, cache, kwargs, self.why_not)
-            return forward(**kwargs)
-        self._call.transcript = transcript
-        self._graph = graph
-        self.nbytes += graph.nbytes
-        self._note(kwargs)
-        return graph.launch(cache)
+            lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
+            why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
+        else:
+            self._call.transcript = transcript
+            if graph is None:
+                self._waited = "other calls of generate() were running, beside which PyTorch before 2.13 can't capture"
+                self._recorded = recorded, inputs_were, rows_were  # perhaps the next step
+                return forward(**kwargs)
+            self._graph = graph
+            self.nbytes += graph.nbytes
+            self._note(kwargs)
+            return graph.launch(cache)
+        # Only now, as the error's frames are gone and with them what the capture has allocated.
+        for index, length in before.items():
+            cache.kv_layers[index].own_length = length
+        self._call.decoding, self._call.transcript = None, transcript
+        if lacking and not self._lacked:
+            self._lacked += 1
+            device.give_memory_back(kwargs["input_ids"].device)
+            return self._record(forward, kwargs)
+        if differs and not self._differed:
+            self._differed += 1  # a first step may do what no other does; two that differ are no chance
+            return self._record(forward, kwargs)
+        self._refuse(why)
+        if not lacking:  # at another time there may be enough
+            self._graphs.refuse(self._call, cache, kwargs, why)
+        return forward(**kwargs)
 
     def _captured(
         self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: Decoding

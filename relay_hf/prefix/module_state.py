@@ -119,7 +119,7 @@ def structure(modules: Sequence[nn.Module]) -> tuple[list[Hashable], list[Hashab
 
     Returns:
         Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
-        plain settings of modules, adapters, and the configuration.
+        plain settings of modules, their modes (training or not), adapters, and the configuration.
     """
     settings, others = attributes(modules)
     tensors = [t for module in modules for part in (module._parameters, module._buffers) for t in part.values()]
@@ -130,4 +130,5 @@ def structure(modules: Sequence[nn.Module]) -> tuple[list[Hashable], list[Hashab
         for mark in (id(t), t.data_ptr(), t.dtype, t.shape, t.stride())
     ]
     held = [(place, what) for place, (what, _) in others.items()]
-    return places, [*settings, *held, *module_state(modules)]
+    modes = [module.training for module in modules]
+    return places, [*settings, *held, *modes, *module_state(modules)]

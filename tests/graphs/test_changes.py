@@ -1,5 +1,8 @@
 """What changes between two calls, or within one, and what becomes of the graph."""
 
+import inspect
+import weakref
+
 import pytest
 import torch
 
@@ -8,6 +11,8 @@ from helpers import generate
 from relay_hf import generation
 from relay_hf.cache_utils import layer
 from relay_hf.testing import prompts, tiny_model
+
+from .cpu_graph import CpuGraph
 
 INPUTS = prompts(20, (4, 4))
 
@@ -49,6 +54,56 @@ def test_numbers_and_tensors_of_modules_are_looked_at(graphs, change):
     assert len(graphs) == 2
     relay_hf.unpatch_model(model)
     assert torch.equal(generate(model, INPUTS), ours)
+
+
+class Mode(torch.nn.Module):
+    """A part of a model that computes something else in training mode."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return self.inner(hidden) * (-1.0 if self.training else 1.0)
+
+
+@pytest.mark.parametrize("of", ["the model", "a part"])
+def test_a_graph_of_one_mode_does_not_serve_the_other(graphs, of):
+    model = tiny_model("llama")
+    part = model.model.layers[1].mlp = Mode(model.model.layers[1].mlp).eval()
+    changed = model if of == "the model" else part
+    stock = generate(model, INPUTS), generate(changed.train() and model, INPUTS)
+    assert not torch.equal(*stock)
+    patch(model.eval())
+    assert torch.equal(generate(model, INPUTS), stock[0])
+    changed.train()
+    assert torch.equal(generate(model, INPUTS), stock[1])
+    model.eval()
+    assert torch.equal(generate(model, INPUTS), stock[0])
+    assert model.relay.last.graph_steps == 11, "on the first graph"
+
+
+@pytest.fixture
+def arithmetic():
+    """How products are computed, as it was again in the end."""
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda: torch.set_float32_matmul_precision("high"), lambda: torch.use_deterministic_algorithms(True)],
+    ids=["TensorFloat-32", "deterministic"],
+)
+def test_kernels_that_were_chosen_for_other_arithmetic_are_not_replayed(graphs, arithmetic, change):
+    """The stand-in has no kernels of its own: that another graph is captured is what can be seen here."""
+    model = patch(tiny_model("llama"))
+    expected = generate(model, INPUTS)
+    change()
+    assert torch.equal(generate(model, INPUTS), expected)
+    assert (len(graphs), model.relay.last.graph_steps) == (2, 10)
 
 
 def test_the_graph_of_weights_that_are_no_more_is_dropped(graphs):
@@ -192,3 +247,45 @@ def test_a_call_that_outgrows_its_buffers_near_its_end_goes_on_step_by_step(grap
     report = model.relay.last
     assert (len(graphs), report.graph_reason) == (1, "")
     assert 25 < report.graph_steps < 35
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_capture_that_lacks_memory_is_tried_again_and_not_held_against_later_calls(graphs, monkeypatch, failures):
+    model = tiny_model("llama")
+    stock, capture, left = generate(model, INPUTS), CpuGraph.capture, [None] * failures
+
+    def lacking(graph, run):
+        outputs = capture(graph, run)
+        if left:
+            left.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return outputs
+
+    monkeypatch.setattr(CpuGraph, "capture", lacking)
+    patch(model)
+    assert torch.equal(generate(model, INPUTS), stock)
+    assert model.relay.last.graph_steps == (9 if failures == 1 else 0), "of eleven two are recorded"
+    assert ("CUDA out of memory" in model.relay.last.graph_reason) == (failures == 2)
+    assert torch.equal(generate(model, INPUTS), stock)
+    assert (model.relay.last.graph_steps, model.relay.last.graph_reason) == ((11, ""), (10, ""))[failures - 1]
+
+
+def test_what_a_failed_capture_allocated_is_free_before_the_step_is_run_after_all(graphs, monkeypatch):
+    model, held = tiny_model("llama"), []
+    capture, forward = CpuGraph.capture, type(model).forward
+
+    def failing(graph, run):
+        outputs = capture(graph, run)
+        held.append(weakref.ref(outputs[0]["logits"]))
+        raise RuntimeError("a capture fails")
+
+    def looking(self, *args, **kwargs):
+        assert all(output() is None for output in held)
+        return forward(self, *args, **kwargs)
+
+    looking.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(CpuGraph, "capture", failing)
+    monkeypatch.setattr(type(model), "forward", looking)
+    generate(patch(model), INPUTS)
+    assert model.relay.last.graph_reason == "RuntimeError: a capture fails"
+    assert held

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import threading
 import weakref
 from contextlib import suppress
 
@@ -10,8 +11,13 @@ import torch
 
 import relay_hf
 from helpers import generate
+from relay_hf.cache_utils import RelayLayer
 from relay_hf.call import open_call
+from relay_hf.decoding import Decoding
+from relay_hf.graphs import device
 from relay_hf.testing import prompts, tiny_model
+
+from .cpu_graph import CpuGraph
 
 
 @pytest.fixture
@@ -84,6 +90,28 @@ def test_what_a_caller_holds_of_a_returned_cache_stays(patch):
     assert torch.equal(twin.layers[0].keys, before)
 
 
+@pytest.mark.parametrize("take", [copy.copy, lambda cache: cache.layers], ids=["a twin", "layers"])
+def test_what_a_caller_took_of_a_cache_during_the_call_stays(patch, monkeypatch, take):
+    """Though the cache itself is gone by the end; and of one of which nothing was taken nothing is copied."""
+    model, held, moves = patch(tiny_model("llama")), [], []
+    move_out = RelayLayer.move_out
+    monkeypatch.setattr(RelayLayer, "move_out", lambda layer: moves.append(layer) or move_out(layer))
+
+    def hold(ids, scores):
+        held[:] = [take(open_call().cache)]
+        return scores
+
+    generate(model, prompts(20, (3, 5)), logits_processor=[hold])
+    layer = getattr(held[0], "layers", held[0])[0]
+    assert layer in moves
+    before = layer.keys.clone()
+    moves.clear()
+    generate(model, prompts(20, (5, 4), seed=3))
+    assert model.relay.last.graph_steps == 11
+    assert torch.equal(layer.keys, before)
+    assert moves == []
+
+
 def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
     model = patch(tiny_model("llama"))
     outputs = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True)
@@ -151,3 +179,69 @@ def test_guidance_runs_the_model_beside_the_graph(patch):
     for steps in (10, 11):
         assert torch.equal(generate(model, prompts(20, (3, 5)), **options), stock)
         assert model.relay.last.graph_steps == steps
+
+
+def test_an_interrupt_while_a_graph_takes_up_rows_leaves_them_to_their_cache(patch, monkeypatch):
+    """The cache of a former turn goes on in the graph's buffers when the interrupt comes, and nobody moves it out."""
+    model, inputs = patch(tiny_model("llama")), prompts(20, (3, 5))
+    early = {"max_new_tokens": 40, "min_new_tokens": 0, "stopping_criteria": at(33)}
+    one = generate(model, inputs, return_dict_in_generate=True, **early)
+
+    def interrupt(decoding, cache):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoding, "take_up", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
+    held = [part.clone() for part in one.past_key_values.layers[0].own()]
+    generate(model, prompts(20, (5, 4), seed=3))
+    assert all(torch.equal(*pair) for pair in zip(one.past_key_values.layers[0].own(), held, strict=True))
+
+
+def test_no_two_threads_capture_at_once(patch, monkeypatch):
+    """They would capture on one stream."""
+    capture, found = CpuGraph.capture, []
+
+    def knocking(graph, run):
+        def knock():
+            found.append(device.one_capture.acquire(blocking=False))
+
+        other = threading.Thread(target=knock)
+        other.start()
+        other.join()
+        return capture(graph, run)
+
+    monkeypatch.setattr(CpuGraph, "capture", knocking)
+    model = patch(tiny_model("llama"))
+    for rows in ((3, 5), (3, 5, 4)):  # it is let go of in between
+        generate(model, prompts(20, rows))
+    assert found == [False, False]
+
+
+@pytest.mark.parametrize("inputs", [prompts(20, (3, 5)), prompts(20, (3,))], ids=["rows", "a row"])
+def test_a_step_is_not_captured_beside_calls_of_other_threads_where_torch_can_not(graphs, patch, monkeypatch, inputs):
+    monkeypatch.setattr(device, "_CAPTURES_ALONE", True)
+    model, other = patch(tiny_model("llama")), patch(tiny_model("llama"))
+    begun, over = threading.Event(), threading.Event()
+
+    def wait(ids, scores):
+        begun.set()
+        over.wait(timeout=60)
+        return scores
+
+    def end(ids, scores):
+        if ids.shape[1] == inputs["input_ids"].shape[1] + 6:
+            over.set()
+            beside.join()
+        return scores
+
+    expected = generate(tiny_model("llama"), inputs)
+    beside = threading.Thread(target=generate, args=(other, inputs), kwargs={"logits_processor": [wait]})
+    beside.start()
+    begun.wait(timeout=60)
+    assert torch.equal(generate(model, inputs), expected)
+    assert (model.relay.last.graph_steps, len(graphs)) == (0, 0)
+    assert model.relay.last.graph_reason.startswith("other calls of generate() were running")
+    assert torch.equal(generate(model, inputs, logits_processor=[end]), expected)
+    assert model.relay.last.graph_steps == 5, "those behind the seventh token, for which the other call ended"
