@@ -223,6 +223,9 @@ def _continue(
     if refused is None and not cache.is_shared:
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
         refused = "a returned cache that shares nothing"
+    if refused is None and attended is not None and attended.shape[1] <= past:
+        # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
+        refused = "attention_mask ends before what the returned cache holds"
     try:
         holes = own_columns(cache, attended)
         cache.rows.holes = None if holes is None else holes.to(input_ids.device)
