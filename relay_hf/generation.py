@@ -118,7 +118,8 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
 def _failure_reason(error: Exception, lacking: bool) -> str:
     if isinstance(error, RelayError):
         return str(error)
-    raised = f"a relayed prefill raised {type(error).__name__}: {error}"
+    message = str(error).partition("\n")[0]  # torch.compile's are pages long
+    raised = f"a relayed prefill raised {type(error).__name__}: {message}"
     return f"out of memory: {raised}" if lacking else raised
 
 
