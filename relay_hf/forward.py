@@ -137,7 +137,10 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
             raise RelayError("the rows of this RelayCache are padded: attention_mask is needed")
         return None
     if attention_mask.dim() != 2:
-        raise RelayError(f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions")
+        raise RelayError(
+            f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions. For a mask of your "
+            "own pass past_key_values.to_dynamic()."
+        )
     attended = on_host(attention_mask)
     if rows.own_start is not None and len(attended) != len(rows.own_start):
         raise RelayError(f"attention_mask has {len(attended)} rows, and this RelayCache {len(rows.own_start)}")
