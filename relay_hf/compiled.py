@@ -34,7 +34,7 @@ def traced(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """`attend_layer` as an operation of a graph. If the cache's update was traced too, the operation stores the KV."""
+    """`attend_layer` as an operation of a graph."""
     # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
     device_type = query.device.type
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
@@ -68,8 +68,6 @@ def _layer_attention(
             "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
             "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
         )
-    if asked.layer_idx is not None and frame.cache.traceable and asked.layer_idx not in frame.updates:
-        key, value = frame.cache.update(key, value, asked.layer_idx)
     with torch.autocast(query.device.type, autocast, enabled=autocast is not None):
         return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
 

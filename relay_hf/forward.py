@@ -128,7 +128,8 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
         `[B, n - offset]` bool, where the mask is, or None.
 
     Raises:
-        RelayError: the mask hides a token of the shared prefix, or shows padding that was hidden before.
+        RelayError: the mask hides a token of the shared prefix, shows padding that was hidden before, or is of other
+            rows.
     """
     rows = cache.rows
     if attention_mask is None:
@@ -136,8 +137,13 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
             raise RelayError("the rows of this RelayCache are padded: attention_mask is needed")
         return None
     if attention_mask.dim() != 2:
-        raise RelayError(f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions")
+        raise RelayError(
+            f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions. For a mask of your "
+            "own pass past_key_values.to_dynamic()."
+        )
     attended = on_host(attention_mask)
+    if rows.own_start is not None and len(attended) != len(rows.own_start):
+        raise RelayError(f"attention_mask has {len(attended)} rows, and this RelayCache {len(rows.own_start)}")
     columns = np.arange(attended.shape[1])
     own_start = 0 if rows.own_start is None else rows.own_start.cpu().numpy()[:, None]
     prefix_end = rows.offset + own_start

@@ -118,7 +118,8 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
 def _failure_reason(error: Exception, lacking: bool) -> str:
     if isinstance(error, RelayError):
         return str(error)
-    raised = f"a relayed prefill raised {type(error).__name__}: {error}"
+    message = str(error).partition("\n")[0]  # torch.compile's are pages long
+    raised = f"a relayed prefill raised {type(error).__name__}: {message}"
     return f"out of memory: {raised}" if lacking else raised
 
 
@@ -223,6 +224,9 @@ def _continue(
     if refused is None and not cache.is_shared:
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
         refused = "a returned cache that shares nothing"
+    if refused is None and attended is not None and attended.shape[1] <= past:
+        # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
+        refused = "attention_mask ends before what the returned cache holds"
     try:
         holes = own_columns(cache, attended)
         cache.rows.holes = None if holes is None else holes.to(input_ids.device)

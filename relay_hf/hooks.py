@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from .call import current_call
 from .decoding import static_step
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
-from .frame import active_frame
-from .selection import attention_configs, chosen_since
+from .frame import RelayError, active_frame
+from .selection import attention_configs, chosen_since, users_implementation
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -27,6 +27,11 @@ def enter(relay: Relay, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         call.transcript.feed(cache, ids)
     if call is None or call.cache is not cache or not call.masks_known:
         configs = attention_configs(relay.model.modules()) if call is None else call.configs
+        if kwargs.get("output_attentions") and not cache.rows.parted and "eager" in map(users_implementation, configs):
+            raise RelayError(
+                "output_attentions=True: attention over a RelayCache has no weights to return. Pass "
+                "past_key_values.to_dynamic(), or leave output_attentions out."
+            )
         open_frame(cache, relay, configs, backend, own_columns(cache, mask))
         return None
     by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask

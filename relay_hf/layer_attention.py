@@ -52,6 +52,9 @@ def attend_layer(
     Raises:
         RelayError: the layer asks for something that a relayed forward can't give.
     """
+    if asked.layer_idx is not None and frame.cache.traceable and asked.layer_idx not in frame.updates:
+        # The cache's update was traced. Attention need not have been: past torch.compile's limit of graphs it is not.
+        key, value = frame.cache.store(key, value, asked.layer_idx)
     window = window_of(frame, mask)
     if (softcap is not None or sinks is not None) and users_implementation(config) == "sdpa":
         raise UnfitModelError(

@@ -329,6 +329,10 @@ def test_a_forward_by_hand_needs_the_mask_that_the_cache_was_filled_with(model, 
         model(ids, past_key_values=cache)
     with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="differs from the padding"):
         model(ids, attention_mask=torch.ones(4, cache.get_seq_length() + 1), past_key_values=cache)
+    with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="attention_mask has 8 rows, and this RelayCache 4"):
+        model(ids, attention_mask=torch.ones(8, cache.get_seq_length() + 1), past_key_values=cache)
+    with torch.no_grad(), pytest.raises(relay_hf.RelayError, match=r"got 4 dimensions. .*to_dynamic\(\)"):
+        model(ids, attention_mask=torch.ones(4, 1, 1, cache.get_seq_length() + 1), past_key_values=cache)
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -7,9 +7,12 @@ import copy
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from transformers import AttentionInterface
 
 import relay_hf
 from helpers import generate
+from relay_hf.attention import relay_attention_forward
+from relay_hf.selection import ATTENTION_NAME
 from relay_hf.testing import prompts, tiny_model
 
 RAGGED = (3, 7, 1, 5)
@@ -91,6 +94,19 @@ def test_modules_that_do_not_name_the_layer_they_attend_to(family):
     relay_hf.unpatch_model(model)
     del model.forward
     assert torch.equal(second, generate(model, {"input_ids": turn, "attention_mask": mask}))
+
+
+def test_attention_that_is_left_out_of_a_graph_stores_what_the_graph_has_not(monkeypatch):
+    """As where a part of a forward has reached torch.compile's limit of graphs, and runs as it is."""
+    model = tiny_model("llama")
+    inputs = prompts(20, RAGGED)
+    stock = generate(model, inputs)
+    relay_hf.patch_model(model, policy="always")
+    compile_forward(model)
+    left_out = torch.compiler.disable(relay_attention_forward)
+    monkeypatch.setitem(AttentionInterface._global_mapping, ATTENTION_NAME, left_out)
+    assert torch.equal(generate(model, inputs), stock)
+    assert model.relay.last.relayed, model.relay.last
 
 
 def test_autocast():

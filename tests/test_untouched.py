@@ -287,12 +287,13 @@ def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(cap
 
     def own_attention(*args, **kwargs):
         if kwargs["attention_mask"] is None and isinstance(kwargs["past_key_values"], relay_hf.RelayCache):
-            raise TypeError("unsupported operand")
+            raise TypeError("unsupported operand\nand pages more")
         return forward(*args, **kwargs)
 
     attention.forward = own_attention
     for _ in range(2):
         assert_untouched(stock, ours, "a relayed prefill raised TypeError: unsupported operand")
+        assert "pages" not in ours.relay.last.reason
         assert "goes on as stock" in caplog.text
     attention.forward = forward
     assert_untouched(stock, ours, "a relayed prefill raised TypeError")  # twice is the model's fault: not tried again

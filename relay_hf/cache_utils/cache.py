@@ -163,8 +163,8 @@ class RelayCache(Cache):
         if frame is None or frame.cache is not self:
             raise RelayError(
                 "this RelayCache was updated outside a forward of a model patched by relay_hf, where its shared prefix "
-                "would be left out of attention. Patch the model with relay_hf.patch_model(model), or pass "
-                "past_key_values.to_dynamic()."
+                "would be left out of attention. Patch the model with relay_hf.patch_model(model) and call all of it, "
+                "or pass past_key_values.to_dynamic()."
             )
         if frame.decoding is not None:  # stored when attention comes for them
             frame.saw_update(layer_idx, key_states)

@@ -5,7 +5,9 @@ from functools import partial
 import pytest
 import torch
 
-from .compare import assert_relayed, assert_same, assert_untouched, generate, seeded
+import relay_hf
+
+from .compare import INPUTS, assert_relayed, assert_same, assert_untouched, generate, seeded
 
 STRATEGIES = {"greedy": {}, "beams": {"num_beams": 3}}
 NEEDS_PROMPT = "needs every prompt token in every row"
@@ -61,3 +63,20 @@ def test_an_output_outlives_the_next_call(pair):
     again = first.past_key_values.to_dynamic()
     for one, other in zip(again.layers, held.layers, strict=True):
         assert_same([one.keys, one.values], [other.keys, other.values])
+
+
+def test_attentions_of_a_forward_by_hand_are_refused_and_not_left_out(eager_pair):
+    """Behind a generate() call, on its cache."""
+    inputs = {"input_ids": torch.full((4, 1), 5), "attention_mask": None, "output_attentions": True}
+    for model in eager_pair:
+        cache = generate(model, eos_token_id=None).past_key_values
+        missing = cache.get_seq_length() + 1 - INPUTS["attention_mask"].shape[1]
+        inputs["attention_mask"] = torch.nn.functional.pad(INPUTS["attention_mask"], (0, missing), value=1)
+        if isinstance(cache, relay_hf.RelayCache):
+            with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="no weights to return"):
+                model(**inputs, past_key_values=cache)
+            cache = cache.to_dynamic()
+        with torch.no_grad():
+            attentions = model(**inputs, past_key_values=cache).attentions
+        assert all(weights is not None for weights in attentions)
+        assert len(attentions) == model.config.num_hidden_layers

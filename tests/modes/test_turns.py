@@ -11,7 +11,7 @@ from transformers import DynamicCache, GenerationMixin
 import relay_hf
 from relay_hf.testing import prompts
 
-from .compare import INPUTS, NEW, NO_PREFILL, ONE, assert_same, generate, keep_prefix, seeded
+from .compare import INPUTS, NEW, NO_PREFILL, ONE, assert_same, assert_same_error, generate, keep_prefix, seeded
 from .turns import CONTINUED, assert_turns, filled, ones, two_turns
 
 # Before it kept the mask's length, Transformers fed a chunked or an assisted second turn its whole text again, on top
@@ -67,6 +67,30 @@ def test_other_words_in_place_of_the_last_ones(pair):
         return generate(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache).logits
 
     assert_turns(pair, call, CONTINUED)
+
+
+def test_a_cache_that_was_gone_on_from_before(pair):
+    """It holds more than the mask says, and stock hides some of what it then feeds."""
+
+    def call(model):
+        output, mask = filled(model)
+        ids = torch.cat([output.sequences, torch.arange(5, 17).view(4, 3)], dim=1)
+        inputs = {"input_ids": ids, "attention_mask": torch.cat([mask, ones(4, 3)], dim=1)}
+        return [generate(model, inputs, past_key_values=output.past_key_values).logits for _ in range(2)]
+
+    assert_turns(pair, call, "; continued on a DynamicCache")
+    assert pair[1].relay.last.reason.startswith("attention_mask ends before what the returned cache holds")
+
+
+def test_a_padded_cache_and_beams_are_refused_alike(pair):
+    """What the cache has a row of, beams are to have several of."""
+
+    def call(model):
+        output, mask = filled(model)
+        inputs = {"input_ids": output.sequences, "attention_mask": mask}
+        generate(model, inputs, past_key_values=output.past_key_values, num_beams=2)
+
+    assert_same_error(pair, call, "must match", "attention_mask has 8 rows, and this RelayCache 4")
 
 
 @pytest.mark.parametrize("options", [{"do_sample": True}, {"num_beams": 3}], ids=["samples", "beams"])
