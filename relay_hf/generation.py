@@ -218,7 +218,7 @@ def _continue(
     attended = None if mask is None else torch.from_numpy(on_host(mask))
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
     if refused is None and cache.context not in (None, context_of(relay.model)):
-        refused = "the cache was filled on another device, in another dtype or under another autocast"
+        refused = "the cache was filled on another device, in another dtype, or under another autocast or arithmetic"
     if generation_config.prefill_chunk_size is not None and MINOR < _CHUNKS_GO_ON_SINCE:
         refused = "in chunks, this Transformers puts all of a text through on top of what a returned cache holds"
     if refused is None and not cache.is_shared:

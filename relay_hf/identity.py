@@ -16,7 +16,7 @@ from .buffers import alike, computed_buffers
 from .call import open_call
 from .eligibility import rope_limit
 from .frame import RelayError
-from .keeping import context_of
+from .keeping import autocast_of
 from .prefix import PASSING, PLAIN, adapter_state, digest_of_all, shown
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def identity_of(model: PreTrainedModel, seen: Witness | None = None) -> dict[str
     Raises:
         RelayError: the configuration can't be written as JSON.
     """
-    _, dtype, autocast = context_of(model)
+    autocast = autocast_of(model)
     try:
         config = _relevant(json.loads(model.config.to_json_string(use_diff=False)))
     except (TypeError, ValueError) as error:
@@ -74,7 +74,7 @@ def identity_of(model: PreTrainedModel, seen: Witness | None = None) -> dict[str
     known = {
         "model_type": model.config.model_type,
         "config": config,
-        "dtype": str(dtype),
+        "dtype": str(model.dtype),
         "autocast": None if autocast is None else str(autocast),
         "rope_limit": min(filter(None, map(rope_limit, open_call().configs)), default=None),
         "modules": _modules_digest(model),

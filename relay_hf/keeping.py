@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .arithmetic import arithmetic
 from .cache_utils import SharedRun
 from .placement import device_of
 from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness, beside
@@ -222,11 +223,15 @@ class Keeper:
         self.__init__(state["_budget"])  # type: ignore[misc]
 
 
-def context_of(model: PreTrainedModel) -> tuple[torch.device, torch.dtype, torch.dtype | None]:
-    """What a cache's KV depends on beside the model's weights: device, dtype, and autocast."""
-    device = device_of(model)
-    autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-    return (device, model.dtype, autocast)
+def autocast_of(model: PreTrainedModel) -> torch.dtype | None:
+    """What autocast casts to where the model runs, or None."""
+    device_type = device_of(model).type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
+def context_of(model: PreTrainedModel) -> Hashable:
+    """What a cache's KV depends on beside the model's weights: device, dtype, autocast, and PyTorch's arithmetic."""
+    return (device_of(model), model.dtype, autocast_of(model), arithmetic())
 
 
 def _kept_of(witness: Witness, prefixes: Iterable[KeptPrefix]) -> Kept:

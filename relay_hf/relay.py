@@ -27,7 +27,7 @@ from .frame import RelayError, active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
-from .keeping import Keeper
+from .keeping import Keeper, autocast_of
 from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .placement import device_of
@@ -341,10 +341,8 @@ class Relay:
         Raises:
             RuntimeError: the backend that is asked for by name can't.
         """
-        device = device_of(self.model)
-        autocast = torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.model.dtype
-        return resolve_backend(self.config.backend, device, dtype)
+        dtype = autocast_of(self.model) or self.model.dtype
+        return resolve_backend(self.config.backend, device_of(self.model), dtype)
 
     def _new_keeper(self) -> Keeper:
         return Keeper(self._budget)

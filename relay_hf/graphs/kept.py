@@ -134,7 +134,7 @@ class Graphs:
         )
         places, state = structure(call.modules)
         context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
-        return (tuple(places), (inputs, shapes, rows.own_start is None, context, _arithmetic(), tuple(state)))
+        return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
 
     def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
         """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
@@ -204,11 +204,3 @@ class Graphs:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["_relay"])  # type: ignore[misc]
-
-
-def _arithmetic() -> tuple[Hashable, ...]:
-    """How PyTorch is told to compute products: a graph has the kernels in it that this chose."""
-    products = torch.backends.cuda.matmul
-    single = getattr(products, "fp32_precision", None) or products.allow_tf32  # "tf32" or "ieee", since 2.9
-    half = products.allow_bf16_reduced_precision_reduction, products.allow_fp16_reduced_precision_reduction
-    return single, *map(repr, half), torch.are_deterministic_algorithms_enabled()

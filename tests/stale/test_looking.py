@@ -130,3 +130,27 @@ def test_what_another_thread_keeps_of_the_changed_model_is_not_mixed_up_with_wha
     assert [*ours.relay.prefixes] == theirs, "and it stays"
     generate(ours, INPUTS)
     assert ours.relay.last.prefix_tokens_reused == 30
+
+
+@pytest.mark.parametrize("kind", ["precision", "determinism"])
+def test_a_prefix_is_of_the_arithmetic_that_it_was_made_under(pair, kind):
+    stock, ours = pair
+    precision = torch.backends.mkldnn.matmul.fp32_precision
+    if kind == "precision":
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    else:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, 0)
+        cache = generate(ours, INPUTS, return_dict_in_generate=True).past_key_values
+        assert ours.relay.last.prefix_tokens_reused == 30
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = precision
+        torch.use_deterministic_algorithms(False)
+    tokens = generate(ours, INPUTS)
+    assert torch.equal(tokens, generate(stock, INPUTS))
+    assert ours.relay.last.prefix_tokens_reused == 30, "what was kept before"
+    ids = torch.cat([tokens, tokens[:, -1:]], dim=1)
+    generate(ours, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache)
+    assert "under another autocast or arithmetic" in ours.relay.last.reason
