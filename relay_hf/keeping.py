@@ -105,7 +105,9 @@ class Keeper:
             if self._store is not None:
                 self._store.release()
 
-    def match(self, rows: Sequence[Tensor], context: Hashable) -> tuple[list[Match], Kept | None]:
+    def match(
+        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
+    ) -> tuple[list[Match], Kept | None]:
         """How much of the start of each row (`[n]` ids) is kept, going by the tokens alone.
 
         Returns:
@@ -113,7 +115,12 @@ class Keeper:
             nothing is kept.
         """
         with self._lock:
-            if self._store is None or self._witness is None:
+            if not self._store or self._witness is None:
+                return [Match()] * len(rows), None
+            if next(self._store.under(context), None) is None:
+                # The model may have been moved, and what is kept of it then holds memory where it was.
+                if not self._witness.holds(modules):
+                    self._drop()
                 return [Match()] * len(rows), None
             matches = [self._store.match(ids, context) for ids in rows]
             return matches, _kept_of(self._witness, dict.fromkeys(node for match in matches for node in match.path))
@@ -128,9 +135,12 @@ class Keeper:
             if kept.witness.same(now) and _embeddings_hold(embedding, kept):
                 return now
             if self._witness is kept.witness:  # else it was another thread's, which has looked at the model since
-                logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
-                self.clear()
+                self._drop()
             return None
+
+    def _drop(self) -> None:
+        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
+        self.clear()
 
     def stored(
         self,

@@ -1,5 +1,7 @@
 """The model is looked at where something that is kept is to be used, and at no other time; and then in time."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -79,6 +81,16 @@ def test_a_model_that_has_changed_starts_anew(pair, looks):
     assert ours.relay.last.prefix_tokens_reused == 0
     generate(ours, INPUTS)
     assert ours.relay.last.prefix_tokens_reused == 30
+
+
+def test_of_a_model_that_has_moved_nothing_stays_in_the_memory_where_it_was(pair):
+    """To another dtype, as to another device: no prompt can match what is kept there."""
+    _, ours = pair
+    held = weakref.ref(ours.relay.prefixes[0])
+    ours.double()
+    generate(ours, apart(3, 20))
+    assert not ours.relay.last.relayed
+    assert held() is None
 
 
 def before_the_look(monkeypatch, ours, what):
