@@ -124,8 +124,10 @@ def one_level(bench: Bench) -> Call:
     """The patched model, with nothing kept, sharing only what all rows do."""
     bench.twin.relay.clear()
 
-    def find(relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None) -> Decision:
-        return sharing.find(relay, prompts, keep, True, recurrent)
+    def find(
+        relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None, reuse: bool = True
+    ) -> Decision:
+        return sharing.find(relay, prompts, keep, True, recurrent, reuse)
 
     def call() -> Tensor:
         with mock.patch.object(decision, "find", find):
