@@ -77,7 +77,8 @@ class Lines:
     """Within it every line of relay_hf that runs asks the fault first; `sites`: which line each was.
 
     All but those of `with`, which come again when a block is left, where Python lets no signal in before `__exit__`,
-    and the last ones of a call, which undo it: nothing is behind them that could.
+    and of `try`, which do nothing, so that none is let in there; and the last ones of a call, which undo it: nothing is
+    behind them that could.
     """
 
     def __init__(self, fault: Fault, under: str = OURS) -> None:
@@ -105,7 +106,7 @@ class Lines:
 
 @cache
 def is_spared(path: str, line: int) -> bool:
-    return linecache.getline(path, line).lstrip().startswith(("with ", *LAST))
+    return linecache.getline(path, line).lstrip().startswith(("with ", "try:", *LAST))
 
 
 def stack() -> list[tuple[Any, int]]:
