@@ -64,7 +64,7 @@ def decide(
     new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     weighed = (relay, prompts, inputs.get("position_ids"), new, architecture, cache, device or device_of(model))
     found = _weigh(*weighed)
-    # Where nothing that is kept is to be used, nobody looks at the model: 3 to 8 ms, a fifth of the smallest call.
+    # Where nothing that is kept is to be used, nobody looks at the model: `benchmarks.overhead` shows what that takes.
     if found.uses_kept and found.kept is not None:
         found.witness = look(relay, found.kept)
         if found.witness is None:
