@@ -11,7 +11,7 @@ from benchmarks.numerics.document import expected_rows, read
 from benchmarks.numerics.results import BOUND, summarize
 from benchmarks.numerics.runs import run
 from benchmarks.numerics.subjects import SUBJECTS
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import merging
 
 ROOT = Path(__file__).parents[1]
 ROUTED = {subject.name for subject in SUBJECTS if subject.routed}
@@ -36,7 +36,7 @@ def test_small_form():
     assert done.stdout.count("float16") == done.stdout.count("bfloat16") * 2 == 20
 
 
-def _round_log_sum_exps(out, lse, other_out, other_lse, more, merge=torch_path._merge):
+def _round_log_sum_exps(out, lse, other_out, other_lse, more, merge=merging.merge):
     return merge(out, lse, other_out, (other_lse * 16).round() / 16, more)
 
 
@@ -44,7 +44,7 @@ def _round_log_sum_exps(out, lse, other_out, other_lse, more, merge=torch_path._
 def test_a_planted_rounding_is_noticed(family, monkeypatch):
     subjects = [subject for subject in SUBJECTS if subject.name == family]
     assert all(result.within for result in run(subjects, seeds=2, jobs=1))
-    monkeypatch.setattr(torch_path, "_merge", _round_log_sum_exps)
+    monkeypatch.setattr(merging, "merge", _round_log_sum_exps)
     results = run(subjects, seeds=2, jobs=1)
     assert [result.dtype for result in results if not result.within] == ["bfloat16", "float16"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import merging
 from relay_hf.kernels.plan import Plan
 from relay_hf.prefix import Witness
 
@@ -37,12 +37,12 @@ def _ignore_padding(monkeypatch):
 
 
 def _merge_wrongly(monkeypatch):
-    merge = torch_path._merge
+    merge = merging.merge
 
     def off_by_a_percent(out, lse, other_out, other_lse, more):
         return merge(out, lse, other_out * 1.01, other_lse, more)
 
-    monkeypatch.setattr(torch_path, "_merge", off_by_a_percent)
+    monkeypatch.setattr(merging, "merge", off_by_a_percent)
 
 
 def _serve_stale_prefixes(monkeypatch):

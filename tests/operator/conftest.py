@@ -2,12 +2,15 @@
 
 import pytest
 
-from relay_hf.kernels import parts
+from relay_hf.kernels import parts, torch_path
 
 
-@pytest.fixture(params=["fused", "matmul"])
+@pytest.fixture(params=["step", "fused", "matmul"])
 def kernel(request, monkeypatch):
-    """Both ways to compute a part, for the inputs that the fused kernel would take."""
+    """All ways to compute a part, for the inputs of a decode step that the fused kernel takes."""
+    if request.param != "step":
+        monkeypatch.setattr(torch_path, "fits", lambda *arguments: False)
     if request.param == "matmul":
-        monkeypatch.setattr(parts, "fused_part", lambda *arguments: parts.matmul_part(*arguments, None))
+        for module in (parts, torch_path):
+            monkeypatch.setattr(module, "fusable", lambda *tensors: False)
     return request.param

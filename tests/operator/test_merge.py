@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay_hf.kernels import reference, torch_path
+from relay_hf.kernels import reference
+from relay_hf.kernels.merging import merge
 from relay_hf.kernels.triton_path.merge import _launch_merge
 
 BATCH, HEADS, LENGTH, VALUE_SIZE = 2, 3, 2, 20
@@ -40,7 +41,7 @@ def by_torch_path(outs, lses):
     out, lse = outs[0].float(), lses[0].float().clamp_min(torch.finfo(torch.float32).min)
     for other_out, other_lse in zip(outs[1:], lses[1:], strict=True):
         lowest = torch.finfo(torch.float32).min
-        out, lse = torch_path._merge(out, lse, other_out.float(), other_lse.float().clamp_min(lowest))
+        out, lse = merge(out, lse, other_out.float(), other_lse.float().clamp_min(lowest))
     return out
 
 

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cases import SHAPES, WINDOWS, Case
-from relay_hf.kernels import parts, reference
+from relay_hf.kernels import parts, reference, torch_path, torch_step
 from relay_hf.kernels import plan as plan_module
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
@@ -212,19 +213,71 @@ def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
     assert sorted(calls) == ["build_own"] * 2 + ["build_segment"] * 4
 
 
-def test_keys_and_values_are_not_copied(monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "name", "window"), [(parts, "fused_part", 15), (torch_step, "fused", None)], ids=["part", "step"]
+)
+def test_keys_and_values_are_not_copied(module, name, window, monkeypatch):
     case = Case(B=3, H=2, G=3, P=(20,), S=8, dtype=torch.bfloat16)
     seen = []
 
-    def record(query, key, value, *rest):
+    def record(query, key, value, *rest, **options):
         seen.extend((key.untyped_storage().data_ptr(), value.untyped_storage().data_ptr()))
-        return fused(query, key, value, *rest)
+        return compute(query, key, value, *rest, **options)
 
-    fused = parts.fused_part
-    monkeypatch.setattr(parts, "fused_part", record)
-    case.run(own_start=torch.tensor([1, 0, 2]), sliding_window=15)
+    compute = getattr(module, name)
+    monkeypatch.setattr(module, name, record)
+    case.run(own_start=torch.tensor([1, 0, 2]), sliding_window=window)
     tensors = (case.key, case.value, case.segments[0].key, case.segments[0].value)
     assert seen == [tensor.untyped_storage().data_ptr() for tensor in tensors]
+
+
+def step_taken(case, **options):
+    """Whether the call takes the decode step's path; and it is right."""
+    taken = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_path, "attend_step", lambda *given: taken.append(True) or torch_step.attend_step(*given))
+        case.check(**options)
+    return bool(taken)
+
+
+def test_which_calls_take_the_path_of_a_decode_step():
+    ragged, holes = torch.tensor([5, 8, 7, 8, 8]), torch.ones(5, 8, dtype=torch.bool)
+    for group in (1, 2):
+        case = Case(B=5, G=group, P=(20, 9, 4), S=8, rows=(None, (0, 2, 3), (4, 1)))
+        sinks = case.randn(2 * group, dtype=torch.float64)
+        assert step_taken(case)
+        assert step_taken(case, own_start=torch.tensor([0, 1, 2, 7, 4]), own_length=ragged, sinks=sinks)
+        assert step_taken(case, own_mask=holes, sliding_window=50)
+        assert not step_taken(case, own_mask=~holes)  # a query that sees nothing of a part
+        assert not step_taken(case, own_start=torch.tensor([0, 1, 2, 7, 4]), sliding_window=20)  # a mask on a segment
+        assert not step_taken(case, softcap=3.0)
+        assert not step_taken(case, alibi_slopes=case.slopes())
+    assert not step_taken(Case(T=2))
+    assert not step_taken(Case(D=16, Dv=8))
+
+
+class Copies(TorchDispatchMode):
+    """Operations that move what they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.split(".")[0] in ("clone", "copy_", "_to_copy", "cat", "index_select"):
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_decode_step_moves_nothing_but_grouped_queries():
+    """Own part and segments are merged where the kernel leaves them; a copy would be another pass over them."""
+    for group, dtype, copies in ((1, torch.float32, 0), (2, torch.float32, 1), (1, torch.bfloat16, 3)):
+        case = Case(B=5, G=group, P=(20,), S=8, dtype=dtype)
+        plan = Plan(5, 1, 8, shared_length=20)
+        with Copies() as copied:
+            out = attend(plan, case.query, case.segments, case.key, case.value)
+        assert out.is_contiguous()
+        assert len(copied.names) == copies, copied.names
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
