@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .arithmetic import arithmetic
 from .cache_utils import SharedRun
-from .placement import device_of
+from .placement import device_of, stream_of
 from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness, beside
 from .prefix.kept import Node
 
@@ -242,6 +242,14 @@ def autocast_of(model: PreTrainedModel) -> torch.dtype | None:
 def context_of(model: PreTrainedModel) -> Hashable:
     """What a cache's KV depends on beside the model's weights: device, dtype, autocast, and PyTorch's arithmetic."""
     return (device_of(model), model.dtype, autocast_of(model), arithmetic())
+
+
+def reach_of(model: PreTrainedModel) -> Hashable:
+    """What a call can use of what other calls have left on the device: what is of its context, and of its stream.
+
+    Another stream waits for nothing that this one has still to compute, and what one lets go the other may be reading.
+    """
+    return (context_of(model), stream_of(device_of(model)))
 
 
 def _kept_of(witness: Witness, prefixes: Iterable[KeptPrefix]) -> Kept:

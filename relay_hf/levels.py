@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cache_utils import RelayCache, RowLayout, SharedRun
 from .call import open_call
-from .keeping import Prefilled, context_of, embedded
+from .keeping import Prefilled, embedded, reach_of
 from .passes import run
 from .placement import device_of
 
@@ -95,7 +95,7 @@ def fill_and_keep(
     filled = fill(relay, runs, held, inputs, chunk)
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
-    return filled, relay.keeper.keep(before, modules, new, context_of(relay.model))
+    return filled, relay.keeper.keep(before, modules, new, reach_of(relay.model))
 
 
 def _with_ids(runs: list[Run]) -> Iterator[tuple[Run, Tensor]]:

@@ -22,3 +22,8 @@ def device_of(model: PreTrainedModel) -> torch.device:
             if device is not None:
                 return torch.device(device)
     return model.device
+
+
+def stream_of(device: torch.device) -> int | None:
+    """The stream that a call of this thread computes on; None where there are no streams."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None

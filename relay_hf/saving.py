@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from .call import open_call
 from .frame import RelayError
 from .identity import difference, identity_of
-from .keeping import Prefilled, beside_token, context_of, embedded
+from .keeping import Prefilled, beside_token, embedded, reach_of
 from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
 from .prefix.headers import printable
 from .prefix.layout import rebuilt
@@ -26,7 +26,7 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
     if chosen is not None and not chosen:
         raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
-    nodes, stored, before = keeper.stored(modules, embedding, context_of(relay.model), chosen)
+    nodes, stored, before = keeper.stored(modules, embedding, reach_of(relay.model), chosen)
     held = {node.ids.numpy().tobytes() for node in nodes}
     gone = [each for each in chosen or () if each.ids.numpy().tobytes() not in held]
     if gone:
@@ -48,7 +48,7 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
 
 def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
     """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
-    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, context_of(relay.model)
+    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, reach_of(relay.model)
     embedding = model.get_input_embeddings()
     with PrefixFile(path) as file:
         before = keeper.witness(modules)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cache_utils import SharedRun
 from .call import open_call
-from .keeping import Kept, context_of
+from .keeping import Kept, reach_of
 from .prefix import Match, Prompts, Run, Witness, divided, pruned, shared_runs, walk
 from .report import RelayReport
 
@@ -153,7 +153,7 @@ def find(
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
     matches, kept_of = [Match()] * count, None
     if keep and reuse:
-        matches, kept_of = relay.keeper.match(rows, context_of(relay.model), open_call().modules)
+        matches, kept_of = relay.keeper.match(rows, reach_of(relay.model), open_call().modules)
     if recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [Run(0, rows[0][: matches[0].seen], (0,))]
@@ -179,7 +179,7 @@ def find(
 
 def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], Witness | None]:
     """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
-    matches, kept = relay.keeper.match(rows, context_of(relay.model), open_call().modules)
+    matches, kept = relay.keeper.match(rows, reach_of(relay.model), open_call().modules)
     witness = None if kept is None else look(relay, kept)
     return ([Match()] * len(rows) if witness is None else matches), witness
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .cache_utils import RelayCache
 from .call import open_call
 from .eligibility import hook_refusal, rope_refusal
-from .keeping import Prefilled, context_of, embedded
+from .keeping import Prefilled, embedded, reach_of
 from .prefix import all_modules, keeping_refusal
 
 if TYPE_CHECKING:
@@ -88,4 +88,4 @@ class Transcript:
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
         most = int(relay.keeper.budget * _SHARE_OF_STORE)
-        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], context_of(relay.model), most)
+        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], reach_of(relay.model), most)

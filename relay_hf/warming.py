@@ -15,7 +15,7 @@ from .architectures import architecture_of
 from .cache_utils import keeps_state
 from .call import open_call
 from .frame import RelayError
-from .keeping import beside_token, context_of
+from .keeping import beside_token, reach_of
 from .levels import fill, fill_and_keep
 from .memory import is_out_of_memory
 from .prefix import KeptPrefix, Planned, Run, divided, keeping_refusal
@@ -76,7 +76,7 @@ def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
     if len(ends) > 1:
         size = of_one_token(relay).nbytes + beside_token(relay.model.get_input_embeddings())
-        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], context_of(relay.model)):
+        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], reach_of(relay.model)):
             raise _too_large(relay, len(ids) * size)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:
@@ -129,7 +129,7 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
         filled, kept = fill_and_keep(
             relay, runs, lambda run: found.runs(run.start, run.end), _prefill_inputs(relay), before=witness, pin=pin
         )
-    prefix = kept[-1] if kept else relay.keeper.ending(ids, context_of(relay.model), pin)
+    prefix = kept[-1] if kept else relay.keeper.ending(ids, reach_of(relay.model), pin)
     if prefix is None:
         token = beside_token(relay.model.get_input_embeddings())
         size = sum(piece.nbytes + piece.length * token for _, own in filled for piece in own)

@@ -7,7 +7,8 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.keeping import context_of
+from relay_hf import keeping
+from relay_hf.keeping import reach_of
 from relay_hf.prefix import Witness, all_modules
 from relay_hf.testing import prompts, tiny_model
 
@@ -110,7 +111,7 @@ def before_the_look(monkeypatch, ours, what):
 def test_of_a_prefix_that_is_divided_meanwhile_all_tokens_are_looked_at(pair, monkeypatch, half):
     """By the rows of the embedding that a prefix uses: this one has no sample of the whole matrix in it."""
     stock, ours = pair
-    keeper, context, witness = ours.relay.keeper, context_of(ours), Witness(all_modules(ours))
+    keeper, context, witness = ours.relay.keeper, reach_of(ours), Witness(all_modules(ours))
     other = set(PREFIX.tolist()) - set(PREFIX[half].tolist())
     for token in set(PREFIX[half].tolist()) - other:
         ours.get_input_embeddings().weight.data[token] *= -2
@@ -166,3 +167,20 @@ def test_a_prefix_is_of_the_arithmetic_that_it_was_made_under(pair, kind):
     ids = torch.cat([tokens, tokens[:, -1:]], dim=1)
     generate(ours, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache)
     assert "under another autocast or arithmetic" in ours.relay.last.reason
+
+
+def test_what_one_stream_has_kept_serves_no_other(pair, monkeypatch):
+    """It would wait for nothing that the first has still to compute. Streams are a GPU's: here their number is told."""
+    stock, ours = pair
+    for stream, reused in ((2, 0), (2, 30), (1, 0), (1, 30), (2, 30)):
+        monkeypatch.setattr(keeping, "stream_of", lambda device, stream=stream: stream)
+        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+        assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, reused)
+    cache = generate(ours, INPUTS, return_dict_in_generate=True).past_key_values
+    monkeypatch.setattr(keeping, "stream_of", lambda device: 1)
+    longer = torch.cat([generate(stock, INPUTS), INPUTS["input_ids"][:, :1]], dim=1)
+    new = longer.shape[1] - INPUTS["input_ids"].shape[1]
+    mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, new), value=1)
+    given = {"input_ids": longer, "attention_mask": mask}
+    assert torch.equal(generate(ours, given, past_key_values=cache), generate(stock, given))
+    assert ours.relay.last.reason == "a returned cache, continued", "who passes it on sees to its stream, as in stock"
