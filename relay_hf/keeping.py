@@ -245,7 +245,7 @@ def context_of(model: PreTrainedModel) -> Hashable:
 
 
 def reach_of(model: PreTrainedModel) -> Hashable:
-    """What a call can use of what other calls have left on the device: what is of its context, and of its stream.
+    """What a call can use of what is kept: what is of its context, and was made on its stream.
 
     Another stream waits for nothing that this one has still to compute, and what one lets go the other may be reading.
     """

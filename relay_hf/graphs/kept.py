@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..call import current_call
-from ..keeping import reach_of
+from ..keeping import context_of
 from ..prefix.module_state import structure
 from ..prefix.witness import keeping_refusal
 from . import device
@@ -133,7 +133,7 @@ class Graphs:
             for index, layer in layers.items()
         )
         places, state = structure(call.modules)
-        context = (reach_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
+        context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
         return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
 
     def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
