@@ -54,6 +54,14 @@ def test_inputs_embeds():
     assert_untouched(stock, ours, "inputs_embeds", inputs)
 
 
+def test_a_window_of_one_token():
+    """Stock's cache keeps `[-window + 1:]`, which is everything."""
+    assert_untouched(*pair("mistral", sliding_window=1), "a window of one token")
+    stock, ours = pair("mistral", sliding_window=2)
+    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+    assert ours.relay.last.relayed
+
+
 def test_rows_that_share_nothing():
     inputs = {"input_ids": torch.arange(3, 63).view(3, 20), "attention_mask": torch.ones(3, 20, dtype=torch.int64)}
     assert_untouched(*pair(), "the rows share 0 tokens", inputs)
