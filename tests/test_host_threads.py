@@ -1,0 +1,40 @@
+"""What a call does before its first forward starts none of torch's threads: they take 8 ms where others hold a core."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import os, torch
+torch.set_num_threads(1)
+import relay_hf
+from relay_hf.decision import decide
+from relay_hf.generation import lay_out
+from relay_hf.prefix.samples import samples
+from relay_hf.testing import tiny_model
+from transformers import DynamicCache
+
+model = tiny_model("llama", max_position_embeddings=4096, num_hidden_layers=40)
+relay, config = relay_hf.patch_model(model, policy="always").relay, model.generation_config
+rows = torch.randint(3, 90, (32, 2048))
+rows[:, :2000] = rows[0, :2000]
+relay.warm(rows[0, :2000])
+config.max_length = 2060
+inputs = {"past_key_values": DynamicCache(config=relay.text_config), "attention_mask": None,
+          "position_ids": torch.arange(2048).repeat(32, 1), "logits_to_keep": 1}
+torch.set_num_threads(2)
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+with torch.no_grad(), relay.open_call():
+    decision = decide(relay, rows, config, inputs)
+    lay_out(relay, decision, rows, config, inputs)
+assert decision.witness is not None, "the model was not looked at"
+print(threads() - before)
+torch.ones(2**17)
+print(threads() - before)
+"""
+
+
+def test_a_call_has_started_no_threads_when_its_first_forward_begins():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=True)
+    started, by_a_large_operation = map(int, done.stdout.split())
+    assert (started, by_a_large_operation) == (0, 1)
