@@ -78,7 +78,7 @@ def attend_step(
     if sinks is not None:
         # A part with output 0 and the sink as its lse.
         out.mul_(torch.sigmoid(lse - sinks.to(lse.dtype).view(kv_heads, group)).unsqueeze(-1))
-    return out.reshape(batch, 1, heads, size).to(dtype)
+    return out.reshape(batch, 1, heads, size).to(dtype).contiguous()
 
 
 def _stack(rows: torch.Tensor) -> torch.Tensor:

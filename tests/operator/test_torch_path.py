@@ -289,6 +289,17 @@ def test_any_strides_are_read_right(name):
     case.check()
 
 
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 0, 2, 3), (2, 1, 0, 3)])
+def test_the_output_is_contiguous_however_queries_lie(order, length):
+    for group, dtype in ((1, torch.float64), (2, torch.float64), (2, torch.bfloat16)):
+        case = Case(B=3, G=group, T=length, dtype=dtype)
+        case.query = case.query.permute(order).contiguous().permute(order)
+        assert case.run().is_contiguous()
+        if dtype is torch.float64:
+            case.check()
+
+
 def test_autocast_does_not_round_scores():
     case = Case(dtype=torch.float32, P=(111,))
     expected = case.run(softcap=2.0)
