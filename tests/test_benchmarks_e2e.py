@@ -9,8 +9,20 @@ import time
 import pytest
 import torch
 
+import relay_hf
 from benchmarks.gpu import __main__ as command_line
-from benchmarks.gpu import e2e, e2e_cells, e2e_contenders, e2e_idle, e2e_tables, e2e_verdicts, models, plots, session
+from benchmarks.gpu import (
+    e2e,
+    e2e_cells,
+    e2e_contenders,
+    e2e_first,
+    e2e_idle,
+    e2e_tables,
+    e2e_verdicts,
+    models,
+    plots,
+    session,
+)
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.e2e_bytes import PAGE, Bytes
 from benchmarks.gpu.e2e_cells import LLAMA_2, LLAMA_3
@@ -19,6 +31,7 @@ from benchmarks.gpu.e2e_turns import OUT_OF_TIME, compared, figures
 from benchmarks.gpu.store import Store
 from benchmarks.gpu.workers import Workers
 from benchmarks.gpu.workload import Ceilings
+from relay_hf.testing import tiny_model
 
 CELLS = e2e_cells.cells(dry_run=False)
 TINY = e2e_cells.cells(dry_run=True)
@@ -176,6 +189,32 @@ def test_one_row_with_its_prefix_kept_is_held_to_one_without_and_to_stock():
     assert judged(decode, 0.1, 0.0102).met is True
     assert judged(decode, 0.1, 0.0104).met is False
     assert verdict(first, {}).met is None
+
+
+def test_the_first_token_of_one_row_is_there_when_a_streamer_is_shown_it():
+    goal, cells = "one row, prefix 4096 kept: time to first token", {}
+    for prefix, shown, name in ((4096, 0.11, "relay_kept"), (0, 0.1, "stock")):
+        entry = contender(0.9 + 127 * 0.01, 0.9) | {"first_shown_s": shown}
+        cells[f"one row B=1 P={prefix}"] = record(f"one row B=1 P={prefix}", **{name: entry})
+    assert verdict(goal, cells).met is True
+    cells["one row B=1 P=4096"]["contenders"]["relay-kept"]["first_shown_s"] = 0.12
+    assert verdict(goal, cells).met is False
+
+    for name, relayed in (("one row B=1 P=24", True), ("one row B=1 P=0", False)):
+        entries = e2e.run(context_for(["stock", *["relay-kept"] * relayed]), TINY[name])["contenders"]
+        for entry in entries.values():
+            pairs = zip(entry["first_shown_seconds"], entry["first_token_seconds"], strict=True)
+            assert all(0 < shown < returned for shown, returned in pairs)
+            assert 0 < entry["first_shown_s"] < entry["first_token_s"]
+    assert "first_shown_s" not in e2e.run(context_for(["stock"]), TINY[KEY])["contenders"]["stock"]
+
+
+def test_a_call_that_is_shown_to_the_clock_keeps_its_answer_as_any_other():
+    clock, model = e2e_first.Clock(), relay_hf.patch_model(tiny_model("llama"), policy="always")
+    ids = torch.arange(3, 43)[None]
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, streamer=clock.streamer)
+    assert clock.read_at is not None
+    assert [len(kept) for kept in model.relay.prefixes] == [tokens.shape[1] - 1]
 
 
 def context_for(contenders=None):

@@ -7,10 +7,12 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 import relay_hf
 from relay_hf.bench import contenders
@@ -41,6 +43,11 @@ class E2EBench(Bench):
         self.cold = relay_hf.patch_model(copy.deepcopy(model, weights), policy="always")
         self.bytes = Bytes(workload.model, model.dtype.itemsize)
         self.free = context.free_bytes
+        self.streamer: BaseStreamer | None = None
+
+    def generate(self, model: PreTrainedModel, prompts: Tensor, **options: Any) -> Tensor:
+        """As a `Bench` does, and shown to `streamer`, if there is one."""
+        return super().generate(model, prompts, **{"streamer": self.streamer, **options})
 
     @contextmanager
     def asking(self, new: int) -> Iterator[None]:

@@ -13,6 +13,7 @@ from transformers import StoppingCriteria
 from . import e2e_idle, models
 from .context import Context
 from .e2e_contenders import CONTENDERS, E2EBench
+from .e2e_first import Clock
 from .store import Record
 
 OUT_OF_TIME = "out of time"
@@ -35,6 +36,7 @@ class Turns:
         self._entries: dict[str, Record] = record["contenders"]
         self._run: int = record["runs"]
         self._tokens: dict[str, list[Tensor]] = {}
+        self._started = 0.0  # the call that is timed, of `time.perf_counter`
 
     def measure(self, names: Sequence[str], rounds: int, deadline: float) -> None:
         """Warm each of them up, then time them in turn, `rounds` times, or fewer until `deadline`.
@@ -85,15 +87,23 @@ class Turns:
             entry |= {field: getattr(report, field, None) for field in _REPORTED} | {"report": repr(report)}
 
     def _first(self, name: str) -> None:
-        with self._bench.asking(1):
-            self._entries[name]["first_token_seconds"].append(self._time(name)[0])
+        entry, clock = self._entries[name], Clock()
+        self._bench.streamer = clock.streamer if self._bench.workload.rows == 1 else None  # it takes no more
+        try:
+            with self._bench.asking(1):
+                seconds, _ = self._time(name)
+        finally:
+            self._bench.streamer = None
+        entry["first_token_seconds"].append(seconds)
+        if clock.read_at is not None:
+            entry.setdefault("first_shown_seconds", []).append(clock.read_at - self._started)
 
     def _time(self, name: str) -> tuple[float, Tensor]:
         call = CONTENDERS[name].prepare(self._bench)
         self._context.clock.synchronize()
-        start = time.perf_counter()
+        self._started = time.perf_counter()
         tokens = call()
-        return time.perf_counter() - start, tokens
+        return time.perf_counter() - self._started, tokens
 
     def _attempt(self, name: str, do: Callable[[str], None]) -> bool:
         """Whether `name` can go on after `do`."""
@@ -130,6 +140,8 @@ class Turns:
             entry = self._entries[name]
             if entry.get("seconds"):
                 entry |= figures(entry["seconds"], entry["first_token_seconds"], self._bench.workload.new)
+                if "first_shown_seconds" in entry:
+                    entry["first_shown_s"] = statistics.median(entry["first_shown_seconds"])
                 entry["tokens_per_second"] = self._bench.workload.rows * self._bench.workload.new / entry["total_s"]
                 if name != "stock" and CONTENDERS[name].same_prompts and "stock" in self._tokens:
                     entry["tokens"] = compared(self._tokens[name], self._tokens["stock"])

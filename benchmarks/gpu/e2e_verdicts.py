@@ -70,10 +70,12 @@ def _free(cells: Cells, prefix: int, asked: float) -> Verdict:
 def _first_token(cells: Cells) -> Verdict:
     """A row whose long prefix is kept, beside the row without it."""
     (base,) = _cells(cells, workload=ONE_ROW, prefix=0) or [{}]
-    without = _of(base, "stock", "first_token_s")
+    # What a streamer sees, where that was measured; else when a call for one token returns.
+    figure = "first_shown_s" if _of(base, "stock", "first_shown_s") else "first_token_s"
+    without = _of(base, "stock", figure)
 
     def ratio(record: Record) -> float:
-        return without / _of(record, "relay-kept", "first_token_s")
+        return without / _of(record, "relay-kept", figure)
 
     found = _values(cells, ratio, workload=ONE_ROW, prefix=4096)
     name = f"one row, prefix 4096 kept: time to first token at most {_FIRST_TOKEN:g}x that of no prefix"
