@@ -1,23 +1,15 @@
 """The GPU benchmark's checks of whole calls, on graphs that stand in for CUDA's: what is right passes, what is wrong
-fails, and is told."""
-
-import io
-import os
-import time
-from itertools import pairwise
+fails."""
 
 import pytest
 import torch
 from graphs.conftest import graphs
 from graphs.cpu_graph import CpuGraph
-from rich.console import Console
 
-from benchmarks.gpu import generate, generate_memory, generate_next, generate_trouble, session
+from benchmarks.gpu import generate, generate_families, generate_memory, generate_next, generate_trouble
 from benchmarks.gpu.context import Context, LeftOut
 from benchmarks.gpu.generate_calls import Stock, build
 from benchmarks.gpu.generate_seen import TIE, rows_apart
-from benchmarks.gpu.store import Store
-from benchmarks.gpu.workers import Workers
 from relay_hf import keeping
 from relay_hf.graphs import device
 from relay_hf.graphs.step import StepGraph
@@ -26,7 +18,6 @@ from relay_hf.prefix.store import PrefixStore
 
 __all__ = ["graphs"]
 CELLS = generate.cells(dry_run=False)
-IDENTITY = {"chip": "x", "versions": {}, "commit": "c", "source": "s", "dry_run": False}
 
 
 def run(key):
@@ -105,6 +96,38 @@ def test_experts_that_are_no_graph_on_a_cpu_are_missed_where_one_is_promised(gra
     assert "cold: no step was replayed: two steps of the model differ" in run("mixtral, greedy")["wrong"][0]
 
 
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral"])
+def test_experts_as_a_gpu_decodes_them_are_replayed(graphs, monkeypatch, family):
+    def build_batched(family, context):
+        model = build(family, context)
+        model.set_experts_implementation("batched_mm")
+        return model
+
+    monkeypatch.setattr(generate_families, "build", build_batched)
+    assert run(f"{family}, greedy")["passed"]
+
+
+def test_checks_run_without_tf32_on_one_thread_and_leave_the_settings_as_they_were():
+    def settings(context=None):
+        products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        return {"products": products, "convolutions": convolutions, "threads": torch.get_num_threads()}
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("high")
+    try:
+        before = settings()
+        assert generate.run(Context(dry_run=True), settings) == {
+            "products": "highest",
+            "convolutions": False,
+            "threads": 1,
+        }
+        assert settings() == before == {"products": "high", "convolutions": True, "threads": 2}
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_a_tie_of_stocks_two_best_tokens_may_go_either_way_and_nothing_else_may():
     stock = Stock(torch.tensor([[7, 7, 1, 2, 3]] * 4), torch.tensor([[1.0, TIE / 2, 1.0]] * 4))
     ours = stock.tokens.clone()
@@ -140,66 +163,3 @@ def test_a_device_is_filled_to_what_is_left_to_it_even_beside_others(monkeypatch
     generate_memory.fill(torch.device("meta"))
     assert not refused
     assert generate_memory._LEFT <= free[0] < generate_memory._LEFT + generate_memory._LEAST
-
-
-def test_a_wrong_call_is_printed_and_makes_the_exit_status_1(tmp_path):
-    store, out = Store(tmp_path / "a.json", IDENTITY), io.StringIO()
-    store.put("generate", "llama, greedy", {"passed": True, "wrong": [], "calls": []})
-    assert session.summarize(store, Console(file=out, width=160)) == 0
-    wrong = [f"call {i}: 3 of 4 rows are not stock's" for i in range(14)]
-    store.put("generate", "gpt2, beams", {"passed": False, "wrong": wrong, "calls": []})
-    assert session.summarize(store, Console(file=out, width=160)) == 1
-    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
-    assert "generate: gpt2, beams: call 0: 3 of 4 rows are not stock's" in lines
-    assert "generate: 2 more that are wrong, in the file" in lines
-    (verdict,) = [line for line in lines[-30:] if line.startswith("generate(): stock's tokens, relayed and replayed")]
-    assert verdict.endswith("missed 1 of 2, 0 left out; failed: gpt2, beams")
-
-
-class Asked(Workers):
-    """Workers that note what they are asked for."""
-
-    def __init__(self):
-        self.asked = []
-
-    def run(self, tasks, deadline, at_once=None):
-        self.asked.append(([key for _, key in tasks], at_once))
-        return ((task, {"passed": True}) for task in tasks)
-
-
-def test_what_fills_the_device_runs_by_itself_behind_all_others(tmp_path):
-    store, workers = Store(tmp_path / "a.json", IDENTITY), Asked()
-    context = Context(dry_run=True)
-    context.dry_run = False
-    session.run_section("generate", context, store, workers, time.monotonic() + 60, nothing)
-    (together, many), alone = workers.asked
-    assert many is None
-    assert alone == ([*generate.ALONE], 1)
-    assert {*together, *generate.ALONE} == CELLS.keys() == store.cells("generate").keys()
-    assert generate.ALONE.isdisjoint(together)
-
-
-def busy():
-    """What runs a task in a worker: it waits until two are there, then works for a while, and says when."""
-
-    def attempt(folder, count):
-        (folder / str(os.getpid())).touch()
-        while len(list(folder.iterdir())) < 2:
-            pass
-        start = time.monotonic()
-        sum(range(count))
-        return {"start": start, "end": time.monotonic()}
-
-    return attempt
-
-
-def test_workers_run_as_many_tasks_at_once_as_they_are_told(tmp_path):
-    workers, deadline = Workers(2, busy), time.monotonic() + 120
-    try:
-        assert len(list(workers.run([(tmp_path, 0)] * 2, deadline))) == 2, "both are there"
-        done = [record for _, record in workers.run([(tmp_path, 3_000_000)] * 4, deadline, at_once=1)]
-    finally:
-        workers.stop()
-    done.sort(key=lambda record: record["start"])
-    assert len(done) == 4
-    assert all(before["end"] <= after["start"] for before, after in pairwise(done))

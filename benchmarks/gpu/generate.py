@@ -31,18 +31,23 @@ def cells(dry_run: bool) -> dict[str, Callable[[Context], Record]]:
 def run(context: Context, cell: Callable[[Context], Record]) -> Record:
     """Run a check."""
     logging.set_verbosity_error()
-    with _full_precision():
+    with _settings():
         return cell(context)
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
-    """No TensorFloat-32: neither in products, nor in convolutions, where it is PyTorch's default."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+def _settings() -> Iterator[None]:
+    """No TensorFloat-32, neither in products nor in convolutions, where it is PyTorch's default; one thread of the CPU.
+
+    Tiny models gain nothing from more, and lose much where other workers need the cores.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_num_threads(before[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -88,7 +89,8 @@ def _offloaded(context: Context) -> Record:
     inputs, seen = inputs_of(context), Seen(context)
     stock = stock_of(build("llama", context), inputs)
     model = cpu_offload(build("llama", context).cpu(), execution_device=context.device)
-    with patched(model, RELAY):
+    with patched(model, RELAY), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the inputs are where the weights will be
         for what in ("cold", "once more"):
             seen.compare(what, model, generate(model, inputs), stock, replayed=False, relayed=None)
     return seen.record()
