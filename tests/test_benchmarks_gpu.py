@@ -19,6 +19,7 @@ from benchmarks.gpu import (
     decode,
     e2e_cells,
     flashinfer,
+    generate,
     processes,
     sanitizer,
     verdicts,
@@ -46,7 +47,7 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
     path = tmp_path / "results" / "gpu.json"
     out = run("benchmarks.gpu", "--minutes", 0, "--out", path)
     none = json.loads(path.read_text())
-    assert list(none["sections"]) == ["ceilings", "correctness", "sanitizer", "operator", "gate", "e2e"]
+    assert list(none["sections"]) == ["ceilings", "correctness", "generate", "sanitizer", "operator", "gate", "e2e"]
     for name, section in none["sections"].items():
         assert section["cells"] == {}
         assert set(section["left_out"].values()) == {"out of time"}
@@ -61,6 +62,9 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
     assert full["dry_run"] is True
     sections = full["sections"]
     assert all(record["passed"] for record in sections["correctness"]["cells"].values())
+    assert sections["generate"]["cells"].keys() | generate.ALONE == generate.cells(dry_run=True).keys()
+    assert all(record["passed"] for record in sections["generate"]["cells"].values())
+    assert set(sections["generate"]["left_out"].values()) == {"needs a GPU"}
     assert "memcheck decode" in sections["sanitizer"]["left_out"]
     assert sections["operator"]["cells"].keys() == workload.cells(dry_run=True).keys()
     for record in sections["operator"]["cells"].values():
@@ -83,6 +87,7 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
     judged = {verdict["goal"]: verdict["met"] for verdict in full["verdicts"]}
     errors = "times 2 in float32, times 1.5 in bfloat16, times 1.5 in float16"
     assert judged.pop(f"right: no further from float64 than stock, {errors}") is True
+    assert judged.pop("generate(): stock's tokens, relayed and replayed") is True
     assert set(judged.values()) == {None}, "times of a dry run meet no goal and miss none"
     assert "the device idles" in out.rstrip().splitlines()[-1], "the verdicts come last"
 
@@ -221,9 +226,9 @@ def test_the_gate_is_judged_where_it_relays():
 
 def test_checks_that_failed_to_run_count_as_failed_and_what_was_left_out_is_said():
     section = {"cells": {"a": {"passed": True}, "b": {"error": "RuntimeError"}}, "left_out": {"c": "out of time"}}
-    right, clean = verdicts.checks({"correctness": section})
-    assert right.met is False
-    assert right.found == "1 of 2, 1 left out; failed: b"
+    right, whole, clean = verdicts.checks({"correctness": section, "generate": section})
+    assert right.met is whole.met is False
+    assert right.found == whole.found == "1 of 2, 1 left out; failed: b"
     assert clean.met is None
 
 

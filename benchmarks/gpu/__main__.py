@@ -8,7 +8,8 @@ import re
 import sys
 from pathlib import Path
 
-SECTIONS = ("ceilings", "correctness", "sanitizer", "operator", "gate", "e2e")  # in the order in which they run
+# In the order in which they run.
+SECTIONS = ("ceilings", "correctness", "generate", "sanitizer", "operator", "gate", "e2e")
 
 CONTENDERS = (  # of e2e
     "stock",
@@ -26,7 +27,14 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=13, help="for everything (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/results/gpu_<chip>.json)")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="NAME")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=[*SECTIONS],
+        metavar="NAME",
+        help=f"of {', '.join(SECTIONS)}; correctness checks attention alone, generate whole calls (default: all)",
+    )
     parser.add_argument(
         "--cells", type=_pattern, metavar="REGEX", help="only cells whose key matches somewhere; the ceilings always"
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import ceilings, correctness, decode, e2e, e2e_cells, gate, sanitizer
+from . import ceilings, correctness, decode, e2e, e2e_cells, gate, generate, sanitizer
 from .context import Context, LeftOut
 from .store import Record
 
@@ -21,6 +21,8 @@ class Section:
         run: one of them.
         share: of the time that is given for everything.
         parallel: cells time nothing and may run side by side, in workers.
+        alone: those of them that want the device for themselves: they run in a worker too, one by one, behind all
+            others.
         ahead: what workers do before the first cell, by the cell's key or another, so that this process finds
             everything compiled.
         done: whether nothing is left to do for a cell, of which the file has this record, or none.
@@ -30,6 +32,7 @@ class Section:
     run: Callable[[Context, Any], Record]
     share: float
     parallel: bool = False
+    alone: frozenset[str] = frozenset()
     ahead: Callable[[bool], dict[str, Callable[[Context], Record]]] = lambda dry_run: {}
     done: Callable[[Context, Any, Record | None], bool] = lambda context, cell, record: record is not None
 
@@ -37,6 +40,7 @@ class Section:
 SECTIONS = {
     "ceilings": Section(ceilings.cells, ceilings.run, share=0.03),
     "correctness": Section(correctness.cells, correctness.run, share=0.27, parallel=True),
+    "generate": Section(generate.cells, generate.run, share=0.20, parallel=True, alone=generate.ALONE),
     "sanitizer": Section(sanitizer.cells, sanitizer.run, share=0.10, parallel=True),
     "operator": Section(decode.cells, decode.run, share=0.42, ahead=decode.ahead),
     "gate": Section(gate.cells, gate.run, share=0.18),

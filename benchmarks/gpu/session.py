@@ -84,8 +84,11 @@ def run_section(
 
     waiting = set(keys)
     if section.parallel:
-        for (_, key), record in workers.run([(name, key) for key in keys], deadline):
-            keep(key, record)
+        alone = [(name, key) for key in keys if key in section.alone]
+        together = [(name, key) for key in keys if key not in section.alone]
+        for tasks, at_once in ((together, None), (alone, 1)):
+            for (_, key), record in workers.run(tasks, deadline, at_once):
+                keep(key, record)
     else:
         if _has_ceilings(store, context.dry_run):
             context.ceilings = ceilings.read(store.cells("ceilings"))

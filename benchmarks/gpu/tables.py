@@ -32,6 +32,7 @@ def summary(content: Record, verdicts: list[Verdict]) -> Iterator[Any]:
     yield from e2e_tables.summary(sections.get("e2e", {}).get("cells", {}))
     yield from _ceilings(sections)
     yield from _baselines(operator)
+    yield from _wrong(sections)
     yield from _not_there(sections)
     title = "dry run on a CPU: no figure is a measurement" if content["dry_run"] else f"verdicts, {content['chip']}"
     table = Table("goal", "", "found", title=title, box=SIMPLE_HEAD)
@@ -94,6 +95,18 @@ def _baselines(operator: list[Record]) -> Iterator[str]:
     )
     for text, count in reasons.most_common(_MOST):
         yield escape(f"{text[:160]} ({count} of {len(operator)} cells)")
+
+
+def _wrong(sections: dict[str, Record]) -> Iterator[str]:
+    """What checks that say so have found to be wrong."""
+    for name, section in sections.items():
+        found = [
+            f"{name}: {key}: {what}" for key, record in section["cells"].items() for what in record.get("wrong", ())
+        ]
+        for line in found[:_MOST]:
+            yield escape(" ".join(line.split())[:300])
+        if len(found) > _MOST:
+            yield f"{name}: {len(found) - _MOST} more that are wrong, in the file"
 
 
 def _not_there(sections: dict[str, Record]) -> Iterator[str]:

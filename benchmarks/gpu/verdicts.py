@@ -156,6 +156,7 @@ def checks(sections: Mapping[str, Record]) -> list[Verdict]:
     nothing: Record = {"cells": {}, "left_out": {}}
     return [
         passed(f"right: no further from float64 than stock, {_ERRORS}", sections.get("correctness", nothing)),
+        passed("generate(): stock's tokens, relayed and replayed", sections.get("generate", nothing)),
         passed("the sanitizer finds nothing", sections.get("sanitizer", nothing)),
     ]
 

@@ -38,9 +38,10 @@ class Workers:
         self._make, self._arguments = make, arguments
         self._pool: ProcessPoolExecutor | None = None
 
-    def run(self, tasks: Sequence[Task], deadline: float) -> Iterator[Done]:
+    def run(self, tasks: Sequence[Task], deadline: float, at_once: int | None = None) -> Iterator[Done]:
         """Tasks and their records as they are done; what is not done at `deadline` (of `time.monotonic`) is stopped.
 
+        Of the tasks `at_once` run side by side; None: as many as there are processes.
         The record of a task that raises, or whose process dies, has an `error`.
         """
         if self._count == 0:
@@ -52,7 +53,7 @@ class Workers:
         waiting = deque(tasks)
         while waiting and time.monotonic() < deadline:
             # Alone, each of the tasks that ran when a process died shows whether it was the cause.
-            for task in (yield from self._run(waiting, self._count, deadline)):
+            for task in (yield from self._run(waiting, at_once or self._count, deadline)):
                 alone = deque([task])
                 while alone and time.monotonic() < deadline:
                     if (yield from self._run(alone, 1, deadline)):

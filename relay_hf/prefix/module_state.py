@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ PASSING = frozenset(
         "warnings_issued",
     }
 )
+
+# Whose methods say nothing either: what replays graphs is on a model while a call runs, and not between calls.
+_LIBRARY = f"{__name__.partition('.')[0]}."
 
 _MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
 
@@ -58,6 +61,8 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
         if isinstance(value, PreTrainedConfig):
             if name != "config":  # that of all modules is looked at once
                 others[index, name] = _fields(value), []
+            return False
+        if type(value) is MethodType and str(getattr(value, "__module__", "")).startswith(_LIBRARY):
             return False
         tensors: list[Tensor] = []
         others[index, name] = content(value, tensors.append), tensors
