@@ -189,8 +189,6 @@ def padding_refusal(attended: Tensor | None) -> str | None:
 
 def cache_refusal(stock_cache: Cache | None) -> str | None:
     """Why a RelayCache can't take the place of the cache that stock would use, or None."""
-    if any(getattr(layer, "sliding_window", None) == 1 for layer in getattr(stock_cache, "layers", ())):
-        return "a layer has a window of one token, of which stock's cache keeps all and its mask shows others"
     if isinstance(stock_cache, RelayCache):
         return None
     if stock_cache is None or type(stock_cache) is not DynamicCache or stock_cache.offloading:

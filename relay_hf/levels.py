@@ -92,10 +92,13 @@ def fill_and_keep(
     lengths = [len(each.ids) for each, _ in missing]
     looks = embedded(embedding, torch.cat([each.ids for each, _ in missing]))  # one for all
     rows = [each.clone() for each in looks.split(lengths)]
+    reach = reach_of(relay.model)
     filled = fill(relay, runs, held, inputs, chunk)
+    if reach_of(relay.model) != reach:
+        return filled, [None for _ in missing]  # a part is of each setting: another thread may change one
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
-    return filled, relay.keeper.keep(before, modules, new, reach_of(relay.model))
+    return filled, relay.keeper.keep(before, modules, new, reach)
 
 
 def _with_ids(runs: list[Run]) -> Iterator[tuple[Run, Tensor]]:

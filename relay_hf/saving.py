@@ -32,12 +32,12 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
     if gone:
         raise ValueError(
             f"prefixes must be of `model.relay.prefixes`; {gone[0]!r} is not kept any more, or under another device, "
-            "dtype or autocast. Pin what is to stay."
+            "dtype, autocast, arithmetic or CUDA stream. Pin what is to stay."
         )
     if before is None or not nodes:
         raise RelayError(
             "no prefix is kept, so there is nothing to save. Warm one, or generate; what was kept is dropped when the "
-            "model changes, and serves only the device, dtype and autocast it was kept under."
+            "model changes, and serves only the device, dtype, autocast, arithmetic and CUDA stream it was kept under."
         )
     identity = identity_of(relay.model, before)
     if not before.same(keeper.witness(modules)):

@@ -51,6 +51,7 @@ class Transcript:
         self._prompt = prompt.clone()  # a view of the caller's own tensor, as a rule
         self._shared = shared
         self._goes_on = goes_on
+        self._reach = reach_of(relay.model)
         self._before = before or relay.keeper.witness(open_call().modules)
         self._embedded = embedded(relay.model.get_input_embeddings(), prompt[shared:])
         self._fed: list[Tensor] = []
@@ -73,6 +74,8 @@ class Transcript:
         modules = all_modules(relay.model)  # as they are now
         if keeping_refusal(relay.model, modules) or hook_refusal(modules, relay):
             return
+        if reach_of(relay.model) != self._reach:
+            return  # of each setting there is a part: a tokenizer behind a streamer, or another thread, has changed one
         answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
         total = len(prompt) + len(answer)
         own = total - self._shared
@@ -88,4 +91,4 @@ class Transcript:
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
         most = int(relay.keeper.budget * _SHARE_OF_STORE)
-        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], reach_of(relay.model), most)
+        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], self._reach, most)

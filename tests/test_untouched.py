@@ -57,6 +57,8 @@ def test_inputs_embeds():
 def test_a_window_of_one_token():
     """Stock's cache keeps `[-window + 1:]`, which is everything."""
     assert_untouched(*pair("mistral", sliding_window=1), "a window of one token")
+    with pytest.raises(ValueError, match=r"can't hold: layer 0 .* a window of one token"):
+        relay_hf.RelayCache(tiny_model("mistral", sliding_window=1).config)
     stock, ours = pair("mistral", sliding_window=2)
     assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
     assert ours.relay.last.relayed

@@ -54,7 +54,7 @@ class RelayCache(Cache):
         in_static_step: the forward that runs now is a static decode step.
 
     Raises:
-        ValueError: a layer of the model keeps something else than keys and values per token.
+        ValueError: a layer of the model keeps something else than keys and values per token, or has a window of one.
 
     Example:
         >>> import relay_hf
@@ -318,10 +318,13 @@ class RelayCache(Cache):
 
 
 def unsupported_layer(cache: Cache) -> str | None:
-    """Why a RelayCache can't stand in for `cache`: the first layer of an unknown kind, or None."""
+    """Why a RelayCache can't stand in for `cache`: the first layer that it has no counterpart of, or None."""
     for index, layer in enumerate(cache.layers):
         if type(layer) not in (*_KV, *_STATE, *_BOTH, *_NOTHING):
             return f"layer {index} of the cache is a {type(layer).__name__}"
+        if getattr(layer, "sliding_window", None) == 1:
+            # It keeps `[-window + 1:]`, which is everything, and its mask then shows another token than the last.
+            return f"layer {index} of the cache has a window of one token"
     return None
 
 

@@ -17,7 +17,7 @@ class Node:
     """A place in the tree from which prefixes go on: where those of one context begin, or the end of one.
 
     Attributes:
-        context: what their KV depends on beside the tokens (device, dtype, autocast).
+        context: what their KV depends on beside the tokens (device, dtype, autocast, arithmetic), and their stream.
         children: the prefixes that go on from here, by the bytes of their first token.
     """
 

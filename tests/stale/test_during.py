@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from transformers import LogitsProcessor, TextStreamer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
 from helpers import generate
@@ -111,6 +112,39 @@ def test_a_buffer_that_was_changed_during_a_call_is_looked_at_in_the_next():
             model.get_decoder().rotary_emb.inv_freq.mul_(factor)
         assert torch.equal(generate(ours, ONE), generate(stock, ONE))
     assert ours.relay.last.prefix_tokens_reused == 0
+
+
+class Determined(LlamaMLP):
+    """As another thread would, in the middle of a forward."""
+
+    def forward(self, x):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return super().forward(x)
+
+
+class Decoding:
+    """A tokenizer that changes how PyTorch computes, behind a streamer of Transformers'."""
+
+    def decode(self, tokens, **kwargs):
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return "a" * len(tokens)
+
+
+@pytest.mark.parametrize("where", ["a prefill", "a step"])
+def test_nothing_is_kept_of_which_a_part_was_computed_under_another_setting(where):
+    ours, given = relay_hf.patch_model(tiny_model("llama"), policy="always"), {}
+    inputs = ONE
+    if where == "a prefill":
+        layer(ours).mlp.__class__, inputs = Determined, prompts(30, (5, 3))
+    else:
+        given = {"streamer": TextStreamer(Decoding(), skip_prompt=True)}
+    try:
+        generate(ours, inputs, **given)
+        assert (ours.relay.last.relayed, ours.relay.prefixes) == (True, ())
+        generate(ours, inputs, **given)
+        assert len(ours.relay.prefixes) == 1, "all of it was computed under one setting"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class Shouting(TextStreamer):
