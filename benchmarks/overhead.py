@@ -21,6 +21,7 @@ from relay_hf.decision import decide
 from relay_hf.generation import lay_out
 from relay_hf.kernels.segment import Segment
 from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, all_modules, divided, pruned, shared_runs
+from relay_hf.upstream.names import CACHE
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -101,7 +102,7 @@ def before_the_first_forward(table: Table) -> None:
     config.max_length = 2048 + 32
     # As generate() has them: it makes a cache for each call, and drops a mask that is all ones.
     inputs = {
-        "past_key_values": DynamicCache(config=relay.text_config),
+        CACHE: DynamicCache(config=relay.text_config),
         "attention_mask": None,
         "position_ids": torch.arange(2048).repeat(32, 1),
         "logits_to_keep": 1,

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from . import ops
     from .cache_utils import RelayCache
     from .config import RelayConfig
-    from .frame import RelayError
+    from .errors import RelayError
     from .patching import patch_model, patched, unpatch_model
     from .prefix import PrefixFileError
     from .report import RelayReport
@@ -31,7 +31,7 @@ _HOME = {
     "PrefixFileError": "prefix",
     "RelayCache": "cache_utils",
     "RelayConfig": "config",
-    "RelayError": "frame",
+    "RelayError": "errors",
     "RelayReport": "report",
     "patch_model": "patching",
     "patched": "patching",

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from transformers import __version__ as transformers_version
+from .upstream.version import MINOR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -96,7 +96,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "zaya": _SPLIT,
 }
 _DEFAULT = Architecture()
-MINOR = int(transformers_version.split(".")[1])  # of Transformers 5
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:

@@ -15,6 +15,9 @@ from transformers.utils import ModelOutput
 
 from .cache_utils import RelayCache
 from .report import RelayReport
+from .upstream.caches import mark_as_users
+from .upstream.models import is_librarys
+from .upstream.names import CALLERS_CODE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -22,9 +25,6 @@ if TYPE_CHECKING:
     from .decoding import Decoding
     from .graphs import Stepper
     from .transcript import Transcript
-
-# Arguments of generate() that may bring code of the caller's, one or a list.
-_CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 
 
 @dataclass(eq=False)
@@ -77,15 +77,15 @@ class Call:
         config = arguments.get("generation_config")
         self.names_cache = bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None))
         self.own_loop = arguments.get("custom_generate") is not None
-        given = [arguments.get(name) for name in _CALLERS_CODE]
+        given = [arguments.get(name) for name in CALLERS_CODE]
         each = [one for group in given for one in (group if isinstance(group, list) else [group]) if one is not None]
         # A class that is derived from one of Transformers', as streamers are, is the caller's.
-        self.callers_code = not all(type(one).__module__.startswith("transformers.") for one in each)
+        self.callers_code = not all(is_librarys(type(one).__module__) for one in each)
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
         """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""
         dynamic = given.to_dynamic()
-        dynamic._is_user_defined = True  # so generate() leaves no token in it that it does not return
+        mark_as_users(dynamic)  # so generate() leaves no token in it that it does not return
         given.reset()  # or its tokens would be held twice
         self.stand_in = (given, dynamic)
         return dynamic

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .frame import RelayError, active_frame
+from .errors import RelayError
+from .frame import active_frame
 from .layer_attention import Asked, attend_layer
 
 _LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")

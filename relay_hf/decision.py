@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
-from transformers.cache_utils import CacheLayerMixin
 
 from . import eligibility, gate
 from .architectures import Architecture, architecture_of
-from .cache_utils import keeps_state
 from .call import open_call
 from .ops import resolve_backend
 from .placement import device_of
 from .prefix import Prompts, Run, keeping_refusal, pruned, walk
 from .sharing import Decision, find, look
+from .upstream.caches import attending, keeps_state, was_looked_at
+from .upstream.models import new_tokens
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -61,7 +61,7 @@ def decide(
     if refused:
         return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
-    new = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
+    new = new_tokens(generation_config, input_ids.shape[1])
     weighed = (relay, prompts, inputs.get("position_ids"), new, architecture, cache, device or device_of(model))
     found = _weigh(*weighed)
     # Where nothing that is kept is to be used, nobody looks at the model: `benchmarks.overhead` shows what that takes.
@@ -129,12 +129,6 @@ def _gate_refusal(
     return verdict.refused
 
 
-def attending(cache: Cache | None) -> float:
-    """The share of the layers that keep KV."""
-    layers = [] if cache is None else cache.layers
-    return sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
-
-
 def refusal(
     relay: Relay,
     input_ids: Tensor,
@@ -174,9 +168,10 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     Such a default is its author's advice for speed, not the caller's wish. On other devices generate() has chosen to
     compile the forward for it by now.
     """
-    cache = inputs.get(relay.cache_name)
+    name = relay.cache_name
+    cache = inputs.get(name) if name in relay.forward_inputs else None  # generate() makes one for any model
     by_default = isinstance(cache, StaticCache) and not open_call().names_cache
-    if by_default and not hasattr(cache, "_is_user_defined") and device_of(relay.model).type == "cpu":
+    if by_default and not was_looked_at(cache) and device_of(relay.model).type == "cpu":
         return DynamicCache(config=relay.text_config)
     return cache
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
 from types import BuiltinFunctionType
 from typing import TYPE_CHECKING
@@ -12,50 +11,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
-from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
 from .placement import device_of
 from .selection import users_implementation
+from .upstream.attention import eager_attention, registered_attention, registered_mask
+from .upstream.caches import is_plain, is_users
+from .upstream.models import (
+    checkpoints_gradients,
+    is_bidirectional,
+    is_harmless_hook,
+    is_librarys,
+    replaced_preparation,
+    rope_limit,
+    text_config,
+)
+from .upstream.names import CACHE, KNOWN_ATTENTION, KNOWN_INPUTS, RANDOM_IN_TRAINING
 
 if TYPE_CHECKING:
     from .prefix import Prompts
 
-# Inputs of a forward that a relayed call understands. Any other that is given may change what a token's KV is
-# (images, token types, adapters by row), so such a call is not touched.
-_KNOWN_INPUTS = frozenset(
-    {
-        "attention_mask",
-        "cache_params",
-        "logits_to_keep",
-        "output_attentions",
-        "output_hidden_states",
-        "past_key_values",
-        "position_ids",
-        "return_dict",
-        "tokenizer",  # for stop strings; generate() leaves it among the inputs
-        "use_cache",
-    }
-)
-# Transformers' own hooks, by module and by how their qualified names start: those that collect hidden states and
-# attentions, idle unless a call asks for them; and the one that has embeddings record gradients, which stays on a model
-# when gradient checkpointing is switched off for a generate() call, as trainers do, and changes no value.
-_HARMLESS_HOOKS = (
-    ("transformers.utils.output_capturing", ""),
-    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
-)
-# What a configuration calls the things that make a model in training mode random.
-_RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
-_KNOWN_ATTENTION = frozenset(
-    {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
-)
-# RoPE whose frequencies depend on how long the sequence is: a prefix alone may be in another regime than the prompt.
-_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
-_CONTEXT = "max_position_embeddings"
 # Packages whose kernels take the place of the recurrent layers' PyTorch code on a GPU.
 _RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
 # Projections of a recurrent layer that come after its convolution, by their names.
@@ -70,7 +48,7 @@ def model_refusal(model: PreTrainedModel) -> str | None:
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder models are not relayed"
-    config = _text_config(model)
+    config = text_config(model)
     known = architecture_of(config)
     if known.untouched is not None:
         return known.untouched
@@ -78,11 +56,9 @@ def model_refusal(model: PreTrainedModel) -> str | None:
         # Attention code of the model's own is not seen to be causal, so what says otherwise is read.
         if known.decoder and not config.is_decoder:
             return "attention is not causal: the model's configuration has is_decoder=False"
-        if getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision"):
+        if is_bidirectional(config):
             return "attention is not causal: the model's configuration has use_bidirectional_attention"
-    # So do peft's prompt learning methods, whose version injects tokens when it sees an empty cache.
-    prepare = vars(model).get("prepare_inputs_for_generation")
-    if prepare is not None and getattr(prepare, "__self__", None) is not model:
+    if replaced_preparation(model):
         return "prepare_inputs_for_generation was replaced on this model"
     return None
 
@@ -91,12 +67,11 @@ def attention_refusal(modules: Iterable[nn.Module], configs: Iterable[PreTrained
     """Why what the model calls attention may be something else, or None: relayed forwards would not run it."""
     for config in configs:
         name = users_implementation(config)
-        if name is not None and name not in _KNOWN_ATTENTION:
+        if name is not None and name not in KNOWN_ATTENTION:
             return f"the attention implementation {name!r} may compute something else than attention"
-        for what, functions in (("", ALL_ATTENTION_FUNCTIONS), ("mask of the ", ALL_MASK_ATTENTION_FUNCTIONS)):
-            function = functions.get(name)
+        for what, function in (("", registered_attention(name)), ("mask of the ", registered_mask(name))):
             origin = getattr(function, "__module__", "")
-            if function is not None and not origin.startswith("transformers."):
+            if function is not None and not is_librarys(origin):
                 origin = origin or type(function).__name__
                 return f"the {what}attention implementation {name!r} was replaced by one from {origin}"
     if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
@@ -104,10 +79,9 @@ def attention_refusal(modules: Iterable[nn.Module], configs: Iterable[PreTrained
     for kind in set(map(type, modules)):
         if kind.__module__.startswith("torch.ao.nn.quantized.dynamic"):
             return "layers that torch.ao has quantized dynamically scale a batch by what is in it"
-        # Eager attention is in no registry: each file of a model has its own.
-        eager = vars(sys.modules.get(kind.__module__, nn)).get("eager_attention_forward")
+        eager = eager_attention(kind)
         origin = getattr(eager, "__module__", "")
-        if eager is not None and origin != kind.__module__ and not origin.startswith("transformers."):
+        if eager is not None and origin != kind.__module__ and not is_librarys(origin):
             origin = origin or type(eager).__name__
             return f"eager_attention_forward of {kind.__module__} was replaced by one from {origin}"
     return None
@@ -123,14 +97,9 @@ def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-                if getattr(hook, "__self__", None) is not ours and not _is_harmless(hook):
+                if getattr(hook, "__self__", None) is not ours and not is_harmless_hook(hook):
                     return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
     return None
-
-
-def _is_harmless(hook: object) -> bool:
-    where, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
-    return any(where == known and name.startswith(start) for known, start in _HARMLESS_HOOKS)
 
 
 def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
@@ -138,13 +107,13 @@ def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedC
     if not any(module.training for module in modules):
         return None
     for module in modules:
-        if getattr(module, "gradient_checkpointing", False):
+        if checkpoints_gradients(module):
             return "gradient checkpointing is on"
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
             return f"dropout is active ({module.p})"
     for config in configs:
         for name, value in vars(config).items():
-            if isinstance(value, float) and value > 0 and any(word in name for word in _RANDOM_IN_TRAINING):
+            if isinstance(value, float) and value > 0 and any(word in name for word in RANDOM_IN_TRAINING):
                 return f"the model is random in training mode ({name}={value})"
     return None
 
@@ -168,14 +137,14 @@ def call_refusal(
             return f"{name}=True needs every prompt token in every row"
     for name, value in inputs.items():
         empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
-        if not empty and name not in _KNOWN_INPUTS:
+        if not empty and name not in KNOWN_INPUTS:
             return f"the call has an input that is not relayed, {name!r}"
     if inputs.get("logits_to_keep") not in (None, 1):
         return "logits of prompt tokens are asked for"
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return "there is no prompt to share"
-    if getattr(stock_cache, "_is_user_defined", False) and not isinstance(stock_cache, RelayCache):
-        return "past_key_values was given by the caller"
+    if is_users(stock_cache) and not isinstance(stock_cache, RelayCache):
+        return f"{CACHE} was given by the caller"
     return cache_refusal(stock_cache)
 
 
@@ -191,7 +160,7 @@ def cache_refusal(stock_cache: Cache | None) -> str | None:
     """Why a RelayCache can't take the place of the cache that stock would use, or None."""
     if isinstance(stock_cache, RelayCache):
         return None
-    if stock_cache is None or type(stock_cache) is not DynamicCache or stock_cache.offloading:
+    if stock_cache is None or not is_plain(stock_cache):
         kind = "no cache" if stock_cache is None else f"a {type(stock_cache).__name__}"
         return f"generate() uses {kind} here, in place of a plain DynamicCache"
     unfit = unsupported_layer(stock_cache)
@@ -213,7 +182,7 @@ def recurrent_refusal(
         holes: some row's mask has any behind its first token.
     """
     if architecture.recurrent is None:
-        return f"recurrent layers of type {_text_config(model).model_type!r} are not known to go on from a shared state"
+        return f"recurrent layers of type {text_config(model).model_type!r} are not known to go on from a shared state"
     if chunked:
         return "chunked prefill: where chunks of recurrent layers begin changes stock's own output"
     if holes:
@@ -272,24 +241,6 @@ def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> str | None
         if limit is not None and length >= limit:
             return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
     return None
-
-
-def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
-    return model.config.get_text_config(decoder=True)
-
-
-def rope_limit(config: object) -> int | None:
-    """Length from which the config's RoPE has other frequencies, or None if it never does."""
-    parameters = getattr(config, "rope_parameters", None)
-    if not isinstance(parameters, dict):
-        return None
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    limits: list[int | None] = []
-    for rope in nested or [parameters]:
-        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            limits.append(rope.get("original_max_position_embeddings"))
-            limits += [getattr(config, name, None) for name in ("original_max_position_embeddings", _CONTEXT)]
-    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:

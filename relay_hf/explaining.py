@@ -13,7 +13,7 @@ from .call import open_call
 from .decision import decide
 from .prefix import outline
 from .report import Explanation
-from .warming import default_cache
+from .upstream.models import count_positions
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -29,18 +29,10 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> E
     eligibility.check_vocabulary(model, input_ids, "input_ids")
     inputs: dict[str, Any] = {
         "attention_mask": attention_mask,
-        relay.cache_name: default_cache(relay),
+        relay.cache_name: relay.default_cache(),
     }
     if "position_ids" in relay.forward_inputs:
-        # M-RoPE types note what images shift on the model meanwhile; a look must not change that.
-        noted = [(module, module.rope_deltas) for module in open_call().modules if hasattr(module, "rope_deltas")]
-        try:
-            inputs["position_ids"] = model._prepare_position_ids_for_generation(
-                input_ids, {"attention_mask": attention_mask}
-            )
-        finally:
-            for module, deltas in noted:
-                module.rope_deltas = deltas
+        inputs["position_ids"] = count_positions(model, open_call().modules, input_ids, attention_mask)
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
         config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)

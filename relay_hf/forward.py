@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .cache_utils import RelayCache, RelayLayer, StateLayer
-from .frame import RECHOSEN, Frame, RelayError, UnfitModelError, active_frame
+from .errors import RECHOSEN, RelayError, UnfitModelError
+from .frame import Frame, active_frame
 from .parted import Columns, PartedTensor
 from .prefix import on_host
 from .selection import deselect, select
@@ -139,7 +140,7 @@ def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | No
     if attention_mask.dim() != 2:
         raise RelayError(
             f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions. For a mask of your "
-            "own pass past_key_values.to_dynamic()."
+            "own pass what the cache's to_dynamic() returns."
         )
     attended = on_host(attention_mask)
     if rows.own_start is not None and len(attended) != len(rows.own_start):

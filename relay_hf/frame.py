@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     from .kernels.plan import Plan
 
 
-class RelayError(RuntimeError):
-    """A relayed forward can't keep its promise: some layer would attend to less, or to other, than stock's would.
-
-    `generate()` goes on as stock where that shows in the prefill, with the reason in the report. It is raised where it
-    shows later, where a RelayCache is used outside of a patched model, by `warm` for a prefix that can't be kept, by
-    `unpatch_model` while the model generates, and by both it and `patch_model` for a shallow copy of a patched model.
-    """
-
-
-RECHOSEN = "the attention implementation was changed while the model ran"
-
-
-class UnfitModelError(RelayError):
-    """The model itself is such that none of its forwards can be relayed."""
-
-
 @dataclass(eq=False)
 class Frame:
     """One relayed forward.

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architectures import MINOR, architecture_of
+from .architectures import architecture_of
 from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
+from .errors import RECHOSEN, RelayError, UnfitModelError
 from .forward import own_columns
-from .frame import RECHOSEN, RelayError, UnfitModelError
 from .graphs import own_copy
 from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
@@ -25,6 +25,8 @@ from .prefix import on_host
 from .report import RelayReport
 from .sharing import Decision
 from .transcript import Transcript
+from .upstream.behaviour import CHUNKS_GO_ON
+from .upstream.models import new_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
     from .relay import Relay
 
 logger = logging.getLogger("relay_hf")
-
-# The minor version of Transformers 5, at the latest, whose chunked prefill begins behind what a cache holds.
-_CHUNKS_GO_ON_SINCE = 23
 
 # The share of the memory left that may be reserved for tokens to come. A call that says max_new_tokens=4096 for 32 rows
 # of a 7B model in bf16 speaks of 64 GiB, and may stop early: it should not fail for want of them, nor starve others.
@@ -56,12 +55,12 @@ def prefill(
     arguments = (input_ids, generation_config, model_kwargs)
     call = current_call.get()
     if call is None or call.owner is not relay:  # a decoding loop that was started without generate()
-        return stock(*arguments, is_first_iteration=is_first_iteration)
+        return stock(*arguments, is_first_iteration)
     given = model_kwargs.get(relay.cache_name)
     if isinstance(given, RelayCache) and given.is_filled:
         call.report = _continue(relay, given, *arguments, is_first_iteration)
         call.cache = given if call.report.relayed else None
-        outputs = stock(*arguments, is_first_iteration=is_first_iteration)
+        outputs = stock(*arguments, is_first_iteration)
         _prefilled(relay, input_ids, generation_config)
         return outputs
     unfit = unforeseen = lacking = False
@@ -94,7 +93,7 @@ def prefill(
     call.report = _counted(decision.report(), input_ids, model_kwargs)
     if isinstance(given, RelayCache):
         model_kwargs[relay.cache_name] = call.stand_in_for(given)
-    outputs = stock(*arguments, is_first_iteration=is_first_iteration)
+    outputs = stock(*arguments, is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
     if unfit:
         relay.model_refusal = decision.reason
@@ -163,12 +162,11 @@ def lay_out(
     ends = [start + length for start, length in zip(prompts.start.tolist(), lengths, strict=True)]
     offset = min(ends)
     own_start = [end - offset for end in ends]
-    new_tokens = max((generation_config.max_length or 0) - input_ids.shape[1], 1)
     rows = RowLayout(
         offset=offset,
         shared_length=lengths,
         own_start=torch.tensor(own_start) if any(own_start) else None,
-        reserve=input_ids.shape[1] - offset + new_tokens,
+        reserve=input_ids.shape[1] - offset + new_tokens(generation_config, input_ids.shape[1]),
         spare=_spare(relay, cache),
     )
     shared = [(each.rows, piece) for each, own in filled for piece in own]
@@ -219,7 +217,7 @@ def _continue(
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
     if refused is None and cache.context not in (None, context_of(relay.model)):
         refused = "the cache was filled on another device, in another dtype, or under another autocast or arithmetic"
-    if generation_config.prefill_chunk_size is not None and MINOR < _CHUNKS_GO_ON_SINCE:
+    if generation_config.prefill_chunk_size is not None and not CHUNKS_GO_ON:
         refused = "in chunks, this Transformers puts all of a text through on top of what a returned cache holds"
     if refused is None and not cache.is_shared:
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.

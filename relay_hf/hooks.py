@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from .call import current_call
 from .decoding import static_step
+from .errors import RelayError
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
-from .frame import RelayError, active_frame
+from .frame import active_frame
 from .selection import attention_configs, chosen_since, users_implementation
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def enter(relay: Relay, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         configs = attention_configs(relay.model.modules()) if call is None else call.configs
         if kwargs.get("output_attentions") and not cache.rows.parted and "eager" in map(users_implementation, configs):
             raise RelayError(
-                "output_attentions=True: attention over a RelayCache has no weights to return. Pass "
-                "past_key_values.to_dynamic(), or leave output_attentions out."
+                "output_attentions=True: attention over a RelayCache has no weights to return. Pass what its "
+                "to_dynamic() returns, or leave output_attentions out."
             )
         open_frame(cache, relay, configs, backend, own_columns(cache, mask))
         return None

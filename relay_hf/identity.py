@@ -10,14 +10,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import __version__ as transformers_version
 
 from .buffers import alike, computed_buffers
 from .call import open_call
-from .eligibility import rope_limit
-from .frame import RelayError
+from .errors import RelayError
 from .keeping import autocast_of
-from .prefix import PASSING, PLAIN, adapter_state, digest_of_all, shown
+from .prefix import PLAIN, adapter_state, digest_of_all, shown
+from .upstream.models import PASSING_ATTRIBUTES, rope_limit
+from .upstream.version import INSTALLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,7 +42,7 @@ _IRRELEVANT = frozenset(
         "use_cache",
     }
 )
-_PASSING = PASSING | {"training"}  # a mode that is refused
+_PASSING = PASSING_ATTRIBUTES | {"training"}  # a mode that is refused
 _WEIGHTS = "weights"
 _WORDS = {
     "model_type": "another type of model",
@@ -79,7 +79,7 @@ def identity_of(model: PreTrainedModel, seen: Witness | None = None) -> dict[str
         "rope_limit": min(filter(None, map(rope_limit, open_call().configs)), default=None),
         "modules": _modules_digest(model),
         "buffers": computed_buffers(model, frozenset() if seen is None else seen.ignore),
-        "transformers": transformers_version,
+        "transformers": INSTALLED,
         "torch": torch.__version__,
     }
     return known if seen is None else known | {_WEIGHTS: _weights_digest(model)}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .frame import Frame, RelayError, UnfitModelError
+from .errors import RelayError, UnfitModelError
+from .frame import Frame
 from .kernels.plan import Plan
 from .masks import window_of
 from .ops import attend, resolve_backend

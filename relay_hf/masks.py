@@ -3,89 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from types import CellType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    causal_mask_function,
-    create_masks_for_generate,
-    sliding_window_causal_mask_function,
-)
 
-from .frame import Frame, UnfitModelError, active_frame
+from .errors import UnfitModelError
+from .frame import Frame, active_frame
 from .selection import users_implementation
+from .upstream.attention import registered_mask
+from .upstream.masks import (
+    MaskRequest,
+    causal_mask_function,
+    makes_masks_ahead,
+    masks_for_generate,
+    sliding_window_mask,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def relay_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable = causal_mask_function,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    device: torch.device | str = "cpu",
-    **kwargs: Any,
-) -> Tensor | None:
+def relay_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """The mask of a relayed forward: None where it is causal, a token of recognition where it has a window.
 
     Those that are prepared for decode steps are tokens where they are causal too: a model makes what is None again.
 
     No mask is built: which own columns a row may see is known to the frame, and a window is arithmetic on positions.
-    Attention under any other pattern raises.
+    Attention under any other pattern raises. The arguments are those of Transformers' own mask functions.
     """
     if torch.compiler.is_compiling():
         from . import uncompiled
 
-        return uncompiled.mask(
-            batch_size,
-            q_length,
-            kv_length,
-            q_offset,
-            kv_offset,
-            mask_function,
-            attention_mask,
-            local_size,
-            device,
-            **kwargs,
-        )
+        return uncompiled.mask(*args, **kwargs)
     frame = active_frame.get()
     if frame is None:
-        users_mask = ALL_MASK_ATTENTION_FUNCTIONS.get(users_implementation(kwargs["config"]))
-        if users_mask is None:
-            return None  # as Transformers has it for an implementation that registered no mask
-        return users_mask(
-            batch_size=batch_size,
-            q_length=q_length,
-            kv_length=kv_length,
-            q_offset=q_offset,
-            kv_offset=kv_offset,
-            mask_function=mask_function,
-            attention_mask=attention_mask,
-            local_size=local_size,
-            device=device,
-            **kwargs,
-        )
+        users_mask = registered_mask(users_implementation(kwargs["config"]))
+        # As Transformers has it for an implementation that registered no mask.
+        return None if users_mask is None else users_mask(*args, **kwargs)
+    asked = MaskRequest.of(*args, **kwargs)
     window: float | None = None
-    if _same_function(mask_function, causal_mask_function):
+    if _same_function(asked.function, causal_mask_function):
         frame.causal, window = True, math.inf
         if not frame.preparing:
             return None
-    elif local_size is not None and _same_function(mask_function, sliding_window_causal_mask_function(local_size)):
-        window = local_size
+    elif asked.window is not None and _same_function(asked.function, sliding_window_mask(asked.window)):
+        window = asked.window
     # 4-D like a real mask, so that a model may slice it, but one element a query in memory. Of a pattern that the
     # operator does not know it is made too: BART's kin make one for cross-attention that they don't have.
-    queries = torch.ones(q_length, dtype=torch.bool, device=device)
+    queries = torch.ones(asked.queries, dtype=torch.bool, device=asked.device)
     frame.windows[queries.untyped_storage().data_ptr()] = (queries, window)
-    return queries[None, None, :, None].expand(batch_size, 1, q_length, kv_length)
+    return queries[None, None, :, None].expand(asked.rows, 1, asked.queries, asked.columns)
 
 
 def prepare_masks(frame: Frame, model: PreTrainedModel, batch: int, device: torch.device) -> Any:
@@ -93,15 +62,12 @@ def prepare_masks(frame: Frame, model: PreTrainedModel, batch: int, device: torc
 
     A model that is given them builds none: the host is spared that, and torch.compile sees nothing it can't follow.
     """
-    sharded = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1  # whose layers get copies of them
-    chunked = getattr(frame.cache.config, "attention_chunk_size", None) is not None  # in 5.17 the function fails there
-    own = hasattr(model, "create_masks_for_generate")
-    if sharded or chunked or own or not model._can_compile_fullgraph:
+    if not makes_masks_ahead(model, frame.cache.config):
         return None
     frame.preparing = True
     try:
         embeds = torch.empty((batch, 1, 0), dtype=model.dtype, device=device)
-        return create_masks_for_generate(model.config, embeds, attention_mask=None, past_key_values=frame.cache)
+        return masks_for_generate(model, embeds, frame.cache)
     finally:
         frame.preparing = False
 

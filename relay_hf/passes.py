@@ -12,7 +12,8 @@ from torch import Tensor
 from .architectures import architecture_of
 from .cache_utils import RelayCache, SharedRun
 from .call import open_call
-from .frame import RelayError
+from .errors import RelayError
+from .upstream.models import prepare_inputs
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -34,9 +35,7 @@ def run(
         step["attention_mask"] = None if mask is None else mask[:, :end]
         if positions is not None:
             step["position_ids"] = positions[:, :end]
-        model_inputs = model.prepare_inputs_for_generation(
-            input_ids[:, :end], next_sequence_length=end - begin, is_first_iteration=True, **step
-        )
+        model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
             raise RelayError("the model counts columns, and rows are padded")
         outputs = model(**model_inputs, return_dict=True)

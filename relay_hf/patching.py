@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
-from transformers import __version__ as transformers_version
+from transformers import PreTrainedModel
 
 from . import attention
 from .config import RelayConfig
-from .frame import RelayError
+from .errors import RelayError
 from .relay import Relay
-from .selection import ATTENTION_FIELD
+from .upstream import facts
+from .upstream.models import PREFILL, is_generating
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Instance attributes that shadow the class's methods while a model is patched.
-_SHADOWED = {"generate": "generate", "_prefill": "prefill", "train": "train"}
+_SHADOWED = {"generate": "generate", PREFILL: "prefill", "train": "train"}
 _lock = threading.Lock()  # two threads may patch one model
-_PREFILL_ARGUMENTS = ["input_ids", "generation_config", "model_kwargs", "is_first_iteration"]
 
 
 def patch_model(model: Model, config: RelayConfig | None = None, **options: Any) -> Model:
@@ -40,8 +38,8 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
     Raises:
         TypeError: `model` does not generate, or an option is unknown or of the wrong type.
         ValueError: an option has a wrong value.
-        RuntimeError: this version of Transformers is not what the hooks expect.
-        RelayError: `model` is a shallow copy of a patched model.
+        RelayError: this Transformers is not what relay_hf hooks into, and the error names what has changed; or `model`
+            is a shallow copy of a patched model.
 
     Example:
         >>> from relay_hf.testing import prompts, tiny_model
@@ -57,7 +55,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         if relay is not None:
             relay.configure(settings)
             return model
-        _check_transformers(target)
+        facts.check(type(target))
         attention.register()
         _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model
@@ -154,7 +152,7 @@ def _target(model: nn.Module) -> PreTrainedModel:
     """The generating model itself: peft's wrappers hold it inside."""
     unwrap: Any = getattr(model, "get_base_model", None)
     inner = model if unwrap is None else unwrap()
-    if isinstance(inner, PreTrainedModel) and isinstance(inner, GenerationMixin) and inner.can_generate():
+    if is_generating(inner):
         return inner
     raise TypeError(
         f"model must be a Transformers model that generates text (a GenerationMixin); got {type(model).__name__}. "
@@ -172,21 +170,3 @@ def _relay_of(model: PreTrainedModel) -> Relay | None:
             "unpatch that one before you copy it, or use copy.deepcopy."
         )
     return found
-
-
-def _check_transformers(model: PreTrainedModel) -> None:
-    found = getattr(type(model), "_prefill", None)
-    names = [] if found is None else list(inspect.signature(found).parameters)[1:]
-    major, minor = (int(part) for part in transformers_version.split(".")[:2])
-    wrong = None
-    if not (5, 17) <= (major, minor) < (6, 0):
-        wrong = f"it is version {transformers_version}"
-    elif names != _PREFILL_ARGUMENTS:
-        wrong = f"_prefill takes {names}, expected {_PREFILL_ARGUMENTS}"
-    elif not hasattr(model.config, ATTENTION_FIELD):
-        wrong = f"configurations have no field {ATTENTION_FIELD}"
-    if wrong is not None:
-        raise RuntimeError(
-            f"this Transformers is not what relay_hf hooks into: {wrong}. Install transformers>=5.17,<6, or a relay_hf "
-            f"made for Transformers {transformers_version}."
-        )

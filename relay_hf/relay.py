@@ -21,9 +21,10 @@ from .call import Call, current_call
 from .config import RelayConfig, check_count
 from .display import as_html, as_line
 from .ending import finish, guarded
+from .errors import RelayError
 from .explaining import explain
 from .forward import close_frame
-from .frame import RelayError, active_frame
+from .frame import active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
@@ -35,10 +36,12 @@ from .prefix import KeptPrefix, all_modules
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
 from .selection import attention_configs
+from .upstream.models import PREFILL, default_cache, text_config
+from .upstream.names import cache_name
 from .warming import read_prefix, warm
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 # What of a handle no copy and no file takes along.
 _OF_THIS_ONE = frozenset({"_lock", "_open", "_signature", "stock"})
@@ -244,7 +247,7 @@ class Relay:
 
     def prefill(self, *args: Any, **kwargs: Any) -> Any:
         """The model's `_prefill`, with the shared prefix found, prefilled once and held once."""
-        return prefill(self, self.stock["_prefill"], *args, **kwargs)
+        return prefill(self, self.stock[PREFILL], *args, **kwargs)
 
     def train(self, mode: bool = True) -> nn.Module:
         """The model's train(): what is or was trained makes kept prefixes stale."""
@@ -319,12 +322,16 @@ class Relay:
     @property
     def text_config(self) -> PreTrainedConfig:
         """The configuration of the decoder."""
-        return self.model.config.get_text_config(decoder=True)
+        return text_config(self.model)
 
     @property
     def cache_name(self) -> str:
         """What the model's forward calls its cache."""
-        return "past_key_values" if "past_key_values" in self.forward_inputs else "cache_params"
+        return cache_name(self.forward_inputs)
+
+    def default_cache(self) -> DynamicCache | None:
+        """The cache that generate() makes for the model; None where the model makes its own."""
+        return default_cache(self.model, self.forward_inputs)
 
     @property
     def forward_inputs(self) -> Mapping[str, inspect.Parameter]:

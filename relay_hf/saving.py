@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .call import open_call
-from .frame import RelayError
+from .errors import RelayError
 from .identity import difference, identity_of
 from .keeping import Prefilled, beside_token, embedded, reach_of
 from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .frame import RelayError
+from .errors import RelayError
+from .upstream.attention import ATTENTION_FIELD, names_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 ATTENTION_NAME = "relay_attention"
-# The field behind `config._attn_implementation`; written directly because the property's setter also overwrites
-# what sub-configs had, and those are selected and restored one by one here.
-ATTENTION_FIELD = "_attn_implementation_internal"
 
 
 class _Selected(str):
@@ -50,7 +48,7 @@ _holders: dict[int, dict[object, str | None]] = {}  # by config: who holds it, a
 def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
     """The distinct config objects that modules read their attention implementation from."""
     found = {id(config): config for module in modules if (config := module.__dict__.get("config")) is not None}
-    return [config for config in found.values() if hasattr(config, ATTENTION_FIELD)]
+    return [config for config in found.values() if names_attention(config)]
 
 
 def select(configs: Iterable[PreTrainedConfig], holder: object) -> None:

@@ -8,27 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from . import eligibility
 from .architectures import architecture_of
-from .cache_utils import keeps_state
 from .call import open_call
-from .frame import RelayError
+from .errors import RelayError
 from .keeping import beside_token, reach_of
 from .levels import fill, fill_and_keep
 from .memory import is_out_of_memory
 from .prefix import KeptPrefix, Planned, Run, divided, keeping_refusal
 from .progress import progress_bar
 from .sharing import match
+from .upstream.caches import keeps_state
+from .upstream.models import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from .cache_utils import SharedRun
     from .relay import Relay
-
-_DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
 
 
 def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
@@ -58,7 +56,7 @@ def check_prefix(model: PreTrainedModel, ids: Tensor, length: int, name: str) ->
     `ids`: `[n]` int64, on the host.
     """
     eligibility.check_vocabulary(model, ids, name)
-    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    context = context_length(model.config.get_text_config(decoder=True))
     if context is not None and 0 < context < length:
         raise ValueError(f"{name} must fit the model's context of {context} tokens; got {length}. Shorten it.")
 
@@ -70,7 +68,7 @@ def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool
     Models with recurrent layers take all at once: where their chunks begin changes stock's own output.
     """
     check_keepable(relay, len(ids))
-    if keeps_state(default_cache(relay)):
+    if keeps_state(relay.default_cache()):
         chunk = None
     done = match(relay, [ids])[0][0].length
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
@@ -119,7 +117,7 @@ def _too_large(relay: Relay, size: int) -> RelayError:
 
 def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
     architecture = architecture_of(relay.text_config)
-    recurrent = keeps_state(default_cache(relay))
+    recurrent = keeps_state(relay.default_cache())
     (found,), witness = match(relay, [ids])
     reused = found.length
     if recurrent and architecture.recurrent == "steps" and reused < len(ids):
@@ -142,7 +140,7 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
 
 def check_keepable(relay: Relay, length: int) -> None:
     """Raise a RelayError that says why no prefix of `length` tokens can be kept now; inside an open call."""
-    model, call, cache = relay.model, open_call(), default_cache(relay)
+    model, call, cache = relay.model, open_call(), relay.default_cache()
     refused = (
         relay.model_refusal
         or eligibility.model_refusal(model)
@@ -156,9 +154,3 @@ def check_keepable(relay: Relay, length: int) -> None:
         refused = eligibility.recurrent_refusal(architecture_of(relay.text_config), model)
     if refused:
         raise RelayError(f"no prefix of this model can be kept: {refused}")
-
-
-def default_cache(relay: Relay) -> DynamicCache | None:
-    """The cache that generate() makes for the model; None where the model makes its own."""
-    takes_one = relay.cache_name in relay.forward_inputs and relay.model._supports_default_dynamic_cache()
-    return DynamicCache(config=relay.text_config) if takes_one else None

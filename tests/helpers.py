@@ -10,6 +10,7 @@ from tally import tally
 from torch import nn
 
 from relay_hf.prefix import KeptPrefix
+from relay_hf.upstream.names import CACHE
 
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
@@ -39,3 +40,8 @@ def members(model: nn.Module) -> dict[str, Any]:
             else:
                 found[path, name] = dict(value) if isinstance(value, dict) else value
     return found
+
+
+def cache_of(outputs: Any) -> Any:
+    """The cache in a model's outputs, by the name that this Transformers has for it."""
+    return getattr(outputs, CACHE)

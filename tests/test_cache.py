@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf.cache_utils import RelayCache
 from relay_hf.testing import prompts, tiny_model
 
@@ -32,7 +32,7 @@ def cache(model):
 def filled(model, own=RAGGED):
     out = generate(model, prompts(PREFIX, own), return_dict_in_generate=True)
     assert model.relay.last.relayed
-    return out.past_key_values
+    return cache_of(out)
 
 
 def next_logits(model, cache, columns=None):
@@ -43,7 +43,7 @@ def next_logits(model, cache, columns=None):
     ids = torch.arange(5, 5 + rows)[:, None]
     positions = mask.cumsum(1)[:, -1:] - 1
     with torch.no_grad():
-        return model(ids, attention_mask=mask, position_ids=positions, past_key_values=copy.deepcopy(cache)).logits
+        return model(ids, attention_mask=mask, position_ids=positions, **{CACHE: copy.deepcopy(cache)}).logits
 
 
 def test_sizes(cache):
@@ -91,7 +91,7 @@ def test_growth_is_geometric_and_slack_bounded(model):
             columns = cache.get_seq_length() + 1
             mask = torch.ones(4, columns, dtype=torch.int64)
             mask[:, : PREFIX + 7] = prompts(PREFIX, RAGGED)["attention_mask"]
-            model(torch.full((4, 1), step), attention_mask=mask, past_key_values=cache)
+            model(torch.full((4, 1), step), attention_mask=mask, **{CACHE: cache})
     layer = cache.layers[0]
     assert layer.own_length == 7 + NEW - 1 + 40
     assert layer.capacity <= 1.5 * layer.own_length
@@ -104,7 +104,7 @@ def test_crop_takes_own_tokens_only(model, cache):
         columns = longer.get_seq_length() + 2
         mask = torch.ones(4, columns, dtype=torch.int64)
         mask[:, : PREFIX + 7] = prompts(PREFIX, RAGGED)["attention_mask"]
-        model(torch.full((4, 2), 9), attention_mask=mask, past_key_values=longer)
+        model(torch.full((4, 2), 9), attention_mask=mask, **{CACHE: longer})
     assert longer.get_seq_length() == cache.get_seq_length() + 2
     longer.crop(-2)
     torch.testing.assert_close(next_logits(model, longer), before)
@@ -162,8 +162,8 @@ def test_to_dynamic_is_what_stock_holds(family):
     stock = tiny_model(family)
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
     inputs = prompts(PREFIX, RAGGED)
-    theirs = generate(stock, inputs, return_dict_in_generate=True).past_key_values
-    mine = generate(ours, inputs, return_dict_in_generate=True).past_key_values.to_dynamic()
+    theirs = cache_of(generate(stock, inputs, return_dict_in_generate=True))
+    mine = cache_of(generate(ours, inputs, return_dict_in_generate=True)).to_dynamic()
     attended = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW - 1), value=1).bool()
     for one, other in zip(mine.layers, theirs.layers, strict=True):
         assert type(one) is type(other)
@@ -177,7 +177,7 @@ def test_to_dynamic_is_what_stock_holds(family):
 @pytest.mark.parametrize("family", ["llama", "mistral", "deepseek_v3", "falcon_h1", "gptj"])
 def test_adopted_from_a_dynamic_cache_it_goes_on_alike(family):
     model = relay_hf.patch_model(tiny_model(family), policy="off")
-    dynamic = generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True).past_key_values
+    dynamic = cache_of(generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True))
     cache = relay_hf.RelayCache(model.config)
     cache.adopt(dynamic)
     columns = dynamic.get_seq_length()
@@ -196,7 +196,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_adopted_is_copied_before_it_is_written(change):
     model = relay_hf.patch_model(tiny_model("llama"), policy="off")
-    dynamic = generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True).past_key_values
+    dynamic = cache_of(generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True))
     cache = relay_hf.RelayCache(model.config)
     cache.adopt(dynamic)
     assert cache.layers[0].keys.data_ptr() == dynamic.layers[0].keys.data_ptr()
@@ -205,7 +205,7 @@ def test_what_was_adopted_is_copied_before_it_is_written(change):
     mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW), value=1)
     mask = mask[:, : cache.get_seq_length() + 1]
     with torch.no_grad():
-        model(torch.full((4, 1), 5), attention_mask=mask, past_key_values=cache)
+        model(torch.full((4, 1), 5), attention_mask=mask, **{CACHE: cache})
     for layer, keys in zip(dynamic.layers, before, strict=True):
         assert torch.equal(layer.keys, keys)
 
@@ -214,12 +214,12 @@ def test_a_window_may_not_move_back_over_what_an_adopted_cache_has_dropped():
     model = relay_hf.patch_model(tiny_model("mistral"), policy="off")
     inputs = prompts(PREFIX, RAGGED)
     cache = relay_hf.RelayCache(model.config)
-    cache.adopt(generate(model, inputs, return_dict_in_generate=True).past_key_values)
+    cache.adopt(cache_of(generate(model, inputs, return_dict_in_generate=True)))
     columns = cache.get_seq_length()
     expected = next_logits(model, cache)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, columns + 2 - PREFIX - 7), value=1)
     with torch.no_grad():
-        model(torch.full((4, 2), 5), attention_mask=mask, past_key_values=cache)
+        model(torch.full((4, 2), 5), attention_mask=mask, **{CACHE: cache})
     cache.crop(-2)
     torch.testing.assert_close(next_logits(model, cache), expected)
     with pytest.raises(ValueError, match="back over some that a call which was not relayed has dropped"):
@@ -233,13 +233,13 @@ def test_a_turn_of_other_rows_changes_nothing(family, rows):
     model = relay_hf.patch_model(tiny_model(family), policy="always")
     inputs = prompts(PREFIX, (5, 5, 5, 5))
     out = generate(model, inputs, return_dict_in_generate=True)
-    cache, mask = out.past_key_values, torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
+    cache, mask = cache_of(out), torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
     if family != "falcon_h1":
         cache.crop(-5)  # room, so that nothing grows
     some = {"input_ids": out.sequences[:rows], "attention_mask": mask[:rows]}
     columns = cache.get_seq_length()
     with pytest.raises(RuntimeError):
-        generate(model, some, past_key_values=cache)
+        generate(model, some, **{CACHE: cache})
     assert cache.get_seq_length() == columns
 
 
@@ -250,7 +250,7 @@ def test_a_mask_by_position_counts_like_one_by_name():
     inputs["attention_mask"][1, -3] = 0
     with torch.no_grad():
         expected = stock(**inputs).logits
-        got = ours(*inputs.values(), past_key_values=relay_hf.RelayCache(ours.config)).logits
+        got = ours(*inputs.values(), **{CACHE: relay_hf.RelayCache(ours.config)}).logits
     shown = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[shown], expected[shown], atol=1e-4, rtol=1e-4)
 
@@ -273,7 +273,7 @@ def test_what_is_made_in_inference_mode_serves_outside_of_it(family, change):
     mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, columns + 1 - PREFIX - 7), value=1)
     ids, positions = torch.arange(5, 9)[:, None], mask.cumsum(1)[:, -1:] - 1
     with torch.no_grad():
-        got = model(ids, attention_mask=mask, position_ids=positions, past_key_values=changed).logits
+        got = model(ids, attention_mask=mask, position_ids=positions, **{CACHE: changed}).logits
     torch.testing.assert_close(got, expected)
 
 
@@ -285,13 +285,13 @@ def test_a_cache_by_hand_is_given_back_filled_where_the_call_is_not_relayed(fami
     with inside():
         given = {model.relay.cache_name: cache}
         out = generate(model, prompts(PREFIX, RAGGED), **given, return_dict_in_generate=True)
-    assert out.past_key_values is cache
+    assert cache_of(out) is cache
     if family == "mamba":
         return
     assert cache.get_seq_length() == PREFIX + 7 + NEW - 1
     more = {"input_ids": torch.nn.functional.pad(out.sequences, (0, 1), value=5)}
     more["attention_mask"] = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW + 1), value=1)
-    generate(model, more, past_key_values=cache)
+    generate(model, more, **{CACHE: cache})
     assert model.relay.last.reason == "policy 'off'; continued on a DynamicCache"
 
 
@@ -320,19 +320,19 @@ def test_update_outside_a_relayed_forward_raises(cache):
     with pytest.raises(relay_hf.RelayError, match="outside a forward of a model patched"):
         cache.update(key, key, 0)
     with pytest.raises(relay_hf.RelayError, match="to_dynamic"):
-        generate(tiny_model("mistral"), prompts(40, (3, 3, 3, 3)), past_key_values=cache)
+        generate(tiny_model("mistral"), prompts(40, (3, 3, 3, 3)), **{CACHE: cache})
 
 
 def test_a_forward_by_hand_needs_the_mask_that_the_cache_was_filled_with(model, cache):
     ids = torch.full((4, 1), 5)
     with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="attention_mask is needed"):
-        model(ids, past_key_values=cache)
+        model(ids, **{CACHE: cache})
     with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="differs from the padding"):
-        model(ids, attention_mask=torch.ones(4, cache.get_seq_length() + 1), past_key_values=cache)
+        model(ids, attention_mask=torch.ones(4, cache.get_seq_length() + 1), **{CACHE: cache})
     with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="attention_mask has 8 rows, and this RelayCache 4"):
-        model(ids, attention_mask=torch.ones(8, cache.get_seq_length() + 1), past_key_values=cache)
+        model(ids, attention_mask=torch.ones(8, cache.get_seq_length() + 1), **{CACHE: cache})
     with torch.no_grad(), pytest.raises(relay_hf.RelayError, match=r"got 4 dimensions. .*to_dynamic\(\)"):
-        model(ids, attention_mask=torch.ones(4, 1, 1, cache.get_seq_length() + 1), past_key_values=cache)
+        model(ids, attention_mask=torch.ones(4, 1, 1, cache.get_seq_length() + 1), **{CACHE: cache})
     assert model.config._attn_implementation == "sdpa"
 
 
@@ -345,9 +345,7 @@ def test_a_second_turn_that_masks_the_prefix_goes_on_as_stock():
         out = generate(model, inputs, return_dict_in_generate=True)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, NEW), value=1)
         mask[:, 8:10] = 0
-        results.append(
-            generate(model, {"input_ids": out.sequences, "attention_mask": mask}, past_key_values=out.past_key_values)
-        )
+        results.append(generate(model, {"input_ids": out.sequences, "attention_mask": mask}, **{CACHE: cache_of(out)}))
     assert torch.equal(*results)
     assert not ours.relay.last.relayed
     assert "differs from the padding" in ours.relay.last.reason
@@ -374,12 +372,12 @@ def test_a_second_turn_in_other_circumstances_goes_on_as_stock():
         inputs = prompts(PREFIX, RAGGED)
         results = []
         for model in (stock, ours):
-            cache = generate(model, inputs, return_dict_in_generate=True).past_key_values
+            cache = cache_of(generate(model, inputs, return_dict_in_generate=True))
             longer = {name: torch.nn.functional.pad(value, (0, NEW + 3), value=5) for name, value in inputs.items()}
             longer["attention_mask"] = longer["attention_mask"].bool().long()
             with circumstance(model):
                 torch.manual_seed(0)
-                results.append(generate(model, longer, past_key_values=cache, max_new_tokens=4, min_new_tokens=4))
+                results.append(generate(model, longer, **{CACHE: cache}, max_new_tokens=4, min_new_tokens=4))
         assert torch.equal(*results)
         assert not ours.relay.last.relayed
         assert reason in ours.relay.last.reason

@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 from transformers import AttentionInterface
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf.attention import relay_attention_forward
 from relay_hf.selection import ATTENTION_NAME
 from relay_hf.testing import prompts, tiny_model
@@ -89,7 +89,7 @@ def test_modules_that_do_not_name_the_layer_they_attend_to(family):
     assert model.relay.last.relayed
     turn = torch.cat([stock, stock[:, 5:9]], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, turn.shape[1] - 27), value=1)
-    second = generate(model, {"input_ids": turn, "attention_mask": mask}, past_key_values=first.past_key_values)
+    second = generate(model, {"input_ids": turn, "attention_mask": mask}, **{CACHE: cache_of(first)})
     assert model.relay.last.relayed
     relay_hf.unpatch_model(model)
     del model.forward

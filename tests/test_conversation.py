@@ -8,7 +8,7 @@ import torch
 from transformers import TextStreamer
 
 import relay_hf
-from helpers import held_bytes
+from helpers import CACHE, cache_of, held_bytes
 from relay_hf.testing import VOCABULARY, tiny_model
 
 # Plain attention; learned positions; softcap and windows; sinks, windows and experts; attention code of its own;
@@ -56,8 +56,8 @@ def said(models, ids, mask=None, **options):
     assert torch.equal(got.sequences, expected.sequences)
     for one, other in zip(got.logits, expected.logits, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
-    if isinstance(got.get("past_key_values"), relay_hf.RelayCache) and mask is None:
-        layers = zip(expected.past_key_values.layers, got.past_key_values.to_dynamic().layers, strict=True)
+    if isinstance(got.get(CACHE), relay_hf.RelayCache) and mask is None:
+        layers = zip(cache_of(expected).layers, cache_of(got).to_dynamic().layers, strict=True)
         for one, other in layers:
             if getattr(one, "keys", None) is not None:
                 length = one.keys.shape[2]
@@ -106,7 +106,7 @@ def test_of_a_recurrent_model_it_is_joined_for_the_call():
         ids, report = said(models, torch.cat([ids, words(10 + turn, TURN)], dim=1))
         assert report.prefix_tokens_reused == ids.shape[1] - NEW - TURN - 1
     assert len(models[1].relay.prefixes) == 8
-    cache = answer(models[1], torch.cat([ids, words(30, TURN)], dim=1)).past_key_values
+    cache = cache_of(answer(models[1], torch.cat([ids, words(30, TURN)], dim=1)))
     assert {len(layer.shared) for layer in cache.kv_layers.values()} == {1}
 
 
@@ -168,7 +168,7 @@ def test_chunks(llamas, chunk):
 
 def test_what_the_caller_does_with_a_returned_cache_does_not_reach_what_is_kept(llamas):
     out = answer(llamas[1], words(1, PROMPT))
-    cache = out.past_key_values
+    cache = cache_of(out)
     for layer in cache.layers:
         for buffer in layer.own_tensors():
             buffer.fill_(float("nan"))
@@ -252,7 +252,7 @@ def test_a_cache_that_the_caller_changes_meanwhile_is_not_kept(llamas, how):
             cache.crop(-8) if how == "crop" else cache.reset()
 
     streamer = TextStreamer(Meanwhile(change))
-    llamas[1].generate(words(1, PROMPT), past_key_values=cache, max_new_tokens=3, streamer=streamer)
+    llamas[1].generate(words(1, PROMPT), **{CACHE: cache}, max_new_tokens=3, streamer=streamer)
     assert llamas[1].relay.last.relayed
     assert llamas[1].relay.prefixes == ()
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf import generation, layer_attention
 from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.decoding import Decoding
@@ -90,7 +90,7 @@ def recorded(monkeypatch):
             steps.append(step)
             with Operations(step), Reads(step):
                 outputs = forward(*args, **kwargs)
-            cache = outputs.past_key_values
+            cache = cache_of(outputs)
             if isinstance(cache, RelayCache):
                 step.storages["kv"] = [t.data_ptr() for layer in cache.layers for t in layer.own_tensors()]
             return outputs
@@ -107,7 +107,7 @@ def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_mem
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     stop = [lambda ids, scores: torch.full((len(ids),), ids.shape[1] >= 30)]
     options = {"max_new_tokens": 700, "min_new_tokens": 0, "stopping_criteria": stop, "return_dict_in_generate": True}
-    cache = generate(model, prompts(20, RAGGED), **options).past_key_values
+    cache = cache_of(generate(model, prompts(20, RAGGED), **options))
     assert {layer.capacity for layer in cache.layers} == {7 + room}
 
 
@@ -117,7 +117,7 @@ def test_a_second_turn_makes_room_once(monkeypatch):
     first = generate(model, inputs, return_dict_in_generate=True)
     turn = torch.cat([first.sequences, first.sequences[:, 5:9]], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, turn.shape[1] - 27), value=1)
-    options = {"past_key_values": first.past_key_values, "max_new_tokens": 40, "min_new_tokens": 40}
+    options = {CACHE: cache_of(first), "max_new_tokens": 40, "min_new_tokens": 40}
     grown = []
     grow = RelayLayer._grow
     monkeypatch.setattr(
@@ -158,7 +158,7 @@ def test_a_step_sees_rows_that_were_reordered_in_place(holes):
     inputs = prompts(20, RAGGED)
     if holes:
         inputs["attention_mask"][1, 23] = 0
-    cache = generate(model, inputs, return_dict_in_generate=True).past_key_values
+    cache = cache_of(generate(model, inputs, return_dict_in_generate=True))
     layer = cache.layers[0]
     decoding = Decoding(cache, layer)
     before = decoding.plan.own_start.tolist()
@@ -185,7 +185,7 @@ def loop(change, mask_of=lambda mask, columns: mask, by_position=False):
         mask = inputs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
         outputs = model._prefill(input_ids, generation_config, inputs)
-        cache, steps = outputs.past_key_values, []
+        cache, steps = cache_of(outputs), []
         for number in range(8):
             steps.append(outputs.logits[:, -1])
             tokens = steps[-1].argmax(-1, keepdim=True)
@@ -196,7 +196,7 @@ def loop(change, mask_of=lambda mask, columns: mask, by_position=False):
             shown = mask_of(mask, number)
             given = (tokens, shown) if by_position else ()
             named = {} if by_position else {"input_ids": tokens, "attention_mask": shown}
-            outputs = model(*given, **named, position_ids=positions, past_key_values=cache, use_cache=True)
+            outputs = model(*given, **named, position_ids=positions, **{CACHE: cache}, use_cache=True)
         return torch.stack(steps)
 
     return decode

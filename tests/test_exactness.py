@@ -7,6 +7,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf.testing import FAMILIES, prompts, tiny_model
 
 TOLERANCE = 1e-4
@@ -166,7 +167,7 @@ def test_a_second_turn_on_a_returned_cache(model, how):
     inputs = prompts(20, RAGGED)
     first = [run(m, inputs, eos_token_id=None) for m in (stock, ours)]
     assert_same(*first)
-    caches = [out.past_key_values for out in first]
+    caches = [cache_of(out) for out in first]
     assert isinstance(caches[1], relay_hf.RelayCache)
     if how == "deep-copied":
         caches[1] = copy.deepcopy(caches[1])
@@ -179,7 +180,7 @@ def test_a_second_turn_on_a_returned_cache(model, how):
         [inputs["attention_mask"], torch.ones(4, 16, dtype=torch.int64), turn["attention_mask"]], dim=1
     )
     second = [
-        run(m, {"input_ids": input_ids, "attention_mask": attention_mask}, past_key_values=cache)
+        run(m, {"input_ids": input_ids, "attention_mask": attention_mask}, **{CACHE: cache})
         for m, cache in zip((stock, ours), caches, strict=True)
     ]
     assert_same(*second)
@@ -190,6 +191,6 @@ def test_cache_by_hand(model):
     stock, ours = model
     inputs = prompts(20, RAGGED)
     cache = relay_hf.RelayCache(ours.config)
-    assert_same(run(stock, inputs), run(ours, inputs, past_key_values=cache))
+    assert_same(run(stock, inputs), run(ours, inputs, **{CACHE: cache}))
     assert ours.relay.last.relayed, ours.relay.last
     assert cache.get_seq_length() == 20 + 7 + 15

@@ -11,6 +11,7 @@ from relay_hf.decision import decide
 from relay_hf.generation import lay_out
 from relay_hf.prefix.samples import samples
 from relay_hf.testing import tiny_model
+from relay_hf.upstream.names import CACHE
 from transformers import DynamicCache
 
 model = tiny_model("llama", max_position_embeddings=4096, num_hidden_layers=40)
@@ -19,7 +20,7 @@ rows = torch.randint(3, 90, (32, 2048))
 rows[:, :2000] = rows[0, :2000]
 relay.warm(rows[0, :2000])
 config.max_length = 2060
-inputs = {"past_key_values": DynamicCache(config=relay.text_config), "attention_mask": None,
+inputs = {CACHE: DynamicCache(config=relay.text_config), "attention_mask": None,
           "position_ids": torch.arange(2048).repeat(32, 1), "logits_to_keep": 1}
 torch.set_num_threads(2)
 threads = lambda: len(os.listdir("/proc/self/task"))

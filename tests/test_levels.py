@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf import generation, levels, passes
 from relay_hf.prefix import Prompts, pruned, shared_runs, walk
 from relay_hf.testing import VOCABULARY, tiny_model
@@ -163,7 +164,7 @@ def test_each_token_goes_through_the_model_once(rows, monkeypatch):
 def test_memory_is_that_of_distinct_runs_and_of_own_tokens():
     inputs = batch(NESTED)
     out = assert_stocks("llama", inputs, 2)
-    cache = out.past_key_values
+    cache = cache_of(out)
     heads, size, item, kv, depth = 2, 8, 4, 2, len(cache.layers)
     shared = 20 + 11 + 8  # of the third document only one row asks
     own = inputs["input_ids"].shape[1] + 5 - cache.rows.offset
@@ -194,7 +195,7 @@ def test_a_second_turn(family, rows, how):
             "input_ids": torch.cat([first.sequences, more], dim=1),
             "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 8), value=1),
         }
-        results.append(generate(model, longer, past_key_values=TURNS[how](first.past_key_values)))
+        results.append(generate(model, longer, **{CACHE: TURNS[how](cache_of(first))}))
     assert torch.equal(results[0].sequences, results[1].sequences)
     if how != "dynamic":
         report = pair(family)[1].relay.last
@@ -205,19 +206,19 @@ def test_a_second_turn(family, rows, how):
 def test_rows_counted_from_the_end_keep_their_segments():
     results = []
     for model in pair("llama"):
-        cache = generate(model, batch(FOREST)).past_key_values
+        cache = cache_of(generate(model, batch(FOREST)))
         cache.batch_select_indices(torch.tensor([-1, -2, 0]))
         mask = torch.nn.functional.pad(batch(FOREST)["attention_mask"], (0, 5), value=1)[[-1, -2, 0]]
         with torch.no_grad():
             step = torch.arange(5, 8)[:, None]
             results.append(
-                model(step, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, past_key_values=cache).logits
+                model(step, attention_mask=mask, position_ids=mask.cumsum(1)[:, -1:] - 1, **{CACHE: cache}).logits
             )
     torch.testing.assert_close(results[1], results[0], atol=1e-4, rtol=1e-4)
 
 
 def test_a_segment_that_no_row_uses_is_let_go():
-    cache = generate(pair("llama")[1], batch(FOREST)).past_key_values
+    cache = cache_of(generate(pair("llama")[1], batch(FOREST)))
     before = cache.nbytes()
     cache.batch_select_indices(torch.tensor([0, 2]))
     assert [part.segment.rows for part in cache.layers[0].shared] == [(0, 1)]
@@ -241,7 +242,7 @@ def test_rows_of_a_cache_change_with_their_segments():
     inputs, order = batch(NESTED), torch.tensor([4, 0, 0, 2, 5, 1, 3])
     logits = []
     for model in (stock, ours):
-        cache = generate(model, inputs).past_key_values
+        cache = cache_of(generate(model, inputs))
         cache.batch_select_indices(order)
         cache.batch_repeat_interleave(2)
         order_ = torch.arange(14).flip(0)
@@ -251,7 +252,7 @@ def test_rows_of_a_cache_change_with_their_segments():
         positions = mask.cumsum(1)[:, -1:] - 1
         step = torch.arange(5, 19)[:, None]
         with torch.no_grad():
-            logits.append(model(step, attention_mask=mask, position_ids=positions, past_key_values=cache).logits)
+            logits.append(model(step, attention_mask=mask, position_ids=positions, **{CACHE: cache}).logits)
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
 
 

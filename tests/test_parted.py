@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from relay_hf.frame import UnfitModelError
+from relay_hf.errors import UnfitModelError
 from relay_hf.parted import Columns, PartedTensor
 
 ROWS, HEADS, QUERIES, SIZE = 3, 4, 5, 8

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relay_hf
-from helpers import generate, held_bytes
+from helpers import CACHE, cache_of, generate, held_bytes
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts, tiny_model
 
@@ -150,7 +150,7 @@ def test_inference_mode_and_after(model):
     assert model.relay.last.prefix_tokens_reused == 30
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 13), value=1)
     ids = torch.cat([out.sequences, torch.tensor([[5], [6]])], dim=1)
-    again = generate(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=out.past_key_values)
+    again = generate(model, {"input_ids": ids, "attention_mask": mask}, **{CACHE: cache_of(out)})
     assert torch.equal(again, generate(tiny_model("llama"), {"input_ids": ids, "attention_mask": mask}))
 
 

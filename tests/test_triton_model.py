@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -40,7 +41,7 @@ def test_a_second_turn_on_the_returned_cache_equals_stock():
     turn = torch.cat([first.sequences, first.sequences[:, 5:9]], dim=1)
     grown = torch.ones(2, turn.shape[1] - inputs["input_ids"].shape[1], dtype=torch.int64)
     mask = torch.cat([inputs["attention_mask"], grown], dim=1)
-    ours = model.generate(turn, attention_mask=mask, past_key_values=first.past_key_values, max_new_tokens=4)
+    ours = model.generate(turn, attention_mask=mask, **{CACHE: cache_of(first)}, max_new_tokens=4)
     assert model.relay.last.reason == "a returned cache, continued"
     assert model.relay.last.backend == "triton"
     relay_hf.unpatch_model(model)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, LogitsProcessor, LogitsProcessorList
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, generate
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
@@ -35,7 +35,7 @@ def assert_untouched(stock, ours, reason, inputs=INPUTS, **options):
         ("use_cache=False", {"use_cache": False}),
         ("StaticCache", {"cache_implementation": "static"}),
         ("output_hidden_states=True", {"output_hidden_states": True}),
-        ("past_key_values was given", {"past_key_values": DynamicCache()}),
+        (f"{CACHE} was given", {CACHE: DynamicCache()}),
         ("position_ids were given", {"position_ids": torch.arange(27)[None].repeat(4, 1) + 3}),
         ("does not start with its common prefill", {"prompt_lookup_num_tokens": 3}),
     ],
@@ -296,7 +296,7 @@ def test_a_model_that_fails_under_the_relay_goes_on_as_stock_with_the_reason(cap
     forward = attention.forward
 
     def own_attention(*args, **kwargs):
-        if kwargs["attention_mask"] is None and isinstance(kwargs["past_key_values"], relay_hf.RelayCache):
+        if kwargs["attention_mask"] is None and isinstance(kwargs[CACHE], relay_hf.RelayCache):
             raise TypeError("unsupported operand\nand pages more")
         return forward(*args, **kwargs)
 
@@ -319,14 +319,14 @@ def test_a_prefill_that_fails_leaves_nothing_in_a_cache_by_hand(monkeypatch):
     forward = kind.forward
 
     def own_attention(self, *args, **kwargs):
-        if isinstance(kwargs["past_key_values"], relay_hf.RelayCache) and self.layer_idx == 1:
+        if isinstance(kwargs[CACHE], relay_hf.RelayCache) and self.layer_idx == 1:
             raise TypeError("unsupported operand")
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(kind, "forward", own_attention)
     row = prompts(20, (5,))
     cache = relay_hf.RelayCache(ours.config)
-    assert torch.equal(generate(ours, row, past_key_values=cache), generate(stock, row))
+    assert torch.equal(generate(ours, row, **{CACHE: cache}), generate(stock, row))
     assert "a relayed prefill raised TypeError" in ours.relay.last.reason
     assert cache.get_seq_length() == 25 + 11
 
@@ -336,9 +336,9 @@ def test_a_layer_that_leaves_the_attention_interface_after_the_prefill_raises():
     _, ours = pair()
     attention = ours.model.layers[1].self_attn
 
-    def own_attention(hidden_states, past_key_values=None, **kwargs):
+    def own_attention(hidden_states, **kwargs):
         key = attention.k_proj(hidden_states).view(*hidden_states.shape[:2], -1, attention.head_dim).transpose(1, 2)
-        past_key_values.update(key, key, 1)
+        kwargs[CACHE].update(key, key, 1)
         return hidden_states, None
 
     class Swap(LogitsProcessor):
@@ -357,5 +357,5 @@ def test_a_layer_that_passes_the_attention_interface_by():
     stock, ours = pair()
     for model in (stock, ours):
         attention = model.model.layers[1].self_attn
-        attention.forward = lambda *args, past_key_values=None, hidden_states=None, **kwargs: (hidden_states, None)
+        attention.forward = lambda *args, hidden_states=None, **kwargs: (hidden_states, None)
     assert_untouched(stock, ours, "layers [1] did not")

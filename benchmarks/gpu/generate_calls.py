@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from relay_hf import RelayConfig
 from relay_hf.testing.prompts import prompts
 from relay_hf.testing.tiny import tiny_model
+from relay_hf.upstream.names import CACHE
 
 from .context import Context, LeftOut
 
@@ -100,4 +101,4 @@ def conversation(model: PreTrainedModel, context: Context) -> tuple[Any, Any]:
     text = torch.cat([first.sequences, first.sequences[:, SHARED : SHARED + 4]], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, text.shape[1] - inputs["input_ids"].shape[1]), value=1)
     turn = {"input_ids": text, "attention_mask": mask}
-    return first, generate(model, turn, past_key_values=first.past_key_values, **_SCORES)
+    return first, generate(model, turn, **{CACHE: getattr(first, CACHE)}, **_SCORES)

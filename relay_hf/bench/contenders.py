@@ -17,6 +17,7 @@ from relay_hf import decision, sharing
 from relay_hf.prefix import Prompts
 from relay_hf.relay import Relay
 from relay_hf.sharing import Decision
+from relay_hf.upstream.names import CACHE
 
 from .workloads import Workload
 
@@ -52,7 +53,7 @@ class Bench:
         ids = self.prompts[:: self.workload.rows // groups, before : before + self.workload.levels[level][0]]
         cache = DynamicCache(config=self.model.config)
         with torch.no_grad():
-            self.model(ids, past_key_values=cache, logits_to_keep=1)
+            self.model(ids, **{CACHE: cache}, logits_to_keep=1)
         return cache
 
 
@@ -93,7 +94,7 @@ def prefix_copied(bench: Bench) -> Call:
     def call() -> Tensor:
         cache = copy.deepcopy(bench.prefill_level(0))
         cache.batch_repeat_interleave(workload.rows * workload.answers // workload.levels[0][1])
-        return bench.generate(bench.model, bench.prompts, past_key_values=cache)
+        return bench.generate(bench.model, bench.prompts, **{CACHE: cache})
 
     return call
 

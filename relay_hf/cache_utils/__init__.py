@@ -1,6 +1,6 @@
 """RelayCache: what rows share once, and what each row has of its own. State only, no mathematics."""
 
-from .cache import RelayCache, keeps_state
+from .cache import RelayCache
 from .layer import RelayLayer
 from .rows import RowLayout
 from .shared import SharedKV, SharedLayer, SharedRun
@@ -15,5 +15,4 @@ __all__ = [
     "SharedLayer",
     "SharedRun",
     "StateLayer",
-    "keeps_state",
 ]

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers import cache_utils as stock
 
 from ..architectures import architecture_of
-from ..frame import RelayError, active_frame
+from ..errors import RelayError
+from ..frame import active_frame
+from ..upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
+from ..upstream.models import reusing_layers
 from .hybrid import HybridLayer
 from .layer import RelayLayer
 from .rows import RowLayout
@@ -22,19 +24,14 @@ from .state import StateLayer, copy_state
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-# Kinds of layers of Transformers' cache, by what they hold. A subclass may hold more: it is not of the kind.
-_KV = (stock.DynamicLayer, stock.DynamicSlidingWindowLayer)
-_STATE = (stock.LinearAttentionLayer,)
-_BOTH = (stock.LinearAttentionAndFullAttentionLayer, stock.LinearAttentionAndSlidingWindowAttentionLayer)
-_NOTHING = (stock.DummyLayer,) if hasattr(stock, "DummyLayer") else ()  # since 5.2x; before, they were recurrent layers
-
 
 class RelayCache(Cache):
     """A cache whose rows share segments of KV.
 
-    Made by a patched model's `generate()`; or by hand, empty, and given to it as `past_key_values`. Only a patched
-    model can use it: every other model would attend to each row's own tokens alone, so that raises. A forward by hand
-    on a filled one runs under `torch.no_grad()`: there is no backward through segments.
+    Made by a patched model's `generate()`; or by hand, empty, and given to it as `cache` (as `past_key_values` before
+    Transformers 5.24). Only a patched model can use it: every other model would attend to each row's own tokens alone,
+    so that raises. A forward by hand on a filled one runs under `torch.no_grad()`: there is no backward through
+    segments.
 
     Its segments may be those that the model keeps for later calls: read them, don't write to them.
 
@@ -61,13 +58,13 @@ class RelayCache(Cache):
         >>> from relay_hf.testing import prompts, tiny_model
         >>> model = relay_hf.patch_model(tiny_model("llama"), policy="always")
         >>> cache = RelayCache(model.config)
-        >>> tokens = model.generate(**prompts(prefix=40, own=[3, 5, 4]), past_key_values=cache, max_new_tokens=2)
+        >>> tokens = model.generate(**prompts(prefix=40, own=[3, 5, 4]), cache=cache, max_new_tokens=2)
         >>> cache.is_shared, cache.get_seq_length()
         (True, 46)
     """
 
     def __init__(self, config: PreTrainedConfig, like: Cache | None = None) -> None:
-        template = like if isinstance(like, DynamicCache) and _says_layers(like) else DynamicCache(config=config)
+        template = like if isinstance(like, DynamicCache) and lists_layers(like) else DynamicCache(config=config)
         unfit = unsupported_layer(template)
         if unfit is not None:
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
@@ -75,7 +72,7 @@ class RelayCache(Cache):
         self.config = config
         self.rows = RowLayout(parted=architecture_of(text).parted)
         self.context: Hashable = None
-        self.reusing = _reusing(text)
+        self.reusing = reusing_layers(text)
         self.attends_stored = False
         self.traceable = False
         self.in_static_step = False
@@ -165,7 +162,7 @@ class RelayCache(Cache):
             raise RelayError(
                 "this RelayCache was updated outside a forward of a model patched by relay_hf, where its shared prefix "
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model) and call all of it, "
-                "or pass past_key_values.to_dynamic()."
+                "or pass what its to_dynamic() returns."
             )
         if frame.decoding is not None:  # stored when attention comes for them
             frame.saw_update(layer_idx, key_states)
@@ -320,43 +317,23 @@ class RelayCache(Cache):
 def unsupported_layer(cache: Cache) -> str | None:
     """Why a RelayCache can't stand in for `cache`: the first layer that it has no counterpart of, or None."""
     for index, layer in enumerate(cache.layers):
-        if type(layer) not in (*_KV, *_STATE, *_BOTH, *_NOTHING):
+        if type(layer) not in (*KV_LAYERS, *STATE_LAYERS, *BOTH_LAYERS, *EMPTY_LAYERS):
             return f"layer {index} of the cache is a {type(layer).__name__}"
-        if getattr(layer, "sliding_window", None) == 1:
+        if window_of_layer(layer) == 1:
             # It keeps `[-window + 1:]`, which is everything, and its mask then shows another token than the last.
             return f"layer {index} of the cache has a window of one token"
     return None
 
 
-def keeps_state(cache: Cache | None) -> bool:
-    """Whether any layer of a cache, ours or Transformers', is recurrent."""
-    return cache is not None and any(isinstance(layer, stock.LinearAttentionLayer) for layer in cache.layers)
-
-
-def _reusing(config: PreTrainedConfig) -> frozenset[int]:
-    modes = getattr(config, "kv_sharing_modes", None)
-    if modes is not None:
-        return frozenset(i for i, mode in enumerate(modes) if mode == "reuse")
-    # Before Transformers 5.2x the last layers of the Gemma families were the only ones, and had no place in a cache.
-    count = getattr(config, "num_kv_shared_layers", None) or 0
-    return frozenset(range(config.num_hidden_layers - count, config.num_hidden_layers)) if count else frozenset()
-
-
 def _counterpart(layer: Any, rows: RowLayout) -> Any:
     """Our layer in the place of one of Transformers'."""
     kind = type(layer)
-    if kind in _STATE:
+    if kind in STATE_LAYERS:
         return StateLayer(layer.number_of_states)
-    if kind in _NOTHING:
+    if kind in EMPTY_LAYERS:
         return kind()
-    window = getattr(layer, "sliding_window", None)
-    return HybridLayer(rows, window, layer.number_of_states) if kind in _BOTH else RelayLayer(rows, window)
-
-
-def _says_layers(cache: DynamicCache) -> bool:
-    """Whether a cache lists all layers of a model; made without a configuration, it lists those that have stored."""
-    filled = any(getattr(layer, "is_initialized", False) for layer in cache.layers)
-    return type(cache) is DynamicCache and bool(cache.layers) and not filled
+    window = window_of_layer(layer)
+    return HybridLayer(rows, window, layer.number_of_states) if kind in BOTH_LAYERS else RelayLayer(rows, window)
 
 
 def _nbytes(tensors: Iterable[Tensor]) -> int:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import CacheLayerMixin
 
-from ..frame import RelayError
+from ..errors import RelayError
 from ..kernels.segment import Segment
+from ..upstream.caches import CacheLayerMixin
 from .rows import RowLayout
 from .shared import SharedKV
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import LinearAttentionLayer
 
-_States = dict[int, Tensor]
+from ..upstream.caches import LinearAttentionLayer, States, holds_state, install_states, replace_states, states_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +20,8 @@ class RecurrentState:
         recurrent: `[1, ...]` states of its recurrences, by their number.
     """
 
-    conv: _States
-    recurrent: _States
+    conv: States
+    recurrent: States
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors that hold memory."""
@@ -42,34 +41,31 @@ class StateLayer(LinearAttentionLayer):
     @property
     def holds_state(self) -> bool:
         """Whether a forward has left a state here, or one was given."""
-        return any(self.has_previous_state.values())
+        return holds_state(self)
 
     def state_tensors(self) -> tuple[Tensor, ...]:
         """The states of all rows."""
-        return tuple(
-            t for states in (self.conv_states, self.recurrent_states) for t in states.values() if t is not None
-        )
+        return tuple(tensor for states in states_of(self) for tensor in states.values())
 
     def state(self, row: int = 0) -> RecurrentState | None:
         """The state of a row, in tensors of its own; None where there is none."""
         if not self.holds_state:
             return None
-        return RecurrentState(_cloned(self.conv_states, row), _cloned(self.recurrent_states, row))
+        return RecurrentState(*(_cloned(states, row) for states in states_of(self)))
 
     def start_from(self, state: RecurrentState, rows: tuple[int, ...], batch: int) -> None:
         """Give `rows`, of `batch` rows, the state."""
-        conv = _given(self.conv_states, state.conv, rows, batch)
-        _install(self, conv, _given(self.recurrent_states, state.recurrent, rows, batch))
+        given = zip(states_of(self), (state.conv, state.recurrent), strict=True)
+        install_states(self, *(_given(before, shared, rows, batch) for before, shared in given))
 
     def gather_states(self, parts: list[tuple[StateLayer, Tensor]], rows: int) -> None:
         """Take over the states of layers that ran some of the rows each: `(layer, its rows)`."""
-        first = parts[0][0]
-        whole = [_emptied(states, rows) for states in (first.conv_states, first.recurrent_states)]
+        conv, recurrent = (_emptied(states, rows) for states in states_of(parts[0][0]))
         for layer, indices in parts:
-            for target, source in zip(whole, (layer.conv_states, layer.recurrent_states), strict=True):
+            for target, source in zip((conv, recurrent), states_of(layer), strict=True):
                 for i, tensor in target.items():
                     tensor[indices.to(tensor.device)] = source[i]
-        _install(self, *whole)
+        install_states(self, conv, recurrent)
 
     def reset(self) -> None:
         """Back to a layer that has seen nothing."""
@@ -84,34 +80,21 @@ class StateLayer(LinearAttentionLayer):
         self._map_rows(lambda state: state[indices.to(state.device)])
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        for states in (self.conv_states, self.recurrent_states):
-            states.update({i: _writable(change(t)) for i, t in states.items() if t is not None})
+        replace_states(self, *({i: _writable(change(t)) for i, t in states.items()} for states in states_of(self)))
 
 
 def copy_state(source: LinearAttentionLayer, target: LinearAttentionLayer) -> None:
     """Give `target` copies of the states of `source`; each is ours or Transformers' own."""
-    _install(target, _cloned(source.conv_states), _cloned(source.recurrent_states))
+    install_states(target, *map(_cloned, states_of(source)))
 
 
-def _install(layer: LinearAttentionLayer, conv: _States, recurrent: _States) -> None:
-    for i, tensor in conv.items():
-        layer.conv_states[i], layer.conv_kernel_size[i] = tensor, tensor.shape[-1]
-        layer.is_conv_states_initialized[i] = True
-        layer.dtype, layer.device = tensor.dtype, tensor.device
-    for i, tensor in recurrent.items():
-        layer.recurrent_states[i] = tensor
-        layer.is_recurrent_states_initialized[i] = True
-    layer.has_previous_state.update(dict.fromkeys({*conv, *recurrent}, True))
-
-
-def _cloned(states: dict[int, Tensor | None], row: int | None = None) -> _States:
+def _cloned(states: States, row: int | None = None) -> States:
     """Copies of the states, of one row or of all."""
-    whole = {i: tensor for i, tensor in states.items() if tensor is not None}
     rows = slice(None) if row is None else slice(row, row + 1)
-    return {i: _repeated(tensor[rows], len(tensor[rows])) for i, tensor in whole.items()}
+    return {i: _repeated(tensor[rows], len(tensor[rows])) for i, tensor in states.items()}
 
 
-def _given(states: dict[int, Tensor | None], shared: _States, rows: tuple[int, ...], batch: int) -> _States:
+def _given(states: States, shared: States, rows: tuple[int, ...], batch: int) -> States:
     """The states of a batch in which some rows have the shared ones; of the others, those that they had."""
     if len(rows) == batch:
         return {i: _repeated(tensor, batch) for i, tensor in shared.items()}
@@ -134,6 +117,6 @@ def _repeated(state: Tensor, rows: int) -> Tensor:
     return new.copy_(state.expand(rows, *state.shape[1:]))
 
 
-def _emptied(states: dict[int, Tensor | None], rows: int) -> _States:
+def _emptied(states: States, rows: int) -> States:
     with torch.inference_mode(False):
-        return {i: t.new_empty((rows, *t.shape[1:])) for i, t in states.items() if t is not None}
+        return {i: t.new_empty((rows, *t.shape[1:])) for i, t in states.items()}

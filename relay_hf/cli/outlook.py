@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import relay_hf
-from relay_hf.decision import attending, decide
+from relay_hf.decision import decide
 from relay_hf.gate import ModelCost
 from relay_hf.prefix import walk
 from relay_hf.sharing import Decision
+from relay_hf.upstream.caches import attending
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ def _decide(
     # Nothing is kept of a model without weights, and nothing looked up.
     with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call():
         relay = model.relay
-        takes_cache = relay.cache_name in relay.forward_inputs and model._supports_default_dynamic_cache()
-        cache = DynamicCache(config=relay.text_config) if takes_cache else None
+        cache = relay.default_cache()
         inputs = {"attention_mask": mask, relay.cache_name: cache}
         if "position_ids" in relay.forward_inputs:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..call import current_call
-
-_POSITION = 3  # of generate()'s stopping_criteria among its arguments
+from ..upstream.names import CRITERIA, CRITERIA_POSITION
 
 
 class RunAhead(StoppingCriteria):
@@ -33,7 +32,7 @@ def with_criterion(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
 
     Without it where the criteria are given by position, or the call is not for generate()'s own loop.
     """
-    if len(args) > _POSITION or kwargs.get("cache_implementation") is not None:
+    if len(args) > CRITERIA_POSITION or kwargs.get("cache_implementation") is not None:
         return kwargs
-    given = kwargs.get("stopping_criteria")
-    return {**kwargs, "stopping_criteria": StoppingCriteriaList([*(given or ()), RunAhead()])}
+    given = kwargs.get(CRITERIA)
+    return {**kwargs, CRITERIA: StoppingCriteriaList([*(given or ()), RunAhead()])}

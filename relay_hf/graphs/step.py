@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..upstream.names import CACHE_NAMES
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from .device import DeviceGraph
 
 # What is in place of these in a static step is not what the caller gave.
-_NOT_READ = frozenset({"attention_mask", "past_key_values", "cache_params"})
+NOT_READ = frozenset({"attention_mask", *CACHE_NAMES})
 
 
 class UnfitStepError(Exception):
@@ -33,7 +35,7 @@ class DifferentStepError(UnfitStepError):
 def unfit_input(inputs: Mapping[str, Any]) -> str | None:
     """The name of an argument that is neither a tensor nor a plain value, or None."""
     fit = (Tensor, bool, int, float, str, type(None))
-    return next((name for name, value in inputs.items() if name not in _NOT_READ and not isinstance(value, fit)), None)
+    return next((name for name, value in inputs.items() if name not in NOT_READ and not isinstance(value, fit)), None)
 
 
 def signature(inputs: Mapping[str, Any]) -> Hashable:
@@ -41,7 +43,7 @@ def signature(inputs: Mapping[str, Any]) -> Hashable:
     return tuple(
         (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
         for name, value in inputs.items()
-        if name not in _NOT_READ
+        if name not in NOT_READ
     )
 
 

@@ -10,13 +10,14 @@ from weakref import ref
 import torch
 from torch import Tensor
 
-from ..frame import RelayError
+from ..errors import RelayError
 from ..memory import is_out_of_memory
 from ..prefix.module_state import adapter_state
+from ..upstream.names import given_caches
 from . import device
 from .recorder import Operations
 from .step import (
-    _NOT_READ,
+    NOT_READ,
     DifferentStepError,
     Rows,
     StepGraph,
@@ -157,7 +158,7 @@ class Stepper:
 
     def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         ids = kwargs.get("input_ids")
-        mine = self._cache in (kwargs.get("past_key_values"), kwargs.get("cache_params"))
+        mine = self._cache in given_caches(kwargs)
         return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1
 
     def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
@@ -239,7 +240,7 @@ class Stepper:
         self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: Decoding
     ) -> StepGraph:
         cache, where = self._cache, kwargs["input_ids"].device
-        inputs = {name: _kept(value) for name, value in kwargs.items() if name not in _NOT_READ}
+        inputs = {name: _kept(value) for name, value in kwargs.items() if name not in NOT_READ}
         device_graph = device.new_graph(where)
         held = {index: layer.own_length for index, layer in cache.kv_layers.items() if layer.own_tensors()}
         allocated = _held(where)

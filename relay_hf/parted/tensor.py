@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..frame import UnfitModelError
+from ..errors import UnfitModelError
 from .columns import Columns
 
 # What is known, by the name that PyTorch gives a function; `operations.py` fills it.

@@ -6,7 +6,7 @@ from .files import PrefixFile, PrefixFileError, StoredPrefix, write
 from .find import Prompts, on_host
 from .headers import shown
 from .kept import KeptPrefix, Match, Planned, beside
-from .module_state import PASSING, PlaceInModel, adapter_state, all_modules
+from .module_state import PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
 from .tensor_file import is_there
@@ -14,7 +14,6 @@ from .tree import Run, divided, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
 __all__ = [
-    "PASSING",
     "PLAIN",
     "KeptPrefix",
     "Match",

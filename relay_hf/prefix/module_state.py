@@ -9,23 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..selection import ATTENTION_FIELD, attention_configs, users_implementation
+from ..selection import attention_configs, users_implementation
+from ..upstream.attention import ATTENTION_FIELD
+from ..upstream.models import INITIALIZED_MARK, PASSING_ATTRIBUTES
 from .contents import SETTINGS, content
 
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-# Attributes that say nothing of what a module computes: how to generate, a path, a length that was seen, hooks that are
-# there but idle.
-PASSING = frozenset(
-    {
-        "_output_capturing_hooks_installed",
-        "generation_config",
-        "max_seq_len_cached",
-        "name_or_path",
-        "warnings_issued",
-    }
-)
-
 # Whose methods say nothing either: what replays graphs is on a model while a call runs, and not between calls.
 _LIBRARY = f"{__name__.partition('.')[0]}."
 
@@ -83,7 +73,7 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
 def _changed_linear(module: nn.Linear) -> bool:
     """Whether it has an attribute beyond those of its class, none of which its forward reads. Most modules are such."""
     members = module.__dict__
-    return len(members) - ("_is_hf_initialized" in members) != _LINEAR
+    return len(members) - (INITIALIZED_MARK in members) != _LINEAR
 
 
 def _own_names(members: dict[str, Any]) -> list[str]:
@@ -95,7 +85,7 @@ def _own_names(members: dict[str, Any]) -> list[str]:
     names = [*members]
     if names[: len(_MODULE)] == _MODULE:
         del names[: len(_MODULE)]
-    return names if PASSING.isdisjoint(names) else [name for name in names if name not in PASSING]
+    return names if PASSING_ATTRIBUTES.isdisjoint(names) else [name for name in names if name not in PASSING_ATTRIBUTES]
 
 
 def module_state(modules: Sequence[nn.Module]) -> list[Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from relay_hf.testing.sizes import GENERIC, SIZES, WIDTH
+from relay_hf.upstream.models import build
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
@@ -28,7 +29,7 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
     # Where the class is the text part of a composite type, its configuration is that part's.
     config = _tiny_config(model_class.config_class, {**SIZES.get(model_type, {}), **overrides})
     torch.manual_seed(seed)
-    model = model_class._from_config(config, dtype=torch.float32)
+    model = build(model_class, config, torch.float32)
     _widen(model, torch.Generator().manual_seed(seed))
     # The default, which MusicGen's own generate() does not know.
     model.generation_config.num_return_sequences = 1

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from helpers import held_bytes, members
+from helpers import CACHE, held_bytes, members
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
 from relay_hf.selection import _holders
@@ -35,7 +35,7 @@ def assert_computed(model: Any, node: Any) -> None:
     """A kept prefix has the KV of a fresh computation."""
     fresh = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(node.ids[None], past_key_values=fresh)
+        model(node.ids[None], **{CACHE: fresh})
     for layer, kept in zip(fresh.layers, node.run.layers, strict=True):
         if kept.kv is not None:
             for whole, part in zip((layer.keys, layer.values), kept.kv.stored, strict=True):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, generate
 from relay_hf import RelayCache
 from relay_hf.cache_utils.layer import RelayLayer
 from relay_hf.testing import prompts, tiny_model
@@ -83,9 +83,9 @@ def test_a_given_cache_that_can_not_take_what_was_generated_is_empty(kind, pair,
     monkeypatch.setattr(RelayLayer, "adopt_kv", fail)
     if kind == "interrupt":
         with pytest.raises(KeyboardInterrupt):
-            generate(model, INPUTS, past_key_values=cache)
+            generate(model, INPUTS, **{CACHE: cache})
     else:
-        assert torch.equal(generate(model, INPUTS, past_key_values=cache), generate(stock, INPUTS))
+        assert torch.equal(generate(model, INPUTS, **{CACHE: cache}), generate(stock, INPUTS))
         (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "could not take what was generated, and is empty" in warning.getMessage()
         assert model.relay.stats().calls == 1
@@ -94,5 +94,5 @@ def test_a_given_cache_that_can_not_take_what_was_generated_is_empty(kind, pair,
     assert cache.get_seq_length() == 0
     monkeypatch.undo()
     relay_hf.patch_model(model, policy="always")
-    assert torch.equal(generate(model, INPUTS, past_key_values=cache), generate(stock, INPUTS))
+    assert torch.equal(generate(model, INPUTS, **{CACHE: cache}), generate(stock, INPUTS))
     assert model.relay.last.relayed

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import relay_hf
+from helpers import CACHE
 from relay_hf.testing import PAD
 
 from .case import Case
@@ -47,7 +48,7 @@ def _generate(case: Case, model: PreTrainedModel, inputs: Inputs, options: dict[
     if case.processor:
         arguments["logits_processor"] = LogitsProcessorList([SumsDecide()])
     if cache is not None:
-        arguments["past_key_values"] = cache
+        arguments[CACHE] = cache
     torch.manual_seed(case.number % 2**31)
     result = Result()
     try:
@@ -67,7 +68,7 @@ def prepare(case: Case, pair: Pair) -> relay_hf.RelayCache | None:
             if "attention_mask" in inputs:
                 tokens = tokens[inputs["attention_mask"][0].bool()]
             pair.ours.relay.warm(tokens[: max(len(tokens) * 2 // 3, 1)], prefill_chunk_size=case.number % 9 + 2)
-        takes_one = "past_key_values" in inspect.signature(pair.ours.forward).parameters
+        takes_one = CACHE in inspect.signature(pair.ours.forward).parameters
         if case.start == "by hand" and takes_one and pair.ours._supports_default_dynamic_cache():
             return relay_hf.RelayCache(pair.ours.config)
     except (relay_hf.RelayError, ValueError):
@@ -87,7 +88,7 @@ def turns(case: Case, pair: Pair, options: dict[str, Any], first: Results) -> li
     if case.how == "retold":
         inputs = _turn_inputs(case, first[0].output.sequences)
         return [(name, both(case, pair, inputs, options)) for name in ("retold", "retold again")]
-    caches = [getattr(result.output, "past_key_values", None) for result in first]
+    caches = [getattr(result.output, CACHE, None) for result in first]
     if type(caches[0]) is not DynamicCache or not isinstance(caches[1], (DynamicCache, relay_hf.RelayCache)):
         return []
     inputs = _turn_inputs(case, first[0].output.sequences)

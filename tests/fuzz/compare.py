@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import relay_hf
+from helpers import CACHE
 
 from .rows import Batch
 
@@ -182,8 +183,8 @@ class _Comparison:
 
     def _caches(self) -> Difference | None:
         """Keys and values at the prompt's attended columns and after it, layer by layer, as a DynamicCache has them."""
-        expected = getattr(self.stock, "past_key_values", None)
-        got = getattr(self.ours, "past_key_values", None)
+        expected = getattr(self.stock, CACHE, None)
+        got = getattr(self.ours, CACHE, None)
         if not isinstance(expected, DynamicCache) or not isinstance(got, relay_hf.RelayCache):
             return None
         if self.beams or self.batch is None or self.ties:

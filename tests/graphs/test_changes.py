@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
+from helpers import cache_of, generate
 from relay_hf import generation
 from relay_hf.cache_utils import layer
 from relay_hf.testing import prompts, tiny_model
@@ -168,7 +168,7 @@ def test_rows_that_move_between_two_steps(graphs, monkeypatch, inputs, change, p
             getattr(held[-1], change)(order)
 
     def updating(self, outputs, inputs, **kwargs):
-        held.append(outputs.past_key_values)
+        held.append(cache_of(outputs))
         return update(self, outputs, inputs, **kwargs)
 
     def preparing(self, input_ids, **kwargs):

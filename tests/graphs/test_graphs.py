@@ -8,11 +8,11 @@ import torch
 
 import relay_hf
 from anatomy import anatomy
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf import generation
 from relay_hf.cache_utils import layer
 from relay_hf.call import open_call
-from relay_hf.frame import RelayError
+from relay_hf.errors import RelayError
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -88,13 +88,13 @@ def test_a_returned_cache_is_not_written_to_by_the_next_call(graphs):
     stock = generate(model, inputs, return_dict_in_generate=True)
     turn = torch.cat([stock.sequences, stock.sequences[:, 5:9]], dim=1)
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, turn.shape[1] - 25), value=1)
-    expected = model.generate(turn, attention_mask=mask, max_new_tokens=6, past_key_values=stock.past_key_values)
+    expected = model.generate(turn, attention_mask=mask, max_new_tokens=6, **{CACHE: cache_of(stock)})
     patch(model)
     first = generate(model, inputs, return_dict_in_generate=True)
     generate(model, other)
     assert model.relay.last.graph_steps == 11, "on the graph of the first call"
-    cache = first.past_key_values
-    again = model.generate(turn, attention_mask=mask, max_new_tokens=6, past_key_values=cache)
+    cache = cache_of(first)
+    again = model.generate(turn, attention_mask=mask, max_new_tokens=6, **{CACHE: cache})
     assert torch.equal(again, expected)
     assert model.relay.last.reason == "a returned cache, continued"
 
@@ -351,8 +351,8 @@ def test_a_step_that_ran_ahead_and_is_not_asked_for_leaves_no_trace(graphs):
     for _ in range(2):
         ours = generate(model, inputs, **options)
         assert torch.equal(ours.sequences, stock.sequences)
-        ends = [cache.past_key_values.layers[1].keys.shape for cache in (ours, stock)]
-        assert ours.past_key_values.get_seq_length() == stock.past_key_values.get_seq_length(), ends
+        ends = [cache_of(cache).layers[1].keys.shape for cache in (ours, stock)]
+        assert cache_of(ours).get_seq_length() == cache_of(stock).get_seq_length(), ends
     assert graphs[0].replays == (4 + 1) + (5 + 1), "one more than was asked for in each call"
     assert options["stopping_criteria"] == [stop], "the caller's own list is as it was"
 

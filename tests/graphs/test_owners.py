@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf.cache_utils import RelayLayer
 from relay_hf.call import open_call
 from relay_hf.decoding import Decoding
@@ -35,7 +35,7 @@ def turn(model, inputs, one, tokens=3, **options):
     text = torch.cat([one.sequences, one.sequences[:, 5 : 5 + tokens]], dim=1).clone()
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, text.shape[1] - inputs["input_ids"].shape[1]), value=1)
     options = {"max_new_tokens": 9, "min_new_tokens": 9, **options}
-    return model.generate(text, attention_mask=mask, past_key_values=one.past_key_values, **options)
+    return model.generate(text, attention_mask=mask, **{CACHE: cache_of(one)}, **options)
 
 
 def test_two_graphs_never_have_the_same_buffers(patch):
@@ -80,7 +80,7 @@ def test_calls_in_and_out_of_inference_mode(patch):
 
 def test_what_a_caller_holds_of_a_returned_cache_stays(patch):
     model = patch(tiny_model("llama"))
-    cache = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True).past_key_values
+    cache = cache_of(generate(model, prompts(20, (3, 5)), return_dict_in_generate=True))
     held, twin = cache.layers[0].keys, copy.copy(cache)
     before = held.clone()
     del cache
@@ -115,8 +115,8 @@ def test_what_a_caller_took_of_a_cache_during_the_call_stays(patch, monkeypatch,
 def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
     model = patch(tiny_model("llama"))
     outputs = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True)
-    cache = weakref.ref(outputs.past_key_values)
-    key = weakref.ref(outputs.past_key_values.layers[1].shared[0].segment.key)
+    cache = weakref.ref(cache_of(outputs))
+    key = weakref.ref(cache_of(outputs).layers[1].shared[0].segment.key)
     model.relay.keeper.clear()
     del outputs
     gc.collect()
@@ -194,9 +194,9 @@ def test_an_interrupt_while_a_graph_takes_up_rows_leaves_them_to_their_cache(pat
         patched.setattr(Decoding, "take_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
-    held = [part.clone() for part in one.past_key_values.layers[0].own()]
+    held = [part.clone() for part in cache_of(one).layers[0].own()]
     generate(model, prompts(20, (5, 4), seed=3))
-    assert all(torch.equal(*pair) for pair in zip(one.past_key_values.layers[0].own(), held, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(cache_of(one).layers[0].own(), held, strict=True))
 
 
 def test_no_two_threads_capture_at_once(patch, monkeypatch):

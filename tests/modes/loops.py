@@ -3,6 +3,8 @@
 import torch
 from transformers import DynamicCache
 
+from helpers import CACHE, cache_of
+
 from .compare import NEW
 
 
@@ -19,7 +21,7 @@ def with_a_cache_of_its_own(model, input_ids, logits_processor, stopping_criteri
     cache, mask, step = DynamicCache(config=model.config), kwargs["attention_mask"], input_ids
     while not stopping_criteria(input_ids, None).all():
         positions = positions_of(mask, step.shape[1])
-        output = model(step, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        output = model(step, attention_mask=mask, position_ids=positions, **{CACHE: cache}, use_cache=True)
         step = logits_processor(input_ids, output.logits[:, -1]).argmax(-1, keepdim=True)
         input_ids, mask = torch.cat([input_ids, step], dim=1), torch.cat([mask, ones(len(step), 1)], dim=1)
     return input_ids
@@ -47,7 +49,7 @@ def around_the_models_own(model, input_ids, twice=False, **kwargs):
 def choosing_among_continuations(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
     """Looks one token ahead, as contrastive search does: its cache's rows are repeated, then selected from."""
     output, ahead = model._prefill(input_ids, generation_config, kwargs), 3
-    cache, mask, rows = output.past_key_values, kwargs["attention_mask"], torch.arange(len(input_ids))
+    cache, mask, rows = cache_of(output), kwargs["attention_mask"], torch.arange(len(input_ids))
     logits = output.logits[:, -1]
     while not stopping_criteria(input_ids, None).all():
         candidates = logits.topk(ahead).indices
@@ -58,7 +60,7 @@ def choosing_among_continuations(model, input_ids, logits_processor, stopping_cr
             candidates.view(-1, 1),
             attention_mask=wide,
             position_ids=positions_of(wide, 1),
-            past_key_values=cache,
+            **{CACHE: cache},
             use_cache=True,
         )
         following = output.logits[:, -1].view(len(rows), ahead, -1)
@@ -70,13 +72,13 @@ def choosing_among_continuations(model, input_ids, logits_processor, stopping_cr
 
 def taking_drafts_back(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
     """Runs four drafted tokens through the model, and crops some or all of them out of the cache again."""
-    cache = model._prefill(input_ids, generation_config, kwargs).past_key_values
+    cache = cache_of(model._prefill(input_ids, generation_config, kwargs))
     mask, logits = kwargs["attention_mask"], []
     cache.activate_past_recording()
     drafts = torch.arange(5, 9).repeat(len(input_ids), 1)
     for rejected in (4, 2, 3):
         mask = torch.cat([mask, ones(*drafts.shape)], dim=1)
-        inputs = {"attention_mask": mask, "position_ids": positions_of(mask, 4), "past_key_values": cache}
+        inputs = {"attention_mask": mask, "position_ids": positions_of(mask, 4), CACHE: cache}
         logits.append(model(drafts, use_cache=True, **inputs).logits)
         cache.crop(-rejected)
         mask = mask[:, :-rejected]

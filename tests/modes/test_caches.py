@@ -6,6 +6,7 @@ import pytest
 from transformers import DynamicCache, StaticCache
 
 import relay_hf
+from helpers import CACHE
 
 from .compare import NO_PREFILL, ONE, assert_relayed, assert_same_error, assert_untouched, generate
 
@@ -82,9 +83,7 @@ def test_no_cache_and_chunks(pair):
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_a_cache_by_hand(pair, kind):
-    assert_untouched(
-        pair, lambda model: generate(model, past_key_values=BY_HAND[kind](model)), "past_key_values was given"
-    )
+    assert_untouched(pair, lambda model: generate(model, **{CACHE: BY_HAND[kind](model)}), f"{CACHE} was given")
 
 
 @pytest.mark.parametrize(
@@ -92,27 +91,27 @@ def test_a_cache_by_hand(pair, kind):
 )
 def test_a_relay_cache_by_hand(pair, options):
     rows = 4 * options.get("num_beams", 1)
-    assert_relayed(pair, lambda model: generate(model, past_key_values=relay_cache(model), **options), rows=rows)
+    assert_relayed(pair, lambda model: generate(model, **{CACHE: relay_cache(model)}, **options), rows=rows)
 
 
 @pytest.mark.parametrize("option", ["use_cache", "output_hidden_states"])
 def test_a_relay_cache_by_hand_in_a_call_that_is_not_relayed(pair, option):
     options = {option: option != "use_cache"}
     reason = f"{option}={options[option]}"
-    assert_untouched(pair, lambda model: generate(model, past_key_values=relay_cache(model), **options), reason)
+    assert_untouched(pair, lambda model: generate(model, **{CACHE: relay_cache(model)}, **options), reason)
 
 
 def test_a_relay_cache_by_hand_where_there_is_no_prefill_to_hook(pair):
     """Nothing is shared, and the cache serves like any other, its tokens taken back with the rejected ones."""
 
     def call(model):
-        return generate(model, ONE, prompt_lookup_num_tokens=3, past_key_values=relay_cache(model))
+        return generate(model, ONE, prompt_lookup_num_tokens=3, **{CACHE: relay_cache(model)})
 
     assert_untouched(pair, call, NO_PREFILL)
 
 
 def test_a_cache_by_hand_and_by_name(pair):
     def call(model):
-        return generate(model, past_key_values=relay_cache(model), cache_implementation="dynamic")
+        return generate(model, **{CACHE: relay_cache(model)}, cache_implementation="dynamic")
 
     assert_same_error(pair, call, "Passing both `cache_implementation`")

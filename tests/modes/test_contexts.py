@@ -5,6 +5,7 @@ import torch
 from transformers import CompileConfig
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
 
 from .compare import INPUTS, NEW, PREFIX, assert_relayed, assert_same, generate, seeded
@@ -47,7 +48,7 @@ def test_a_cache_returned_under_one_mode_is_continued_under_another(pair, first,
         mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, NEW), value=1)
         inputs = {"input_ids": output.sequences, "attention_mask": mask}
         with MODES[second]():
-            return output.sequences, generate(model, inputs, past_key_values=output.past_key_values)
+            return output.sequences, generate(model, inputs, **{CACHE: cache_of(output)})
 
     stock, ours = pair
     ours.relay.clear()
@@ -75,6 +76,6 @@ def test_compile_options(pair, mode):
 
     def call(model):
         cache = relay_hf.RelayCache(model.config) if hasattr(model, "relay") else None
-        return generate(model, past_key_values=cache, **COMPILING[mode]())
+        return generate(model, **{CACHE: cache}, **COMPILING[mode]())
 
     assert_relayed(pair, call)

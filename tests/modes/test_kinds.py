@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 
+from helpers import CACHE
+
 from . import loops
 from .compare import (
     NO_PREFILL,
@@ -73,7 +75,7 @@ def test_inference_mode(kind):
 
 
 def test_a_relay_cache_by_hand(kind):
-    relayed(kind, lambda model: generate(model, past_key_values=relay_cache(model)))
+    relayed(kind, lambda model: generate(model, **{CACHE: relay_cache(model)}))
 
 
 def test_a_second_turn(kind):
@@ -138,7 +140,7 @@ def test_chunks_of_own_code(kind):
 @pytest.mark.parametrize("kind", OWN_CODE)
 def test_a_relay_cache_by_hand_where_there_is_no_prefill_to_hook(kind):
     def call(model):
-        return generate(model, ONE, prompt_lookup_num_tokens=3, past_key_values=relay_cache(model))
+        return generate(model, ONE, prompt_lookup_num_tokens=3, **{CACHE: relay_cache(model)})
 
     stock, ours = build_pair(kind)
     assert_same(seeded(call, ours), seeded(call, stock))

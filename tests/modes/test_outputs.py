@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import relay_hf
+from helpers import CACHE, cache_of
 
 from .compare import INPUTS, assert_relayed, assert_same, assert_untouched, generate, seeded
 
@@ -57,10 +58,10 @@ def test_an_output_outlives_the_next_call(pair):
     ours = pair[1]
     first = seeded(generate, ours)
     before = [first.sequences.clone(), [step.clone() for step in first.logits]]
-    held = first.past_key_values.to_dynamic()
+    held = cache_of(first).to_dynamic()
     generate(ours, do_sample=True)
     assert_same([first.sequences, [*first.logits]], before)
-    again = first.past_key_values.to_dynamic()
+    again = cache_of(first).to_dynamic()
     for one, other in zip(again.layers, held.layers, strict=True):
         assert_same([one.keys, one.values], [other.keys, other.values])
 
@@ -69,14 +70,14 @@ def test_attentions_of_a_forward_by_hand_are_refused_and_not_left_out(eager_pair
     """Behind a generate() call, on its cache."""
     inputs = {"input_ids": torch.full((4, 1), 5), "attention_mask": None, "output_attentions": True}
     for model in eager_pair:
-        cache = generate(model, eos_token_id=None).past_key_values
+        cache = cache_of(generate(model, eos_token_id=None))
         missing = cache.get_seq_length() + 1 - INPUTS["attention_mask"].shape[1]
         inputs["attention_mask"] = torch.nn.functional.pad(INPUTS["attention_mask"], (0, missing), value=1)
         if isinstance(cache, relay_hf.RelayCache):
             with torch.no_grad(), pytest.raises(relay_hf.RelayError, match="no weights to return"):
-                model(**inputs, past_key_values=cache)
+                model(**inputs, **{CACHE: cache})
             cache = cache.to_dynamic()
         with torch.no_grad():
-            attentions = model(**inputs, past_key_values=cache).attentions
+            attentions = model(**inputs, **{CACHE: cache}).attentions
         assert all(weights is not None for weights in attentions)
         assert len(attentions) == model.config.num_hidden_layers

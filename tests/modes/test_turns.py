@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, GenerationMixin
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
 
 from .compare import INPUTS, NEW, NO_PREFILL, ONE, assert_same, assert_same_error, generate, keep_prefix, seeded
@@ -52,7 +53,7 @@ def test_new_tokens_alone(pair):
         output, mask = filled(model)
         new = torch.cat([output.sequences[:, -1:], torch.arange(5, 17).view(4, 3)], dim=1)
         inputs = {"input_ids": new, "attention_mask": torch.cat([mask, ones(4, 3)], dim=1)}
-        return generate(model, inputs, past_key_values=output.past_key_values)
+        return generate(model, inputs, **{CACHE: cache_of(output)})
 
     assert_turns(pair, call, CONTINUED)
 
@@ -60,11 +61,11 @@ def test_new_tokens_alone(pair):
 def test_other_words_in_place_of_the_last_ones(pair):
     def call(model):
         cache = relay_hf.RelayCache(model.config) if hasattr(model, "relay") else DynamicCache()
-        output = generate(model, eos_token_id=None, past_key_values=cache)
+        output = generate(model, eos_token_id=None, **{CACHE: cache})
         cache.crop(-3)
         ids = torch.cat([output.sequences[:, :-4], torch.arange(5, 25).view(4, 5)], dim=1)
         mask = torch.cat([INPUTS["attention_mask"], ones(4, ids.shape[1] - INPUTS["attention_mask"].shape[1])], dim=1)
-        return generate(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=cache).logits
+        return generate(model, {"input_ids": ids, "attention_mask": mask}, **{CACHE: cache}).logits
 
     assert_turns(pair, call, CONTINUED)
 
@@ -76,7 +77,7 @@ def test_a_cache_that_was_gone_on_from_before(pair):
         output, mask = filled(model)
         ids = torch.cat([output.sequences, torch.arange(5, 17).view(4, 3)], dim=1)
         inputs = {"input_ids": ids, "attention_mask": torch.cat([mask, ones(4, 3)], dim=1)}
-        return [generate(model, inputs, past_key_values=output.past_key_values).logits for _ in range(2)]
+        return [generate(model, inputs, **{CACHE: cache_of(output)}).logits for _ in range(2)]
 
     assert_turns(pair, call, "; continued on a DynamicCache")
     assert pair[1].relay.last.reason.startswith("attention_mask ends before what the returned cache holds")
@@ -88,7 +89,7 @@ def test_a_padded_cache_and_beams_are_refused_alike(pair):
     def call(model):
         output, mask = filled(model)
         inputs = {"input_ids": output.sequences, "attention_mask": mask}
-        generate(model, inputs, past_key_values=output.past_key_values, num_beams=2)
+        generate(model, inputs, **{CACHE: cache_of(output)}, num_beams=2)
 
     assert_same_error(pair, call, "must match", "attention_mask has 8 rows, and this RelayCache 4")
 
@@ -99,12 +100,12 @@ def test_a_copy_for_each_of_several_answers(pair, options):
 
     def call(model):
         output, mask = filled(model)
-        cache = copy.deepcopy(output.past_key_values)
+        cache = copy.deepcopy(cache_of(output))
         cache.batch_repeat_interleave(3)
         inputs = {"input_ids": output.sequences, "attention_mask": mask}
         if "num_beams" not in options:
             inputs = {name: value.repeat_interleave(3, dim=0) for name, value in inputs.items()}
-        return generate(model, inputs, past_key_values=cache, **options)
+        return generate(model, inputs, **{CACHE: cache}, **options)
 
     assert_turns(pair, call, CONTINUED)
     assert pair[1].relay.last.rows == 12
@@ -114,7 +115,7 @@ def test_what_a_returned_cache_holds(pair):
     """Key for key and value for value, in the caller's columns."""
     stock, ours = pair
     (expected, mask), (got, _) = filled(stock), filled(ours)
-    for one, other in zip(expected.past_key_values.layers, got.past_key_values.to_dynamic().layers, strict=True):
+    for one, other in zip(cache_of(expected).layers, cache_of(got).to_dynamic().layers, strict=True):
         columns = mask[:, :-1][:, -one.keys.shape[2] :, None].bool()  # the last token has not been through the model
         for stocks, ours_ in ((one.keys, other.keys), (one.values, other.values)):
             assert_same(ours_ * columns[:, None], stocks * columns[:, None])
@@ -129,7 +130,7 @@ def test_a_cache_held_over_a_call_that_is_not_relayed(pair, turns_before):
         inputs, outputs = INPUTS, []
         for turn in range(turns_before + 2):
             untouched = {"output_hidden_states": True} if turn == turns_before else {}
-            output = generate(model, inputs, past_key_values=cache, eos_token_id=None, **untouched)
+            output = generate(model, inputs, **{CACHE: cache}, eos_token_id=None, **untouched)
             outputs.append(output.logits)
             mask = torch.cat([inputs["attention_mask"], ones(4, NEW + 3)], dim=1)
             new = torch.cat([output.sequences[:, -1:], torch.arange(5, 17).view(4, 3)], dim=1)

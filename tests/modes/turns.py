@@ -2,6 +2,7 @@
 
 import torch
 
+from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
 
 from .compare import INPUTS, NEW, assert_same, generate, seeded
@@ -22,9 +23,9 @@ def two_turns(model, inputs=INPUTS, said=SAID, **options):
         "input_ids": torch.cat([first.sequences, said["input_ids"][:rows]], dim=1),
         "attention_mask": torch.cat([inputs["attention_mask"], ones(rows, NEW), said["attention_mask"][:rows]], dim=1),
     }
-    second = generate(model, inputs, past_key_values=first.past_key_values, **options)
+    second = generate(model, inputs, **{CACHE: cache_of(first)}, **options)
     # Stock writes into the first turn's cache, which a DynamicCache made of ours leaves alone.
-    return [{name: value for name, value in out.items() if name != "past_key_values"} for out in (first, second)]
+    return [{name: value for name, value in out.items() if name != CACHE} for out in (first, second)]
 
 
 def assert_turns(pair, call, reason):

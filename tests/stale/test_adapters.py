@@ -138,8 +138,10 @@ def test_disabled_for_a_while(stock):
         assert ours.relay.last.prefix_tokens_reused == 0
 
 
-def test_transformers_own_adapters(stock):
+def test_transformers_own_adapters(stock, monkeypatch):
     """`model.add_adapter`, of a model that peft does not wrap."""
+    # Transformers 5.24 asks for peft 0.22, and 0.21.2 is the newest there is.
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda min_version: None)
     plain = tiny_model("llama")
     ours = reusing(plain)
     for model in (plain, ours):

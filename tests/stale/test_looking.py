@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf import keeping
 from relay_hf.keeping import reach_of
 from relay_hf.prefix import Witness, all_modules
@@ -156,7 +156,7 @@ def test_a_prefix_is_of_the_arithmetic_that_it_was_made_under(pair, kind):
     try:
         assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
         assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, 0)
-        cache = generate(ours, INPUTS, return_dict_in_generate=True).past_key_values
+        cache = cache_of(generate(ours, INPUTS, return_dict_in_generate=True))
         assert ours.relay.last.prefix_tokens_reused == 30
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = precision
@@ -165,7 +165,7 @@ def test_a_prefix_is_of_the_arithmetic_that_it_was_made_under(pair, kind):
     assert torch.equal(tokens, generate(stock, INPUTS))
     assert ours.relay.last.prefix_tokens_reused == 30, "what was kept before"
     ids = torch.cat([tokens, tokens[:, -1:]], dim=1)
-    generate(ours, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=cache)
+    generate(ours, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, **{CACHE: cache})
     assert "under another autocast or arithmetic" in ours.relay.last.reason
 
 
@@ -176,11 +176,11 @@ def test_what_one_stream_has_kept_serves_no_other(pair, monkeypatch):
         monkeypatch.setattr(keeping, "stream_of", lambda device, stream=stream: stream)
         assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
         assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, reused)
-    cache = generate(ours, INPUTS, return_dict_in_generate=True).past_key_values
+    cache = cache_of(generate(ours, INPUTS, return_dict_in_generate=True))
     monkeypatch.setattr(keeping, "stream_of", lambda device: 1)
     longer = torch.cat([generate(stock, INPUTS), INPUTS["input_ids"][:, :1]], dim=1)
     new = longer.shape[1] - INPUTS["input_ids"].shape[1]
     mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, new), value=1)
     given = {"input_ids": longer, "attention_mask": mask}
-    assert torch.equal(generate(ours, given, past_key_values=cache), generate(stock, given))
+    assert torch.equal(generate(ours, given, **{CACHE: cache}), generate(stock, given))
     assert ours.relay.last.reason == "a returned cache, continued", "who passes it on sees to its stream, as in stock"

@@ -101,4 +101,4 @@ def all_inputs_known(monkeypatch: Any) -> None:
         def __contains__(self, name: str) -> bool:
             return True
 
-    monkeypatch.setattr(eligibility, "_KNOWN_INPUTS", Everything())
+    monkeypatch.setattr(eligibility, "KNOWN_INPUTS", Everything())

@@ -10,6 +10,7 @@ from models.trial import TOLERANCE
 import relay_hf
 from relay_hf import eligibility
 from relay_hf.testing import prompts, tiny_model
+from relay_hf.upstream.names import CACHE
 
 from .compare import LEAST_WRONG, assert_untouched, assert_wrong, beside_a_patched_copy, error, run
 
@@ -33,6 +34,31 @@ PROMPT_LEARNING = {
         **_KIND, cpt_token_ids=[5, 6, 7], cpt_mask=[1, 1, 1], cpt_tokens_type_mask=[1, 2, 3]
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def the_caches_name(monkeypatch):
+    """peft 0.21 looks for the cache by the name that it had before Transformers 5.24: it gets that, and gives it back.
+
+    Left alone, stock drops the keys and values that prefix tuning has learnt, and puts learnt tokens before each step.
+    """
+    kind = peft.PeftModelForCausalLM
+    prepare = kind.prepare_inputs_for_generation
+
+    def renamed(inputs, before, after):
+        return {after if name == before else name: value for name, value in inputs.items()}
+
+    def prepare_by_the_old_name(self, *args, **kwargs):
+        stocks = self.base_model_prepare_inputs_for_generation
+        self.base_model_prepare_inputs_for_generation = lambda *args, **kwargs: renamed(
+            stocks(*args, **kwargs), CACHE, "past_key_values"
+        )
+        try:
+            return renamed(prepare(self, *args, **kwargs), "past_key_values", CACHE)
+        finally:
+            self.base_model_prepare_inputs_for_generation = stocks
+
+    monkeypatch.setattr(kind, "prepare_inputs_for_generation", prepare_by_the_old_name)
 
 
 def wrapped(config, patch_first=False):

@@ -59,7 +59,7 @@ def test_a_bias_that_the_operator_does_not_know_is_untouched(monkeypatch):
 
 def test_a_bias_that_the_operator_does_not_know_needs_the_guard(monkeypatch):
     without_code_of_its_own(monkeypatch)
-    monkeypatch.setattr(attention, "_HARMLESS", attention._HARMLESS | {"position_bias"})
+    monkeypatch.setattr(attention, "HARMLESS_ARGUMENTS", attention.HARMLESS_ARGUMENTS | {"position_bias"})
     assert_wrong(pair("inkling_text"), EQUAL)
 
 
@@ -119,7 +119,7 @@ def test_a_layer_must_attend_to_the_segment_of_the_layer_that_it_reuses(monkeypa
 
 @pytest.mark.parametrize("model_type", REUSING)
 def test_a_layer_that_is_not_known_to_reuse_is_untouched(model_type, monkeypatch):
-    monkeypatch.setattr(cache, "_reusing", lambda config: frozenset())
+    monkeypatch.setattr(cache, "reusing_layers", lambda config: frozenset())
     assert_untouched(pair(model_type), INPUTS, "attends more than once in a forward")
 
 

@@ -5,6 +5,7 @@ import torch
 from models.trial import TOLERANCE
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
+from helpers import CACHE
 from relay_hf import eligibility
 from relay_hf.testing import PAD, VOCABULARY, prompts, tiny_model
 
@@ -53,15 +54,15 @@ def on_a_cache_of_other_tokens(models):
     for model in models:
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(others, past_key_values=cache)
-        outputs.append(run(model, EQUAL, past_key_values=cache))
+            model(others, **{CACHE: cache})
+        outputs.append(run(model, EQUAL, **{CACHE: cache}))
     return error(*outputs)
 
 
 def test_a_cache_of_the_caller_is_untouched():
     models = pair("llama")
     assert on_a_cache_of_other_tokens(models) <= TOLERANCE
-    assert models[1].relay.last.reason == "past_key_values was given by the caller"
+    assert models[1].relay.last.reason == f"{CACHE} was given by the caller"
 
 
 def test_a_cache_of_the_caller_needs_the_guard(monkeypatch):

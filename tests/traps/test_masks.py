@@ -6,6 +6,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
+from helpers import CACHE, cache_of
 from relay_hf import eligibility, generation, masks
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
@@ -109,7 +110,7 @@ def second_turn(models):
         first = run(model, EQUAL, eos_token_id=None)
         turn = then(first, EQUAL)
         turn["attention_mask"][1, 8:10] = 0
-        outputs.append(run(model, turn, past_key_values=first.past_key_values))
+        outputs.append(run(model, turn, **{CACHE: cache_of(first)}))
     return error(*outputs)
 
 

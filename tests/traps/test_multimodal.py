@@ -4,6 +4,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
+from helpers import CACHE, cache_of
 from relay_hf import eligibility, levels
 from relay_hf.testing import prompts
 
@@ -118,7 +119,7 @@ def two_turns(model, between):
     inputs = images.with_images("qwen2_vl")
     first = run(model, inputs, eos_token_id=None)
     between(model)
-    second = run(model, then(first, inputs), past_key_values=first.past_key_values)
+    second = run(model, then(first, inputs), **{CACHE: cache_of(first)})
     return second, model.model.rope_deltas.tolist()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from models.trial import TOLERANCE
 
+from helpers import CACHE, cache_of
 from relay_hf import eligibility, generation, sharing
 from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import state
@@ -193,6 +194,6 @@ def test_a_second_turn_with_holes(model_type):
         first = run(model, RAGGED, eos_token_id=None)
         turn = then(first, RAGGED)
         turn["attention_mask"][0, -4:-2], turn["attention_mask"][2, -4] = 0, 0
-        outputs.append(run(model, turn, past_key_values=first.past_key_values))
+        outputs.append(run(model, turn, **{CACHE: cache_of(first)}))
     assert error(*outputs) <= TOLERANCE
     assert (model.relay.last.relayed, model.relay.last.reason) == (True, "a returned cache, continued")

@@ -5,6 +5,7 @@ import torch
 from models.trial import TOLERANCE
 
 import relay_hf
+from helpers import CACHE, cache_of
 from relay_hf import eligibility, generation
 from relay_hf.testing import prompts
 
@@ -144,7 +145,7 @@ def test_a_second_turn_that_crosses_the_switch(kind):
     outputs = []
     for model in kind(38):
         first = run(model, INPUTS, eos_token_id=None)
-        outputs.append(run(model, then(first, INPUTS), past_key_values=first.past_key_values))
+        outputs.append(run(model, then(first, INPUTS), **{CACHE: cache_of(first)}))
     assert error(*outputs) <= TOLERANCE
     assert (model.relay.last.relayed, model.relay.last.reason) == (True, "a returned cache, continued")
 

@@ -1,0 +1,102 @@
+"""Transformers' caches and their layers: the kinds there are, and what relay_hf reads and writes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache, cache_utils
+from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
+from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLayer
+
+# Kinds of layers of a DynamicCache, by what they hold. A subclass may hold more: it is not of the kind.
+KV_LAYERS = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
+STATE_LAYERS = (LinearAttentionLayer,)
+BOTH_LAYERS = (
+    cache_utils.LinearAttentionAndFullAttentionLayer,
+    cache_utils.LinearAttentionAndSlidingWindowAttentionLayer,
+)
+# Since 5.23 a layer that keeps nothing has a place in the cache; before, it had none, or that of a recurrent layer.
+EMPTY_LAYERS = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
+
+States = dict[int, Tensor]
+
+# generate() marks with it a cache that the caller has given: such a one is returned, and holds no token that is not.
+USERS_MARK = "_is_user_defined"
+
+
+def is_users(cache: Cache | None) -> bool:
+    """Whether generate() was given this cache by its caller."""
+    return bool(getattr(cache, USERS_MARK, False))
+
+
+def was_looked_at(cache: Cache | None) -> bool:
+    """Whether generate() has noted of this cache whose it is."""
+    return hasattr(cache, USERS_MARK)
+
+
+def mark_as_users(cache: Cache) -> None:
+    """Let generate() treat a cache like one that its caller has given."""
+    setattr(cache, USERS_MARK, True)
+
+
+def is_plain(cache: Cache) -> bool:
+    """Whether a cache is a DynamicCache that keeps all it holds on the model's device."""
+    return type(cache) is DynamicCache and not cache.offloading
+
+
+def lists_layers(cache: Cache) -> bool:
+    """Whether a DynamicCache lists all layers of a model, none filled.
+
+    One that is made without a configuration lists those alone that have stored something.
+    """
+    filled = any(getattr(layer, "is_initialized", False) for layer in cache.layers)
+    return type(cache) is DynamicCache and bool(cache.layers) and not filled
+
+
+def window_of_layer(layer: Any) -> int | None:
+    """The sliding window (tokens) of a layer of a cache, or None."""
+    return getattr(layer, "sliding_window", None)
+
+
+def keeps_state(cache: Cache | None) -> bool:
+    """Whether any layer of a cache, ours or Transformers', is recurrent."""
+    return cache is not None and any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers)
+
+
+def attending(cache: Cache | None) -> float:
+    """The share of a cache's layers that keep keys and values."""
+    layers = [] if cache is None else cache.layers
+    return sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
+
+
+def states_of(layer: LinearAttentionLayer) -> tuple[States, States]:
+    """The states of a recurrent layer, by number, those that it has: of its convolutions, and of its recurrences."""
+    conv, recurrent = (
+        {index: tensor for index, tensor in states.items() if tensor is not None}
+        for states in (layer.conv_states, layer.recurrent_states)
+    )
+    return conv, recurrent
+
+
+def holds_state(layer: LinearAttentionLayer) -> bool:
+    """Whether a forward has left a state in a recurrent layer, or one was given to it."""
+    return any(layer.has_previous_state.values())
+
+
+def replace_states(layer: LinearAttentionLayer, conv: States, recurrent: States) -> None:
+    """Put other tensors in the place of those that a recurrent layer has; what it notes of them stays."""
+    layer.conv_states.update(conv)
+    layer.recurrent_states.update(recurrent)
+
+
+def install_states(layer: LinearAttentionLayer, conv: States, recurrent: States) -> None:
+    """Give a recurrent layer states, as if forwards had left them."""
+    for index, tensor in conv.items():
+        layer.conv_states[index], layer.conv_kernel_size[index] = tensor, tensor.shape[-1]
+        layer.is_conv_states_initialized[index] = True
+        layer.dtype, layer.device = tensor.dtype, tensor.device
+    for index, tensor in recurrent.items():
+        layer.recurrent_states[index] = tensor
+        layer.is_recurrent_states_initialized[index] = True
+    layer.has_previous_state.update(dict.fromkeys({*conv, *recurrent}, True))

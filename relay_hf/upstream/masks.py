@@ -1,0 +1,68 @@
+"""Transformers' mask functions, by which a relayed forward recognises what a layer may see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import causal_mask_function as causal_mask_function
+from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import sliding_window_causal_mask_function as sliding_window_mask
+
+from .names import CACHE
+
+__all__ = ["MaskRequest", "causal_mask_function", "makes_masks_ahead", "masks_for_generate", "sliding_window_mask"]
+
+
+class MaskRequest(NamedTuple):
+    """The mask that a model asks for.
+
+    Attributes:
+        rows: of the batch.
+        queries: of a row.
+        columns: keys of a row.
+        function: says of a row, a head, a query and a key whether it is seen.
+        window: tokens that a layer looks back on, or of a chunk; None for neither.
+        device: where it is to be.
+    """
+
+    rows: int
+    queries: int
+    columns: int
+    function: Callable[..., Any]
+    window: int | None
+    device: torch.device | str
+
+    @classmethod
+    def of(
+        cls,
+        batch_size: int,
+        q_length: int,
+        kv_length: int,
+        q_offset: int = 0,
+        kv_offset: int = 0,
+        mask_function: Callable[..., Any] = causal_mask_function,
+        attention_mask: Tensor | None = None,
+        local_size: int | None = None,
+        device: torch.device | str = "cpu",
+        **_: Any,
+    ) -> MaskRequest:
+        """Read it off the arguments of a mask function."""
+        return cls(batch_size, q_length, kv_length, mask_function, local_size, device)
+
+
+def makes_masks_ahead(model: PreTrainedModel, config: PreTrainedConfig) -> bool:
+    """Whether generate() would make the masks of a decode step itself, for a model that it can compile."""
+    # Layers on several devices get copies of what they are given.
+    sharded = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
+    chunked = getattr(config, "attention_chunk_size", None) is not None  # in 5.17 the function fails there
+    own = hasattr(model, "create_masks_for_generate")
+    return not (sharded or chunked or own) and bool(model._can_compile_fullgraph)
+
+
+def masks_for_generate(model: PreTrainedModel, embeddings: Tensor, cache: Cache) -> Any:
+    """The masks that generate() makes ahead of a forward without padding: of `embeddings` `[B, T, ...]`."""
+    return create_masks_for_generate(model.config, embeddings, attention_mask=None, **{CACHE: cache})

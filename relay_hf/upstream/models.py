@@ -1,0 +1,156 @@
+"""What Transformers' models and configurations say of themselves, beyond their public methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from .names import cache_name
+
+_LIBRARY = "transformers."
+PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
+PREPARE_INPUTS = "prepare_inputs_for_generation"
+GENERATION_DEFAULTS = "generation_config"
+
+# Transformers' own hooks, by module and by how their qualified names start: those that collect hidden states and
+# attentions, idle unless a call asks for them; and the one that has embeddings record gradients, which stays on a model
+# when gradient checkpointing is switched off for a generate() call, as trainers do, and changes no value.
+_HARMLESS_HOOKS = (
+    ("transformers.utils.output_capturing", ""),
+    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
+)
+# Attributes of modules that say nothing of what they compute: how to generate, a path, a length that was seen, hooks
+# that are there but idle.
+PASSING_ATTRIBUTES = frozenset(
+    {
+        "_output_capturing_hooks_installed",
+        GENERATION_DEFAULTS,
+        "max_seq_len_cached",
+        "name_or_path",
+        "warnings_issued",
+    }
+)
+INITIALIZED_MARK = "_is_hf_initialized"  # on every module that a checkpoint was loaded into
+
+# RoPE whose frequencies depend on how long the sequence is.
+_LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
+_CONTEXT = "max_position_embeddings"
+_ORIGINAL_CONTEXT = "original_max_position_embeddings"
+_SHIFT = "rope_deltas"  # what images shift positions by: M-RoPE types note it on the model
+
+
+def is_librarys(module_name: str | None) -> bool:
+    """Whether code of the Python module `module_name` is Transformers' own."""
+    return str(module_name or "").startswith(_LIBRARY)
+
+
+def is_harmless_hook(hook: object) -> bool:
+    """Whether a forward hook is one of Transformers' own that changes nothing."""
+    where, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
+    return any(where == known and name.startswith(start) for known, start in _HARMLESS_HOOKS)
+
+
+def replaced_preparation(model: PreTrainedModel) -> bool:
+    """Whether the method that prepares a forward's inputs was replaced on this model by another object's.
+
+    So do peft's prompt learning methods, whose version adds tokens where it sees an empty cache.
+    """
+    found = vars(model).get(PREPARE_INPUTS)
+    return found is not None and getattr(found, "__self__", None) is not model
+
+
+def forward_inputs(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a class's forward, by name."""
+    return inspect.signature(kind.forward).parameters
+
+
+def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:
+    """The cache that generate() makes for a model whose forward takes `inputs`; None where the model makes its own."""
+    takes_one = cache_name(inputs) in inputs and model._supports_default_dynamic_cache()
+    return DynamicCache(config=model.config.get_text_config(decoder=True)) if takes_one else None
+
+
+def prepare_inputs(model: PreTrainedModel, input_ids: Tensor, length: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """A forward's keyword inputs for the last `length` columns of `input_ids` `[B, L]`, as generate() prepares them."""
+    return model.prepare_inputs_for_generation(
+        input_ids, next_sequence_length=length, is_first_iteration=True, **inputs
+    )
+
+
+def count_positions(
+    model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """The `position_ids` that generate() counts for a prompt; what it notes on `modules` meanwhile is undone."""
+    noted = [(module, getattr(module, _SHIFT)) for module in modules if hasattr(module, _SHIFT)]
+    try:
+        return model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
+    finally:
+        for module, shift in noted:
+            setattr(module, _SHIFT, shift)
+
+
+def new_tokens(config: GenerationConfig, columns: int) -> int:
+    """Tokens that a call may make for a row, at most, of a prompt that is `columns` wide; at least 1.
+
+    `config`: as generate() has resolved it.
+    """
+    return max((config.max_length or 0) - columns, 1)
+
+
+def build(kind: type[PreTrainedModel], config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of a class and a configuration, with random weights."""
+    return kind._from_config(config, dtype=dtype)
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The configuration of a model's decoder."""
+    return model.config.get_text_config(decoder=True)
+
+
+def is_generating(model: object) -> bool:
+    """Whether an object is a Transformers model that generates text."""
+    return isinstance(model, PreTrainedModel) and isinstance(model, GenerationMixin) and model.can_generate()
+
+
+def is_bidirectional(config: PreTrainedConfig) -> bool:
+    """Whether a configuration says that attention sees later text tokens too."""
+    return getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
+
+
+def checkpoints_gradients(module: nn.Module) -> bool:
+    """Whether a module computes its forward anew for its backward."""
+    return bool(getattr(module, "gradient_checkpointing", False))
+
+
+def reusing_layers(config: PreTrainedConfig) -> frozenset[int]:
+    """The layers that attend to another layer's keys and values."""
+    modes = getattr(config, "kv_sharing_modes", None)  # since 5.23
+    if modes is not None:
+        return frozenset(index for index, mode in enumerate(modes) if mode == "reuse")
+    # Before, the last layers of the Gemma families were the only ones, and had no place in a cache.
+    count = getattr(config, "num_kv_shared_layers", None) or 0
+    return frozenset(range(config.num_hidden_layers - count, config.num_hidden_layers)) if count else frozenset()
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """The most tokens that a decoder's positions are made for, or None."""
+    return getattr(config, _CONTEXT, None)
+
+
+def rope_limit(config: object) -> int | None:
+    """Length (tokens) from which a configuration's RoPE has other frequencies, or None if it never does."""
+    parameters = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return None
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    limits: list[int | None] = []
+    for rope in nested or [parameters]:
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            limits.append(rope.get(_ORIGINAL_CONTEXT))
+            limits += [getattr(config, name, None) for name in (_ORIGINAL_CONTEXT, _CONTEXT)]
+    return min((limit for limit in limits if limit is not None), default=None)
