@@ -76,10 +76,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "falcon_h1": _SPLIT,
     "falcon_mamba": _STEPS,
     "granitemoehybrid": _SPLIT,
+    "inkling2_loop_text": Architecture(parted=True, recurrent="split"),
     "inkling2_text": Architecture(parted=True, recurrent="split"),  # a position bias from the queries
     "inkling_text": Architecture(parted=True, recurrent="split"),
     "jamba": _STEPS,
     "kimi_linear": _SPLIT,
+    "lara_mini": _SPLIT,
     "lfm2": _SPLIT,
     "lfm2_moe": _SPLIT,
     "lfm3": _SPLIT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..architectures import architecture_of
 from ..errors import RelayError
 from ..frame import active_frame
 from ..upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
-from ..upstream.models import reusing_layers
+from ..upstream.models import looped_layers, reusing_layers
 from .hybrid import HybridLayer
 from .layer import RelayLayer
 from .rows import RowLayout
@@ -76,7 +77,8 @@ class RelayCache(Cache):
         self.attends_stored = False
         self.traceable = False
         self.in_static_step = False
-        super().__init__(layers=[_counterpart(layer, self.rows) for layer in template.layers])
+        stocks = [*template.layers, *(template.layers[index] for index in looped_layers(text))]
+        super().__init__(layers=[_counterpart(layer, self.rows) for layer in stocks])
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
 
@@ -293,6 +295,8 @@ class RelayCache(Cache):
             It is in the caller's layout, `[padding | prefix | own]` in every row: `[B, Hkv, L, D]` in each layer.
         """
         dynamic = DynamicCache(config=self.config)
+        text = self.config.get_text_config(decoder=True)
+        dynamic.layers += [copy.deepcopy(dynamic.layers[index]) for index in looped_layers(text)]
         for source, target in zip(self.layers, dynamic.layers, strict=True):
             if isinstance(source, RelayLayer) and source.is_initialized:
                 target.update(source.joined(0), source.joined(1))

@@ -185,6 +185,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1, **_FULL_THEN_SLIDING},
     "dots3_note": _DOTS3_NOTE,
     "dots3_note_text": _DOTS3_NOTE,
+    "dory": {
+        **_SLIDING_THEN_FULL,
+        "n_input_layers": 1,
+        "n_recurrent_layers": 2,
+        "n_output_layers": 1,
+        "n_recurrent_loops": 3,
+    },
     "flint": {"mlp_only_layers": [0]},
     "fuyu": {"image_size": 16, "patch_size": 4},
     "gemma2": {
@@ -215,6 +222,15 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt_oss": {"head_dim": 16},
     "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 4,
+        "n_layers_per_attn_res_block": 1,
+        "log_scaling_n_floor": 16,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
+        "loop_num_passes": 3,
+        "loop_gate_rank": 8,
+    },
     "inkling2_text": {"n_layers_per_attn_res_block": 1, "log_scaling_n_floor": 16},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {**_LATENT, "q_lora_rank": None},
@@ -265,6 +281,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "axial_pos_embds_dim": [8, 24],
         "hash_seed": 0,  # else each forward hashes anew
     },
+    "sarvam_mla": _LATENT,
     "smollm3": {"no_rope_layer_interval": 2},
     "xlm": {"mask_token_id": 5},  # its default is this vocabulary's padding
     "xlstm": {  # a hidden size under 64 breaks its cache

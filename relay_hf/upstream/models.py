@@ -137,6 +137,21 @@ def reusing_layers(config: PreTrainedConfig) -> frozenset[int]:
     return frozenset(range(config.num_hidden_layers - count, config.num_hidden_layers)) if count else frozenset()
 
 
+def looped_layers(config: PreTrainedConfig) -> tuple[int, ...]:
+    """The layers that run again with keys and values of their own each time, once for each of these times, in order.
+
+    The model appends a layer to its cache for each of them, behind those that `num_hidden_layers` counts, unless they
+    are there.
+    """
+    if getattr(config, "recurrent_kv_cache_mode", None) == "per_loop":  # Dory
+        first, count, passes = config.n_input_layers, config.n_recurrent_layers, config.n_recurrent_loops
+        return tuple(range(first, first + count)) * (passes - 1)
+    passes = getattr(config, "loop_num_passes", None)  # Inkling 2 Loop
+    if passes is not None:
+        return tuple(range(config.loop_layer_index_start, config.loop_layer_index_end)) * (passes - 1)
+    return ()
+
+
 def context_length(config: PreTrainedConfig) -> int | None:
     """The most tokens that a decoder's positions are made for, or None."""
     return getattr(config, _CONTEXT, None)
