@@ -17,6 +17,7 @@ from .prefix import Prompts, Run, keeping_refusal, pruned, walk
 from .sharing import Decision, find, look
 from .upstream.caches import attending, keeps_state, was_looked_at
 from .upstream.models import new_tokens
+from .upstream.names import takes_cache
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -168,8 +169,8 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
     Such a default is its author's advice for speed, not the caller's wish. On other devices generate() has chosen to
     compile the forward for it by now.
     """
-    name = relay.cache_name
-    cache = inputs.get(name) if name in relay.forward_inputs else None  # generate() makes one for any model
+    # generate() makes one for models that take none, too.
+    cache = inputs.get(relay.cache_name) if takes_cache(relay.forward_inputs) else None
     by_default = isinstance(cache, StaticCache) and not open_call().names_cache
     if by_default and not was_looked_at(cache) and device_of(relay.model).type == "cpu":
         return DynamicCache(config=relay.text_config)

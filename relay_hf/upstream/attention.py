@@ -91,7 +91,7 @@ class AttentionArguments(NamedTuple):
         if causal is None:
             causal = getattr(module, "is_causal", True)
         unknown = next(
-            (name for name, value in given.items() if value is not None and name not in _KNOWN_ARGUMENTS), None
+            (name for name, value in given.items() if value is not None and name not in KNOWN_ARGUMENTS), None
         )
         return cls(
             given.get("dropout", 0.0),
@@ -103,4 +103,4 @@ class AttentionArguments(NamedTuple):
         )
 
 
-_KNOWN_ARGUMENTS = HARMLESS_ARGUMENTS | {"dropout", "scaling", "sliding_window", "softcap", "s_aux"}
+KNOWN_ARGUMENTS = HARMLESS_ARGUMENTS | {"dropout", "scaling", "sliding_window", "softcap", "s_aux"}

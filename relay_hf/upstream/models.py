@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 
-from .names import cache_name
+from .names import takes_cache
 
 _LIBRARY = "transformers."
 PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
@@ -71,7 +71,7 @@ def forward_inputs(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
 
 def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:
     """The cache that generate() makes for a model whose forward takes `inputs`; None where the model makes its own."""
-    takes_one = cache_name(inputs) in inputs and model._supports_default_dynamic_cache()
+    takes_one = takes_cache(inputs) and model._supports_default_dynamic_cache()
     return DynamicCache(config=model.config.get_text_config(decoder=True)) if takes_one else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Container, Mapping
 from typing import Any
 
@@ -64,6 +65,15 @@ RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 def cache_name(inputs: Container[str]) -> str:
     """What the forward with the arguments `inputs` calls its cache; `CACHE` where it takes none."""
     return _STATE_CACHE if CACHE not in inputs and _STATE_CACHE in inputs else CACHE
+
+
+def takes_cache(inputs: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether the forward with the arguments `inputs` takes a cache of Transformers' kind.
+
+    XLM has an argument of that name for a dictionary of its own, and generate() never gives it one.
+    """
+    found = inputs.get(cache_name(inputs))
+    return found is not None and "dict" not in str(found.annotation)
 
 
 def given_caches(inputs: Mapping[str, Any]) -> tuple[Any, ...]:

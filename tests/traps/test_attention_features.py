@@ -2,11 +2,12 @@
 
 import pytest
 
-from relay_hf import attention, layer_attention
+from relay_hf import layer_attention
 from relay_hf.architectures import ARCHITECTURES, Architecture
 from relay_hf.cache_utils import RelayLayer, cache
 from relay_hf.frame import Frame
 from relay_hf.testing import prompts
+from relay_hf.upstream import attention
 
 from .compare import RECENT, assert_relayed, assert_untouched, assert_wrong, leave_out, pair
 
@@ -59,7 +60,7 @@ def test_a_bias_that_the_operator_does_not_know_is_untouched(monkeypatch):
 
 def test_a_bias_that_the_operator_does_not_know_needs_the_guard(monkeypatch):
     without_code_of_its_own(monkeypatch)
-    monkeypatch.setattr(attention, "HARMLESS_ARGUMENTS", attention.HARMLESS_ARGUMENTS | {"position_bias"})
+    monkeypatch.setattr(attention, "KNOWN_ARGUMENTS", attention.KNOWN_ARGUMENTS | {"position_bias"})
     assert_wrong(pair("inkling_text"), EQUAL)
 
 
