@@ -17,7 +17,7 @@ from .cache_utils import RelayCache
 from .report import RelayReport
 from .upstream.caches import mark_as_users
 from .upstream.models import is_librarys
-from .upstream.names import CALLERS_CODE
+from .upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -35,6 +35,7 @@ class Call:
         owner: the handle of the model that generates.
         modules: all modules of the model, listed once.
         configs: those of them whose attention implementation a relayed forward switches.
+        inputs: names of the model's inputs that the caller gave to generate(), the first apart; None outside of it.
         names_cache: the caller named a cache implementation.
         own_loop: the decoding loop is the caller's (`custom_generate`).
         callers_code: code of the caller's runs between the steps, and may do anything to the model meanwhile.
@@ -54,6 +55,7 @@ class Call:
     owner: object
     modules: list[nn.Module]
     configs: list[PreTrainedConfig]
+    inputs: frozenset[str] | None = None
     names_cache: bool = False
     own_loop: bool = False
     callers_code: bool = False
@@ -74,6 +76,7 @@ class Call:
         if args:
             with suppress(TypeError):
                 arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
+        self.inputs = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys()) - GENERATE_ARGUMENTS
         config = arguments.get("generation_config")
         self.names_cache = bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None))
         self.own_loop = arguments.get("custom_generate") is not None

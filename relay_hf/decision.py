@@ -14,6 +14,7 @@ from .call import open_call
 from .ops import resolve_backend
 from .placement import device_of
 from .prefix import Prompts, Run, keeping_refusal, pruned, walk
+from .reasons import Reason, Refusal
 from .sharing import Decision, find, look
 from .upstream.caches import attending, keeps_state, was_looked_at
 from .upstream.models import new_tokens
@@ -85,8 +86,11 @@ def _weigh(
 ) -> Decision:
     """What the rows share, and whether it is to be shared. `new`: tokens to generate for a row, at most."""
     model = relay.model
-    keep = prompts.longest >= relay.config.min_prefix_length and relay.keeper.budget > 0
-    keep = keep and keeping_refusal(model, open_call().modules) is None
+    unkept = None
+    if relay.keeper.budget == 0:
+        unkept = Reason.ROW_WITHOUT_BUDGET.of()
+    elif prompts.longest >= relay.config.min_prefix_length:
+        unkept = keeping_refusal(model, open_call().modules)
     positions = architecture.positions
     if positions == "given" and "position_ids" not in relay.forward_inputs:
         positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
@@ -94,7 +98,7 @@ def _weigh(
     # recurrent layer that goes on token by token would do so in every level but the first.
     recurrent = architecture.recurrent if keeps_state(cache) else None
     one_level = recurrent == "steps" or architecture.parted or positions == "columns"
-    found = find(relay, prompts, keep, one_level, recurrent, reuse)
+    found = find(relay, prompts, unkept, one_level, recurrent, reuse)
     if found.relays and relay.config.policy == "auto":
         _prune(relay, found, new, device)
     if not found.relays:
@@ -107,7 +111,7 @@ def _weigh(
 
 def _gate_refusal(
     relay: Relay, found: Decision, new: int, architecture: Architecture, cache: Cache | None, device: torch.device
-) -> str | None:
+) -> Refusal | None:
     """Why sharing what was found is not expected to pay, or None. `new`: tokens to generate for a row, at most."""
     prompts, model = found.prompts, relay.model
     rows = len(prompts.ids)
@@ -138,28 +142,28 @@ def refusal(
     first: bool,
     cache: Cache | None,
     device: torch.device | None = None,
-) -> str | None:
+) -> Refusal | None:
     """Why a call is not served whatever its rows share, or None. Arguments as for `decide`; `cache`: stock's."""
     call = open_call()
     if relay.config.policy == "off":
-        return "policy 'off'"
+        return Reason.POLICY_OFF.of()
     return (
         relay.model_refusal
         or _backend_refusal(relay, device)
         or eligibility.model_refusal(relay.model)
         or eligibility.attention_refusal(call.modules, call.configs)
-        or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache)
+        or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache, call.inputs, call.names_cache)
         or eligibility.training_refusal(call.modules, call.configs)
         or eligibility.hook_refusal(call.modules, relay)
     )
 
 
-def _backend_refusal(relay: Relay, device: torch.device | None) -> str | None:
+def _backend_refusal(relay: Relay, device: torch.device | None) -> Refusal | None:
     """Why the backend that was asked for by name can't compute for this model, or None."""
     try:
         _ = relay.backend if device is None else resolve_backend(relay.config.backend, device, relay.model.dtype)
     except RuntimeError as error:
-        return str(error)
+        return Reason.UNFIT_CALL.of(why=error)
     return None
 
 
@@ -180,7 +184,7 @@ def _stock_cache(relay: Relay, inputs: dict) -> Cache | None:
 def _prune(relay: Relay, found: Decision, new: int, device: torch.device) -> None:
     """Leave out the runs that are not expected to pay. `new`: tokens to generate for a row, at most."""
     known = gate.costs(open_call().modules, relay.text_config, device, relay.model.dtype)
-    if isinstance(known, str):
+    if isinstance(known, Refusal):
         return
 
     def pays(tokens: int, run: Run) -> bool:
@@ -190,4 +194,4 @@ def _prune(relay: Relay, found: Decision, new: int, device: torch.device) -> Non
 
     found.runs = pruned(found.runs, pays)
     if not found.relays:
-        found.refused = "policy 'auto': sharing what some of the rows start with is not expected to pay"
+        found.refused = Reason.RUNS_COST_MORE.of()

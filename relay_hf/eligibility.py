@@ -17,6 +17,7 @@ from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
 from .placement import device_of
+from .reasons import Reason, Refusal
 from .selection import users_implementation
 from .upstream.attention import eager_attention, registered_attention, registered_mask
 from .upstream.caches import is_plain, is_users
@@ -44,127 +45,146 @@ class TokenIdError(ValueError):
     """A token id that the model has no embedding for. Stock would fail too, on a GPU for good and without a name."""
 
 
-def model_refusal(model: PreTrainedModel) -> str | None:
+def model_refusal(model: PreTrainedModel) -> Refusal | None:
     """Why no call of this model is served, or None."""
     if model.config.is_encoder_decoder:
-        return "encoder-decoder models are not relayed"
+        return Reason.ENCODER_DECODER.of()
     config = text_config(model)
     known = architecture_of(config)
     if known.untouched is not None:
-        return known.untouched
+        return Reason.UNFIT_MODEL.of(why=known.untouched)
     if known.parted:
         # Attention code of the model's own is not seen to be causal, so what says otherwise is read.
         if known.decoder and not config.is_decoder:
-            return "attention is not causal: the model's configuration has is_decoder=False"
+            return Reason.NO_DECODER.of()
         if is_bidirectional(config):
-            return "attention is not causal: the model's configuration has use_bidirectional_attention"
+            return Reason.BIDIRECTIONAL.of()
     if replaced_preparation(model):
-        return "prepare_inputs_for_generation was replaced on this model"
+        return Reason.PREPARATION.of()
     return None
 
 
-def attention_refusal(modules: Iterable[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
+def attention_refusal(modules: Iterable[nn.Module], configs: Iterable[PreTrainedConfig]) -> Refusal | None:
     """Why what the model calls attention may be something else, or None: relayed forwards would not run it."""
     for config in configs:
         name = users_implementation(config)
         if name is not None and name not in KNOWN_ATTENTION:
-            return f"the attention implementation {name!r} may compute something else than attention"
+            return Reason.ATTENTION.of(name=name)
         for what, function in (("", registered_attention(name)), ("mask of the ", registered_mask(name))):
             origin = getattr(function, "__module__", "")
             if function is not None and not is_librarys(origin):
                 origin = origin or type(function).__name__
-                return f"the {what}attention implementation {name!r} was replaced by one from {origin}"
+                return Reason.ATTENTION_REPLACED.of(what=what, name=name, origin=origin)
     if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
-        return "torch.nn.functional.scaled_dot_product_attention was replaced"
+        return Reason.SDPA_REPLACED.of()
     for kind in set(map(type, modules)):
         if kind.__module__.startswith("torch.ao.nn.quantized.dynamic"):
-            return "layers that torch.ao has quantized dynamically scale a batch by what is in it"
+            return Reason.QUANTIZED_BY_BATCH.of()
         eager = eager_attention(kind)
         origin = getattr(eager, "__module__", "")
         if eager is not None and origin != kind.__module__ and not is_librarys(origin):
             origin = origin or type(eager).__name__
-            return f"eager_attention_forward of {kind.__module__} was replaced by one from {origin}"
+            return Reason.EAGER_REPLACED.of(module=kind.__module__, origin=origin)
     return None
 
 
-def hook_refusal(modules: Iterable[nn.Module], ours: object) -> str | None:
+def hook_refusal(modules: Iterable[nn.Module], ours: object) -> Refusal | None:
     """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes.
 
     `ours` is the handle whose bound methods are the relay's own hooks.
     """
     if _global_forward_hooks or _global_forward_pre_hooks:
-        return "a forward hook on all modules would see the prefix apart from the rows"
+        return Reason.HOOK_ON_ALL.of()
     for module in modules:
         if module._forward_hooks or module._forward_pre_hooks:
             for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
                 if getattr(hook, "__self__", None) is not ours and not is_harmless_hook(hook):
-                    return f"a forward hook on {type(module).__name__} would see the prefix apart from the rows"
+                    return Reason.HOOK.of(module=type(module).__name__)
     return None
 
 
-def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedConfig]) -> str | None:
+def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedConfig]) -> Refusal | None:
     """Why a model in training mode is not served: only where dropout and checkpointing are off is it the same model."""
     if not any(module.training for module in modules):
         return None
     for module in modules:
         if checkpoints_gradients(module):
-            return "gradient checkpointing is on"
+            return Reason.CHECKPOINTING.of()
         if isinstance(module, nn.Dropout) and module.training and module.p > 0:
-            return f"dropout is active ({module.p})"
+            return Reason.DROPOUT.of(probability=module.p)
     for config in configs:
         for name, value in vars(config).items():
             if isinstance(value, float) and value > 0 and any(word in name for word in RANDOM_IN_TRAINING):
-                return f"the model is random in training mode ({name}={value})"
+                return Reason.RANDOM_IN_TRAINING.of(name=name, value=value)
     return None
 
 
 def call_refusal(
-    input_ids: Tensor, generation_config: GenerationConfig, inputs: dict, first: bool, stock_cache: Cache | None
-) -> str | None:
+    input_ids: Tensor,
+    generation_config: GenerationConfig,
+    inputs: dict,
+    first: bool,
+    stock_cache: Cache | None,
+    given: frozenset[str] | None = None,
+    asked_for_cache: bool = False,
+) -> Refusal | None:
     """Why this call is not served, or None.
 
-    `inputs` are the keyword inputs of the forward, as generate() has them; `stock_cache` is the cache among them, or
-    what stands for it.
+    Args:
+        input_ids: `[B, L]`.
+        generation_config: as generate() resolved it.
+        inputs: the keyword inputs of the forward, as generate() has them.
+        first: generate()'s `is_first_iteration`.
+        stock_cache: the cache among the inputs, or what stands for it.
+        given: names of those that the caller gave; None where that is not known.
+        asked_for_cache: the caller named a kind of cache.
     """
     if not first:
-        return "this call is an assistant's, which rolls back its cache"
+        return Reason.ASSISTANT.of()
     if torch.is_grad_enabled():
-        return "gradients are recorded"
+        return Reason.GRADIENTS.of()
     if generation_config.use_cache is False or inputs.get("use_cache") is False:
-        return "use_cache=False"
+        return Reason.WITHOUT_CACHE.of()
     for name in ("output_attentions", "output_hidden_states"):
         if inputs.get(name) or getattr(generation_config, name, False):
-            return f"{name}=True needs every prompt token in every row"
+            return Reason.ALL_OUTPUTS.of(name=name)
     for name, value in inputs.items():
         empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
         if not empty and name not in KNOWN_INPUTS:
-            return f"the call has an input that is not relayed, {name!r}"
+            # Of images, say, generate() makes what the forward is given.
+            callers = given is None or given - KNOWN_INPUTS
+            return (Reason.INPUT_GIVEN if callers else Reason.INPUT_ADDED).of(name=name)
     if inputs.get("logits_to_keep") not in (None, 1):
-        return "logits of prompt tokens are asked for"
+        return Reason.PROMPT_LOGITS.of()
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
-        return "there is no prompt to share"
+        return Reason.NO_PROMPT.of()
     if is_users(stock_cache) and not isinstance(stock_cache, RelayCache):
-        return f"{CACHE} was given by the caller"
-    return cache_refusal(stock_cache)
+        return Reason.CACHE_GIVEN.of(name=CACHE)
+    return cache_refusal(stock_cache, asked_for_cache)
 
 
-def padding_refusal(attended: Tensor | None) -> str | None:
+def padding_refusal(attended: Tensor | None) -> Refusal | None:
     """Why a mask forbids it, or None. `attended`: `[B, n]` bool, on the host, or None where all tokens are."""
     if attended is None or bool(attended[:, -1].all()):
         return None
     # What it is generated from may see nothing at all, and then each implementation makes up something else.
-    return "a row ends in padding"
+    return Reason.PADDED_END.of()
 
 
-def cache_refusal(stock_cache: Cache | None) -> str | None:
-    """Why a RelayCache can't take the place of the cache that stock would use, or None."""
+def cache_refusal(stock_cache: Cache | None, asked: bool = False) -> Refusal | None:
+    """Why a RelayCache can't take the place of the cache that stock would use, or None.
+
+    `asked`: the caller has asked for that kind of cache.
+    """
     if isinstance(stock_cache, RelayCache):
         return None
-    if stock_cache is None or not is_plain(stock_cache):
-        kind = "no cache" if stock_cache is None else f"a {type(stock_cache).__name__}"
-        return f"generate() uses {kind} here, in place of a plain DynamicCache"
+    if stock_cache is None:
+        return Reason.NO_CACHE.of()
+    if not is_plain(stock_cache):
+        reason = Reason.OTHER_CACHE_ASKED if asked else Reason.OTHER_CACHE
+        return reason.of(kind=type(stock_cache).__name__)
     unfit = unsupported_layer(stock_cache)
-    return None if unfit is None else f"{unfit}, which is not shared"
+    return None if unfit is None else Reason.LAYER.of(layer=unfit)
 
 
 def recurrent_refusal(
@@ -173,7 +193,7 @@ def recurrent_refusal(
     chunked: bool = False,
     padded: bool = False,
     holes: bool = False,
-) -> str | None:
+) -> Refusal | None:
     """Why a model with recurrent layers is not served, or None.
 
     Args:
@@ -182,17 +202,17 @@ def recurrent_refusal(
         holes: some row's mask has any behind its first token.
     """
     if architecture.recurrent is None:
-        return f"recurrent layers of type {text_config(model).model_type!r} are not known to go on from a shared state"
+        return Reason.RECURRENT.of(kind=text_config(model).model_type)
     if chunked:
-        return "chunked prefill: where chunks of recurrent layers begin changes stock's own output"
+        return Reason.CHUNKED_STATES.of()
     if holes:
-        return "a mask with holes, which recurrent layers see as tokens"
+        return Reason.HOLES_IN_STATES.of()
     if padded and any(_shows_padding(module) for module in model.modules()):
-        return "padding, which a projection with a bias shows to the convolutions of recurrent layers"
+        return Reason.PADDED_STATES.of()
     if device_of(model).type != "cpu":
         for name in _RECURRENT_KERNELS:
             if importlib.util.find_spec(name) is not None:
-                return f"recurrent kernels of {name!r} are not known to go on from a shared state"
+                return Reason.RECURRENT_KERNELS.of(package=name)
     return None
 
 
@@ -210,20 +230,20 @@ def _shows_padding(module: nn.Module) -> bool:
     return bool(convolutions) and any(child not in convolutions for child in biased)
 
 
-def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: str) -> str | None:
+def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: str) -> Refusal | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
     `position_ids`: those of the call; `positions`: as in the table of types.
     """
     given = position_ids is not None and positions != "columns"
     if bool(prompts.start.any()) and not given and positions != "relative":
-        return "the model counts columns, and rows are padded"
+        return Reason.PADDED_COLUMNS.of()
     if position_ids is None:
         return None
     if prompts.holes and not given:  # GIT takes those of a prompt's first forward alone
-        return "the model counts columns, and a mask with holes leaves some out"
+        return Reason.HOLES_IN_COLUMNS.of()
     if position_ids.dim() != 2:
-        return f"position_ids have {position_ids.dim()} dimensions"
+        return Reason.POSITIONS_OF_MODEL.of(dimensions=position_ids.dim())
     rows, columns = prompts.ids.shape
     expected = np.arange(columns)
     if prompts.attended is not None:
@@ -231,15 +251,15 @@ def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: s
         expected = np.where(attended, attended.cumsum(axis=1) - 1, 0)
     fits = position_ids.shape[1] == columns and (prompts.attended is None or len(position_ids) == rows)
     same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
-    return None if same else "position_ids were given by the caller"
+    return None if same else Reason.POSITIONS_GIVEN.of()
 
 
-def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> str | None:
+def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> Refusal | None:
     """Why RoPE forbids a prompt of `length` tokens: its frequencies are others than those of a shorter prefix."""
     for config in configs:
         limit = rope_limit(config)
         if limit is not None and length >= limit:
-            return f"RoPE changes beyond {limit} tokens, and the prompt has {length}"
+            return Reason.LONG_ROPE.of(limit=limit, length=length)
     return None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from .keeping import context_of
 from .memory import is_out_of_memory
+from .reasons import Reason, Source
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ logger = logging.getLogger("relay_hf")
 
 def finish(relay: Relay, call: Call) -> RelayReport:
     """Hand back what a call has used, and report it; no Exception leaves this."""
-    report = call.report or RelayReport(False, "this mode of generate() does not start with its common prefill")
+    report = call.report or RelayReport.untouched(Reason.NO_COMMON_PREFILL.of())
     stepper = call.stepper
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(relay, call)
@@ -38,7 +39,16 @@ def finish(relay: Relay, call: Call) -> RelayReport:
             report.graph_reason = stepper.reason
     with guarded("the report of this call could not be logged"):
         logger.info("%s", report)
+        tell(relay, report.reason, report.reason_source)
     return report
+
+
+def tell(relay: Relay, reason: str, source: Source | None) -> None:
+    """Warn of a call that is left to stock, once for a model and a reason, unless the reason is its caller's own."""
+    if source in ("model", "transformers") and relay.is_news(reason):
+        what = type(relay.model).__name__
+        more = "This is said once; model.relay.last has the reason of each call."
+        logger.warning("relay_hf: a call of this %s goes on as stock: %s. %s", what, reason, more)
 
 
 def _fill_given(relay: Relay, call: Call) -> None:

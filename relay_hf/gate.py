@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from .reasons import Reason, Refusal
+
 _FORWARD_HOST = 1.2e-3  # seconds of Python that a forward takes a decoder layer, on a 2.5 GHz core
 _OWN_CODE = 6  # times the operator's overhead: 0.7 ms a layer in place of 0.12, with tiny operands
 _KEEPING = 5e-4  # seconds a layer that it takes to keep a row: the model is looked at three times, its KV copied
@@ -146,17 +148,17 @@ def costs(
     device: torch.device,
     dtype: torch.dtype,
     attending: float = 1.0,
-) -> tuple[ModelCost, Machine] | str:
-    """What the model of `modules` and `config` costs, and on what; in words why that is not known."""
+) -> tuple[ModelCost, Machine] | Refusal:
+    """What the model of `modules` and `config` costs, and on what; or why that is not known."""
     machine = Machine.of(device, dtype)
     if machine is None:
-        return f"policy 'auto': what calls cost on {device.type} is not known; policy='always' relays"
+        return Reason.DEVICE_COST.of(device=device.type)
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
-        return "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays"
+        return Reason.DEVICE_UNMEASURED.of()
     try:
         return ModelCost.of(modules, config, attending), machine
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        return f"policy 'auto': what the model costs is not known ({type(error).__name__}); policy='always' relays"
+        return Reason.MODEL_COST.of(error=type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ class Verdict:
     """
 
     gain: float | None
-    refused: str | None
+    refused: Refusal | None
 
 
 def judge(
@@ -182,11 +184,10 @@ def judge(
 ) -> Verdict:
     """Whether relaying a call of the model of `modules` and `config` is expected to pay."""
     known = costs(modules, config, device, dtype, attending)
-    if isinstance(known, str):
+    if isinstance(known, Refusal):
         return Verdict(None, known)
     gain = expected_gain(shape, *known)
-    why = f"policy 'auto': relaying is expected to cost {-gain * 1e3:.0f} ms more than it saves"
-    return Verdict(gain, None if gain > 0 else why)
+    return Verdict(gain, None if gain > 0 else Reason.COSTS_MORE.of(milliseconds=-gain * 1e3))
 
 
 def run_gain(

@@ -13,6 +13,7 @@ from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
+from .ending import tell
 from .errors import RECHOSEN, RelayError, UnfitModelError
 from .forward import own_columns
 from .graphs import own_copy
@@ -22,6 +23,7 @@ from .memory import free_bytes, is_out_of_memory
 from .passes import run, run_gapless
 from .placement import device_of
 from .prefix import on_host
+from .reasons import Reason, Refusal
 from .report import RelayReport
 from .sharing import Decision
 from .transcript import Transcript
@@ -83,8 +85,12 @@ def prefill(
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and may hold what layers stored before the failure
-        decision = Decision(_failure_reason(error, lacking))
-        logger.warning("relay_hf: the call goes on as stock: %s", decision.reason)
+        failure = _failure(error, lacking)
+        decision = Decision(failure)
+        if failure.source == "call":
+            logger.warning("relay_hf: the call goes on as stock: %s", failure)
+        else:
+            tell(relay, failure, failure.source)
     finally:
         call.capture = None
     call.cache = call.transcript = None
@@ -96,11 +102,11 @@ def prefill(
     outputs = stock(*arguments, is_first_iteration)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
     if unfit:
-        relay.model_refusal = decision.reason
+        relay.model_refusal = decision.refused
     elif unforeseen:
         relay.unexplained += 1
         if relay.unexplained > 1:  # once may be the moment's fault, twice is the model's
-            relay.model_refusal = decision.reason
+            relay.model_refusal = decision.refused
     return outputs
 
 
@@ -114,12 +120,13 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
         call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
 
 
-def _failure_reason(error: Exception, lacking: bool) -> str:
+def _failure(error: Exception, lacking: bool) -> Refusal:
+    """What a relayed prefill has raised, as the reason why its call is left to stock."""
     if isinstance(error, RelayError):
-        return str(error)
-    message = str(error).partition("\n")[0]  # torch.compile's are pages long
-    raised = f"a relayed prefill raised {type(error).__name__}: {message}"
-    return f"out of memory: {raised}" if lacking else raised
+        reason = Reason.UNFIT_MODEL if isinstance(error, UnfitModelError) else Reason.UNFIT_CALL
+        return reason.of(why=error)
+    reason = Reason.OUT_OF_MEMORY if lacking else Reason.PREFILL_RAISED
+    return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's are pages
 
 
 def _relayed(
@@ -210,32 +217,32 @@ def _continue(
     """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
     if not cache.kv_layers:  # nothing in it says how many columns it has seen
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
-        reason = "a returned cache of recurrent layers alone; continued on a DynamicCache"
-        return RelayReport(False, reason, rows=len(input_ids))
+        return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
     if refused is None and cache.context not in (None, context_of(relay.model)):
-        refused = "the cache was filled on another device, in another dtype, or under another autocast or arithmetic"
+        refused = Reason.CACHE_ELSEWHERE.of()
     if generation_config.prefill_chunk_size is not None and not CHUNKS_GO_ON:
-        refused = "in chunks, this Transformers puts all of a text through on top of what a returned cache holds"
+        refused = Reason.CHUNKS_ON_CACHE.of()
     if refused is None and not cache.is_shared:
         # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
-        refused = "a returned cache that shares nothing"
+        refused = Reason.CACHE_UNSHARED.of()
     if refused is None and attended is not None and attended.shape[1] <= past:
         # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
-        refused = "attention_mask ends before what the returned cache holds"
+        refused = Reason.CACHE_LONGER.of()
     try:
         holes = own_columns(cache, attended)
         cache.rows.holes = None if holes is None else holes.to(input_ids.device)
     except RelayError as error:
-        refused = refused or str(error)
+        refused = refused or Reason.UNFIT_CALL.of(why=error)
     columns = max(input_ids.shape[1] - past, 0)
     computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
     if refused is not None:
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
-        reason = f"{refused}; continued on a DynamicCache"
-        return RelayReport(False, reason, rows=len(input_ids), prompt_tokens_computed=computed)
+        report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
+        report.reason += "; continued on a DynamicCache"
+        return report
     if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
         cache.rows.own_start = own_copy(cache.rows.own_start)  # it would be one for good
     cache.rows.reserve = max((generation_config.max_length or 0) - cache.rows.offset, 0)

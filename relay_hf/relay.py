@@ -33,6 +33,7 @@ from .memory import is_out_of_memory
 from .ops import resolve_backend
 from .placement import device_of
 from .prefix import KeptPrefix, all_modules
+from .reasons import Reason, Refusal
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
 from .selection import attention_configs
@@ -69,12 +70,13 @@ class Relay:
         self.keeper = self._new_keeper()
         self.graphs = Graphs(self)
         self.last: RelayReport | None = None
-        self.model_refusal: str | None = None
+        self.model_refusal: Refusal | None = None
         self.unexplained = 0
         self.shadowed = shadowed
         self.stock = self._find_stock()
         self.handles: list[RemovableHandle] = []
         self._stats = RelayStats()
+        self._told: set[str] = set()
         self._open: set[Call] = set()
         self._lock = threading.Lock()
         self._signature: tuple[Callable[..., Any], Mapping[str, inspect.Parameter]] | None = None
@@ -240,7 +242,7 @@ class Relay:
                 self.keep_row(call)
                 return outputs
             except BaseException as error:
-                call.report = call.report or RelayReport(False, f"the call raised {type(error).__name__}")
+                call.report = call.report or RelayReport.untouched(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
                 raise
             finally:
                 self._count(finish(self, call))
@@ -277,6 +279,13 @@ class Relay:
         with self._lock:
             self.last = report
             self._stats.add(report)
+
+    def is_news(self, reason: str) -> bool:
+        """Whether a reason is told for the first time."""
+        with self._lock:
+            known = reason in self._told
+            self._told.add(reason)
+        return not known
 
     # -- for the prefill ---------------------------------------------------------------------------------------------
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from .reasons import Refusal, Source
 
 
 @dataclass
@@ -12,6 +15,9 @@ class RelayReport:
     Attributes:
         relayed: whether what rows share was stored and read once for all of them.
         reason: why, in words.
+        reason_source: whose reason it is that the call was left to stock: the "call"'s (what its caller asked for or
+            gave), the "model"'s (its type, mode, hooks, adapters, quantization, device), or "transformers"'; None where
+            it was relayed.
         rows: rows that the model ran, after `num_return_sequences` and `num_beams` (rows).
         prefix_length: the longest start of a row that it shares with others (tokens).
         prefix_tokens_reused: how much of what rows share, or start with, had been kept from earlier calls (tokens).
@@ -29,6 +35,7 @@ class RelayReport:
 
     relayed: bool
     reason: str
+    reason_source: Source | None = None
     rows: int = 0
     prefix_length: int = 0
     prefix_tokens_reused: int = 0
@@ -41,6 +48,11 @@ class RelayReport:
     graph_steps: int = 0
     graph_bytes: int = 0
     graph_reason: str = ""
+
+    @classmethod
+    def untouched(cls, refusal: Refusal, **facts: Any) -> RelayReport:
+        """The report of a call that was left to stock; `facts` are other fields."""
+        return cls(False, str(refusal), refusal.source, **facts)
 
     def __repr__(self) -> str:
         if not self.relayed:

@@ -13,6 +13,7 @@ from .cache_utils import SharedRun
 from .call import open_call
 from .keeping import Kept, reach_of
 from .prefix import Match, Prompts, Run, Witness, divided, pruned, shared_runs, walk
+from .reasons import Reason, Refusal
 from .report import RelayReport
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Decision:
         gain: seconds that policy "auto" expects relaying to save, at least; None where nobody asked, or it isn't known.
     """
 
-    refused: str | None = None
+    refused: Refusal | None = None
     prompts: Prompts = NO_PROMPTS
     runs: list[Run] = field(default_factory=list)
     matches: Sequence[Match] = ()
@@ -112,8 +113,8 @@ class Decision:
     def report(self) -> RelayReport:
         """The decision as a report, before any byte is measured and any backend has run."""
         rows, tokens = len(self.prompts.ids), self.prompts.tokens
-        if not self.relays:
-            return RelayReport(False, self.reason, rows=rows, prompt_tokens_computed=tokens)
+        if self.refused is not None:
+            return RelayReport.untouched(self.refused, rows=rows, prompt_tokens_computed=tokens)
         runs = [run for _, run in walk(self.runs)]
         saved = sum((len(run.rows) - (not run.kept)) * len(run.ids) for run in runs)
         return RelayReport(
@@ -129,14 +130,19 @@ class Decision:
 
 
 def find(
-    relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None, reuse: bool = True
+    relay: Relay,
+    prompts: Prompts,
+    unkept: Refusal | None,
+    one_level: bool,
+    recurrent: str | None,
+    reuse: bool = True,
 ) -> Decision:
     """What the rows share, and what of it is kept, going by the tokens alone.
 
     Args:
         relay: the model's handle.
         prompts: the rows.
-        keep: whether prefixes of the model may be kept between calls.
+        unkept: why no prefix of the model is kept between calls, or None.
         one_level: only what all rows share can be shared.
         recurrent: how recurrent layers go on from a state (see `architectures.py`); None where there are none.
         reuse: whether to go on from what is kept.
@@ -151,6 +157,7 @@ def find(
     rows = prompts.rows(own)
     if one_level and count > 1:
         rows = [runs[0].ids if runs else prompts.ids[0, :0]] * count
+    keep = unkept is None and prompts.longest >= least
     matches, kept_of = [Match()] * count, None
     if keep and reuse:
         matches, kept_of = relay.keeper.match(rows, reach_of(relay.model), open_call().modules)
@@ -169,12 +176,20 @@ def find(
     keep_row = keep and count == 1 and prompts.tokens >= least and stocks_loop
     found = Decision(None, prompts, runs, matches, kept_of, None, keep, keep_row)
     if not found.relays:
-        what = f"the rows share {longest} tokens" if count > 1 else f"one row of {prompts.tokens} tokens"
-        found.refused = f"{what}, fewer than min_prefix_length={least}"
-        if count == 1 and prompts.tokens >= least:
-            why = "in a decoding loop of the caller's" if keep else "of which nothing can be kept"
-            found.refused = f"one row, {why}"
+        found.refused = _nothing_to_share(found, longest, least, unkept)
     return found
+
+
+def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal | None) -> Refusal:
+    """Why rows that start alike for `longest` tokens at most share nothing."""
+    prompts = found.prompts
+    if len(prompts.ids) > 1:
+        return Reason.SHORT_PREFIX.of(tokens=longest, least=least)
+    if prompts.tokens < least:
+        return Reason.SHORT_ROW.of(tokens=prompts.tokens, least=least)
+    if unkept is None:
+        return Reason.ROW_IN_OWN_LOOP.of()
+    return unkept if unkept.source == "call" else Reason.ROW_NOT_KEPT.of(why=unkept)
 
 
 def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], Witness | None]:

@@ -15,6 +15,7 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 import relay_hf
 from relay_hf import decision, sharing
 from relay_hf.prefix import Prompts
+from relay_hf.reasons import Refusal
 from relay_hf.relay import Relay
 from relay_hf.sharing import Decision
 from relay_hf.upstream.names import CACHE
@@ -126,9 +127,14 @@ def one_level(bench: Bench) -> Call:
     bench.twin.relay.clear()
 
     def find(
-        relay: Relay, prompts: Prompts, keep: bool, one_level: bool, recurrent: str | None, reuse: bool = True
+        relay: Relay,
+        prompts: Prompts,
+        unkept: Refusal | None,
+        one_level: bool,
+        recurrent: str | None,
+        reuse: bool = True,
     ) -> Decision:
-        return sharing.find(relay, prompts, keep, True, recurrent, reuse)
+        return sharing.find(relay, prompts, unkept, True, recurrent, reuse)
 
     def call() -> Tensor:
         with mock.patch.object(decision, "find", find):

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..reasons import Reason, Refusal
 from .module_state import PlaceInModel, attributes, module_state
 from .samples import samples
 
@@ -81,31 +82,31 @@ class Witness:
         return new
 
 
-def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> str | None:
+def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
     """Why prefixes of this model live for one call only, or None when they may be kept."""
     if getattr(model, "hf_quantizer", None) is not None:
-        return "the model is quantized"
+        return Reason.QUANTIZED.of()
     if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
-        return "the model is quantized"  # by layers whose weights no attribute shows
+        return Reason.QUANTIZED.of()  # by layers whose weights no attribute shows
     device = None
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:
-            return "the model is in training mode"
+            return Reason.TRAINING_MODE.of()
         if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
-            return "a module's forward was replaced"
+            return Reason.FORWARD_REPLACED.of()
         if not module._parameters:
             continue
         for parameter in module._parameters.values():
             if parameter is None:
                 continue
             if parameter.is_inference():
-                return "the parameters were made in inference mode"
+                return Reason.INFERENCE_PARAMETERS.of()
             if type(parameter) is not nn.Parameter:
-                return f"a parameter is a {type(parameter).__name__}"
+                return Reason.PARAMETER_KIND.of(kind=type(parameter).__name__)
             if device is None:
                 device = parameter.device
             elif parameter.device != device:
-                return "the model lies on several devices"
+                return Reason.SEVERAL_DEVICES.of()
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any
 
@@ -110,6 +110,14 @@ _MASK_EXTRAS = ("allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_to
 FACTS = (
     # generate()
     _takes(GenerationMixin, PREFILL, "input_ids", "generation_config", "model_kwargs", "is_first_iteration"),
+    *(
+        Fact(
+            f"what GenerationMixin.{loop} begins with",
+            [PREFILL],
+            partial(_mentions, GenerationMixin, loop, [PREFILL]),
+        )
+        for loop in ("_sample", "_beam_search")
+    ),
     *(
         _takes(
             GenerationMixin,

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Container, Mapping
 from typing import Any
 
+from transformers import GenerationConfig, GenerationMixin
+
 from .version import MINOR
 
 # The cache, in generate()'s keyword inputs, forwards, outputs and mask functions. Until 5.23 models with no attention
@@ -56,6 +58,10 @@ KNOWN_ATTENTION = frozenset(
 # Arguments of generate() that may bring code of the caller's, one or a list.
 CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 CRITERIA = "stopping_criteria"
+# All arguments of generate() that are no inputs of the model, options included.
+GENERATE_ARGUMENTS = frozenset(
+    {"input_ids", *inspect.signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
+)
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
 # What a configuration calls the things that make a model in training mode random.

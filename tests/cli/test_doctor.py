@@ -8,6 +8,7 @@ import pytest
 import relay_hf
 from relay_hf.cli import system
 from relay_hf.kernels import torch_path, triton_path
+from relay_hf.reasons import Reason
 
 from .command import wrong
 
@@ -48,7 +49,8 @@ def test_every_check_fails_where_attention_is_wrong(run, monkeypatch):
 
 
 def test_a_call_that_is_left_to_stock_is_wrong(run, monkeypatch):
-    monkeypatch.setattr(relay_hf.eligibility, "model_refusal", lambda *arguments: "no reason at all")
+    no_reason = Reason.UNFIT_MODEL.of(why="no reason at all")
+    monkeypatch.setattr(relay_hf.eligibility, "model_refusal", lambda *arguments: no_reason)
     monkeypatch.setattr("relay_hf.cli.checks._triton_dtypes", lambda device: [])
     done = run("doctor")
     assert done.code == 1

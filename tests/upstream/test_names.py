@@ -22,7 +22,7 @@ PUBLIC = {
 # These are words of relay_hf's own too, or Python's.
 OURS = {
     *("__init__", "__module__", "__qualname__", "__self__", "indices", "key", "layer_idx", "module", "query"),
-    *("cpu", "query_length", "repeats", "reuse", "softcap", "value"),
+    *("cpu", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
 }
 # As an attribute it is relay_hf's own word for a RelayCache; as text or as an argument it is Transformers'.
 AMBIGUOUS = {"cache"}

@@ -1,0 +1,128 @@
+"""Why calls are left to stock: every reason there is, in words, and whose it is. The one table of them."""
+
+from __future__ import annotations
+
+from enum import Enum, unique
+from typing import Any, Literal
+
+Source = Literal["call", "model", "transformers"]
+
+
+class Refusal(str):
+    """A reason as it is of one call: its words, the figures filled in."""
+
+    reason: Reason
+
+    @property
+    def source(self) -> Source:
+        """Whose reason it is."""
+        return self.reason.source
+
+
+@unique
+class Reason(Enum):
+    """A reason, with whose it is and its words.
+
+    "call": what the caller asked for, or gave. "model": what the model is, or was made to be: its type, its mode, its
+    hooks, its adapters, its quantization, its device. "transformers": what Transformers does, whoever calls.
+    """
+
+    # What the caller asked for.
+    UNFIT_CALL = ("call", "{why}")
+    POLICY_OFF = ("call", "policy 'off'")
+    NO_COMMON_PREFILL = ("call", "this mode of generate() does not start with its common prefill")
+    RAISED_IN_CALL = ("call", "the call raised {error}")
+    ASSISTANT = ("call", "this call is an assistant's, which rolls back its cache")
+    GRADIENTS = ("call", "gradients are recorded")
+    WITHOUT_CACHE = ("call", "use_cache=False")
+    ALL_OUTPUTS = ("call", "{name}=True needs every prompt token in every row")
+    PROMPT_LOGITS = ("call", "logits of prompt tokens are asked for")
+    OTHER_CACHE_ASKED = ("call", "generate() uses a {kind} here, in place of a plain DynamicCache")
+    CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
+    # What the caller gave.
+    INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
+    CACHE_GIVEN = ("call", "{name} was given by the caller")
+    NO_PROMPT = ("call", "there is no prompt to share")
+    PADDED_END = ("call", "a row ends in padding")
+    HOLES_IN_STATES = ("call", "a mask with holes, which recurrent layers see as tokens")
+    PADDED_STATES = ("call", "padding, which a projection with a bias shows to the convolutions of recurrent layers")
+    PADDED_COLUMNS = ("call", "the model counts columns, and rows are padded")
+    HOLES_IN_COLUMNS = ("call", "the model counts columns, and a mask with holes leaves some out")
+    POSITIONS_GIVEN = ("call", "position_ids were given by the caller")
+    LONG_ROPE = ("call", "RoPE changes beyond {limit} tokens, and the prompt has {length}")
+    # What the rows share, and whether that pays.
+    SHORT_PREFIX = ("call", "the rows share {tokens} tokens, fewer than min_prefix_length={least}")
+    SHORT_ROW = ("call", "one row of {tokens} tokens, fewer than min_prefix_length={least}")
+    ROW_IN_OWN_LOOP = ("call", "one row, in a decoding loop of the caller's")
+    ROW_WITHOUT_BUDGET = ("call", "one row, of which nothing can be kept: max_store_bytes is 0")
+    COSTS_MORE = ("call", "policy 'auto': relaying is expected to cost {milliseconds:.0f} ms more than it saves")
+    RUNS_COST_MORE = (
+        "call",
+        "policy 'auto': sharing what some of the rows start with is not expected to pay",
+    )
+    # What happened meanwhile.
+    OUT_OF_MEMORY = ("call", "out of memory: a relayed prefill raised {error}: {message}")
+    # A returned cache, on which the call then goes on as a DynamicCache.
+    CACHE_ELSEWHERE = (
+        "call",
+        "the cache was filled on another device, in another dtype, or under another autocast or arithmetic",
+    )
+    CACHE_UNSHARED = ("call", "a returned cache that shares nothing")
+    CACHE_LONGER = ("call", "attention_mask ends before what the returned cache holds")
+    RETURNED_OF_STATES = ("model", "a returned cache of recurrent layers alone; continued on a DynamicCache")
+    # What the model is.
+    ENCODER_DECODER = ("model", "encoder-decoder models are not relayed")
+    NO_DECODER = ("model", "attention is not causal: the model's configuration has is_decoder=False")
+    BIDIRECTIONAL = ("model", "attention is not causal: the model's configuration has use_bidirectional_attention")
+    NO_CACHE = ("model", "generate() uses no cache here, in place of a plain DynamicCache")
+    OTHER_CACHE = ("model", "generate() uses a {kind} here, in place of a plain DynamicCache")
+    LAYER = ("model", "{layer}, which is not shared")
+    POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
+    RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")
+    RECURRENT_KERNELS = ("model", "recurrent kernels of {package!r} are not known to go on from a shared state")
+    # What was made of it: adapters, replaced attention, quantization, hooks, training.
+    PREPARATION = ("model", "prepare_inputs_for_generation was replaced on this model")
+    ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
+    ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by one from {origin}")
+    SDPA_REPLACED = ("model", "torch.nn.functional.scaled_dot_product_attention was replaced")
+    EAGER_REPLACED = ("model", "eager_attention_forward of {module} was replaced by one from {origin}")
+    QUANTIZED_BY_BATCH = ("model", "layers that torch.ao has quantized dynamically scale a batch by what is in it")
+    HOOK_ON_ALL = ("model", "a forward hook on all modules would see the prefix apart from the rows")
+    HOOK = ("model", "a forward hook on {module} would see the prefix apart from the rows")
+    CHECKPOINTING = ("model", "gradient checkpointing is on")
+    DROPOUT = ("model", "dropout is active ({probability})")
+    RANDOM_IN_TRAINING = ("model", "the model is random in training mode ({name}={value})")
+    # Of a single row nothing is gained but what is kept of it.
+    ROW_NOT_KEPT = ("model", "one row, of which nothing can be kept: {why}")
+    TRAINING_MODE = ("model", "the model is in training mode")
+    QUANTIZED = ("model", "the model is quantized")
+    FORWARD_REPLACED = ("model", "a module's forward was replaced")
+    INFERENCE_PARAMETERS = ("model", "the parameters were made in inference mode")
+    PARAMETER_KIND = ("model", "a parameter is a {kind}")
+    SEVERAL_DEVICES = ("model", "the model lies on several devices")
+    # What policy "auto" knows of it.
+    DEVICE_COST = ("model", "policy 'auto': what calls cost on {device} is not known; policy='always' relays")
+    DEVICE_UNMEASURED = (
+        "model",
+        "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays",
+    )
+    MODEL_COST = ("model", "policy 'auto': what the model costs is not known ({error}); policy='always' relays")
+    # What its type is known for, or a relayed prefill has shown.
+    UNFIT_MODEL = ("model", "{why}")
+    PREFILL_RAISED = ("model", "a relayed prefill raised {error}: {message}")
+    # What Transformers does.
+    CHUNKS_ON_CACHE = (
+        "transformers",
+        "in chunks, this Transformers puts all of a text through on top of what a returned cache holds",
+    )
+    INPUT_ADDED = ("transformers", "generate() gives the model an input that is not relayed, {name!r}")
+
+    def __init__(self, source: Source, words: str) -> None:
+        self.source = source
+        self.words = words
+
+    def of(self, **values: Any) -> Refusal:
+        """The reason of one call, with what is to stand in its words."""
+        refusal = Refusal(self.words.format(**values))
+        refusal.reason = self
+        return refusal

@@ -1,0 +1,227 @@
+"""Why calls are left to stock: one table of reasons, whose each is, and what is said of it aloud."""
+
+import ast
+import copy
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from transformers import GenerationMixin
+
+import relay_hf
+from helpers import generate
+from relay_hf.reasons import Reason
+from relay_hf.testing import prompts, tiny_model
+
+INPUTS = prompts(20, (3, 7, 1, 5))
+ONE = {name: value[1:2] for name, value in INPUTS.items()}
+PACKAGE = Path(relay_hf.__file__).parent
+
+
+def patched(model_type="llama", policy="always", **overrides):
+    return relay_hf.patch_model(tiny_model(model_type, **overrides), policy=policy)
+
+
+def warnings_of(caplog):
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno >= logging.WARNING and record.name == "relay_hf"
+    ]
+
+
+def with_dropout(model):
+    model.train()
+    model.model.layers[0].mlp.add_module("drop", nn.Dropout(0.1))
+
+
+def with_checkpointing(model):
+    model.train()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+
+
+def with_a_hook(model):
+    model.model.layers[0].register_forward_hook(lambda *args: None)
+
+
+def with_learnt_prompts(model):
+    model.prepare_inputs_for_generation = lambda *args, **kwargs: GenerationMixin.prepare_inputs_for_generation(
+        model, *args, **kwargs
+    )
+
+
+def with_dynamic_quantization(model):
+    model.lm_head = torch.ao.nn.quantized.dynamic.Linear.from_float(prepared(model.lm_head))
+
+
+def prepared(linear):
+    linear.qconfig = torch.ao.quantization.default_dynamic_qconfig
+    return linear
+
+
+OF_THE_MODEL = {
+    "training mode, with dropout": (with_dropout, Reason.DROPOUT),
+    "training mode, with checkpoints": (with_checkpointing, Reason.CHECKPOINTING),
+    "hooks": (with_a_hook, Reason.HOOK),
+    "adapters that learn a prompt": (with_learnt_prompts, Reason.PREPARATION),
+    "quantization": (with_dynamic_quantization, Reason.QUANTIZED_BY_BATCH),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("policy", ["always", "auto"])
+@pytest.mark.parametrize("what", OF_THE_MODEL)
+def test_a_reason_of_the_model_is_told_once(what, policy, caplog):
+    change, reason = OF_THE_MODEL[what]
+    model = patched(policy=policy)
+    change(model)
+    with torch.no_grad():
+        for _ in range(3):
+            generate(model, INPUTS)
+            report = model.relay.last
+            assert (report.relayed, report.reason_source) == (False, "model"), report
+    (said,) = warnings_of(caplog)
+    assert said.startswith(f"relay_hf: a call of this LlamaForCausalLM goes on as stock: {report.reason}. ")
+    assert report.reason.startswith(reason.words.partition("{")[0])
+
+
+@pytest.mark.parametrize("model_type", ["bart", "openai-gpt", "recurrent_gemma", "deepseek_v32", "doge"])
+def test_a_type_that_is_not_served_says_so_once(model_type, caplog):
+    model = relay_hf.patch_model(tiny_model(model_type), policy="always")
+    inputs = INPUTS if model_type != "bart" else {"input_ids": INPUTS["input_ids"]}
+    for _ in range(2):
+        generate(model, inputs, use_cache=True)
+    if model_type == "bart":  # whose reason is that these rows are padded: another call may be relayed
+        assert (model.relay.last.reason_source, warnings_of(caplog)) in [("call", []), (None, [])]
+        return
+    assert model.relay.last.reason_source == "model"
+    assert len(warnings_of(caplog)) == 1
+
+
+OF_THE_CALL = {
+    "no cache": (INPUTS, {"use_cache": False}),
+    "scores of all tokens": (INPUTS, {"output_hidden_states": True, "return_dict_in_generate": True}),
+    "another cache": (INPUTS, {"cache_implementation": "static"}),
+    "an input": (INPUTS, {"token_type_ids": torch.zeros(4, 27, dtype=torch.int64)}),
+    "nothing alike": ({"input_ids": torch.arange(3, 43).reshape(2, 20)}, {}),
+    "another mode": (ONE, {"prompt_lookup_num_tokens": 3}),
+    "positions": (INPUTS, {"position_ids": torch.arange(27)[None].repeat(4, 1) + 3}),
+}
+
+
+@pytest.mark.parametrize("what", OF_THE_CALL)
+def test_a_reason_of_the_call_is_told_to_those_who_ask(what, caplog):
+    inputs, options = OF_THE_CALL[what]
+    model = patched("roberta" if what == "an input" else "llama")
+    with caplog.at_level(logging.INFO, logger="relay_hf"):
+        generate(model, inputs, **options)
+    assert (model.relay.last.relayed, model.relay.last.reason_source) == (False, "call"), model.relay.last
+    assert not warnings_of(caplog)
+    assert model.relay.last.reason in caplog.text
+
+
+def test_policy_off_is_the_callers_own(caplog):
+    model = patched(policy="off")
+    with_a_hook(model)
+    generate(model, INPUTS)
+    assert (model.relay.last.reason, model.relay.last.reason_source) == ("policy 'off'", "call")
+    assert not warnings_of(caplog)
+
+
+def test_a_relayed_call_has_no_source_and_says_nothing(caplog):
+    model = patched()
+    generate(model, INPUTS)
+    assert model.relay.last.reason_source is None
+    assert model.relay.explain(**INPUTS).reason_source is None
+    assert not warnings_of(caplog)
+
+
+def test_another_reason_and_another_model_are_told_again(caplog):
+    models = [patched() for _ in range(2)]
+    for model in models:
+        with_a_hook(model)
+        generate(model, INPUTS)
+    assert len(warnings_of(caplog)) == 2
+    models[0].model.norm.register_forward_hook(lambda *args: None)
+    for hooks in (models[0].model.layers[0]._forward_hooks,):
+        hooks.clear()
+    generate(models[0], INPUTS)
+    assert len(warnings_of(caplog)) == 3
+    assert "LlamaRMSNorm" in warnings_of(caplog)[-1]
+
+
+def test_a_copy_of_a_model_does_not_say_again_what_was_said(caplog):
+    model = patched()
+    with_a_hook(model)
+    generate(model, INPUTS)
+    generate(copy.deepcopy(model), INPUTS)
+    assert len(warnings_of(caplog)) == 1
+
+
+class Adds:
+    """What a release of Transformers may do: generate() gives every model one input more."""
+
+    def __init__(self, prepare):
+        self.prepare = prepare
+
+    def __get__(self, model, kind):
+        def prepared(*args, **kwargs):
+            ids, name, inputs = self.prepare(model, *args, **kwargs)
+            return ids, name, {**inputs, "cache_hints": torch.zeros(1)}
+
+        return prepared
+
+
+def test_an_input_that_generate_adds_by_itself_is_transformers(monkeypatch, caplog):
+    monkeypatch.setattr(GenerationMixin, "_prepare_model_inputs", Adds(GenerationMixin._prepare_model_inputs))
+    model = patched()
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda self, *args, cache_hints=None, **kwargs: forward(self, *args, **kwargs)
+    )
+    generate(model, INPUTS)
+    report = model.relay.last
+    assert (report.reason_source, report.reason) == (
+        "transformers",
+        "generate() gives the model an input that is not relayed, 'cache_hints'",
+    )
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_of_one_row_of_a_model_of_which_nothing_is_kept_the_reason_is_named(caplog):
+    model = patched()
+    model.hf_quantizer = SimpleNamespace(is_compileable=True)
+    generate(model, ONE)
+    assert model.relay.last.reason == "one row, of which nothing can be kept: the model is quantized"
+    assert model.relay.last.reason_source == "model"
+    assert len(warnings_of(caplog)) == 1
+    relay_hf.patch_model(model, max_store_bytes=0)
+    generate(model, ONE)
+    assert model.relay.last.reason_source == "call"
+
+
+def test_the_table_has_each_reason_once_and_every_one_is_used():
+    words = [(reason.source, reason.words) for reason in Reason]
+    assert len(set(words)) == len(words)
+    used = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "Reason":
+                used.add(node.attr)
+    assert used == {reason.name for reason in Reason}
+
+
+def test_no_report_has_a_reason_that_is_not_from_the_table():
+    """Only the report of a relayed call is made without one; `**` is a report that is read back."""
+    made = [
+        (path.name, {keyword.arg: keyword.value for keyword in node.keywords})
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RelayReport"
+    ]
+    assert len(made) > 2
+    for name, keywords in made:
+        assert None in keywords or ast.unparse(keywords["relayed"]) == "True", name
