@@ -14,6 +14,8 @@ from stale import mutations, test_adapters, test_during
 import relay_hf
 from benchmarks.document.markdown import result
 from benchmarks.document.pages import filled, pages
+from relay_hf.reasons import Reason
+from relay_hf.upstream.names import CACHE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -51,6 +53,24 @@ def test_where_nothing_is_shared_no_call_takes_more_than_the_page_says():
     assert "more\nthan 3% of a call" in (ROOT / "docs/when-it-helps.md").read_text(encoding="utf-8")
     ratios = [cell["over_stock"] for cell in result("grid_nothing_shared")["grid"]]
     assert max(each["ratio"] for cell in ratios for each in cell.values()) <= 1.03
+
+
+def test_the_reasons_of_the_faq_are_those_of_the_table():
+    """Each phrase, up to its dots, is how a reason of that source begins, up to its own first gap."""
+    text = (ROOT / "docs/faq.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*`.*) \| (call|model|transformers) \| ", text, re.MULTILINE)
+    assert len(rows) > 20
+    # What shows in a forward has its words there.
+    unfit = (ROOT / "relay_hf/forward.py").read_text(encoding="utf-8")
+    for phrases, source in rows:
+        begins = [
+            each.words.replace("{kind}", "StaticCache").partition("{") for each in Reason if each.source == source
+        ]
+        begins += [("output_attentions=True", "", ""), ("output_hidden_states=True", "", ""), (CACHE, "", "")]
+        for phrase in re.findall(r"`([^`]+)`", phrases):
+            said = phrase.partition("...")[0].strip()
+            known = any(start and (start.startswith(said) or said.startswith(start)) for start, _, _ in begins)
+            assert known or said in unfit or said.startswith("layer"), (phrase, source)
 
 
 def test_a_table_that_there_is_not_is_an_error():
