@@ -12,6 +12,7 @@ from torch import Tensor
 from .architectures import architecture_of
 from .cache_utils import RelayCache, SharedRun
 from .call import open_call
+from .compiling import is_compiled
 from .errors import RelayError
 from .upstream.models import prepare_inputs
 
@@ -38,8 +39,27 @@ def run(
         model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
             raise RelayError("the model counts columns, and rows are padded")
-        outputs = model(**model_inputs, return_dict=True)
+        outputs = as_it_is(relay, {**model_inputs, "return_dict": True})
     return outputs
+
+
+def as_it_is(relay: Relay, inputs: dict[str, Any]) -> Any:
+    """The model's forward, but nothing of it compiled: as generate() leaves its prefill out of what it compiles itself.
+
+    Where torch.compile can't follow a prefill with a RelayCache it compiles each module apart. Since Transformers 5.24
+    their forwards are one decorator's code to it, of which it makes 8 graphs: the decode steps would get none.
+    """
+    model = relay.model
+    if not is_compiled(model):
+        return model(**inputs)
+    entered = relay.before_forward(model, (), inputs)
+    args, inputs = ((), inputs) if entered is None else entered
+    output = None
+    try:
+        output = torch.compiler.disable(model.forward)(*args, **inputs)
+    finally:
+        relay.after_forward(model, args, output)
+    return output
 
 
 def run_gapless(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..call import current_call
+from ..compiling import CALL_PATH
 from ..keeping import context_of
 from ..prefix.module_state import structure
 from ..prefix.witness import keeping_refusal
@@ -29,7 +30,6 @@ _SHARE = 0.1
 # Steps that must be left for a capture to pay. It costs about three steps of the host's: one that is recorded, one that
 # is captured, and the making of the graph (0.13 s in all for 32 layers); each replay saves most of one.
 _PAYS = 12
-_PATH = "_compiled_call_impl"  # where nn.Module looks for what is to run in place of hooks and forward
 
 
 class Graphs:
@@ -84,12 +84,12 @@ class Graphs:
         model = self._relay.model
         used = self._relay.config.cuda_graphs is not False and device.supports(model.device)
         with self._lock:
-            used = used and (self._open > 0 or model.__dict__.get(_PATH) is None)
+            used = used and (self._open > 0 or model.__dict__.get(CALL_PATH) is None)
             if used:
                 if not self._open:
-                    self._reset = _PATH in model.__dict__
+                    self._reset = CALL_PATH in model.__dict__
                 self._open += 1
-                model.__dict__[_PATH] = self._call_model
+                model.__dict__[CALL_PATH] = self._call_model
         try:
             with device.generating():
                 yield used
@@ -99,9 +99,9 @@ class Graphs:
                     self._open -= 1
                     if not self._open:
                         if self._reset:
-                            model.__dict__[_PATH] = None
+                            model.__dict__[CALL_PATH] = None
                         else:
-                            model.__dict__.pop(_PATH, None)
+                            model.__dict__.pop(CALL_PATH, None)
 
     def refusal(self, cache: RelayCache, modules: Sequence[nn.Module], own_loop: bool) -> str | None:
         """Why no decode step of a call is to be a graph, or None."""
@@ -111,7 +111,7 @@ class Graphs:
         if not device.supports(model.device):
             self.clear()  # the model was on a device before that does
             return f"there are no CUDA graphs on {model.device.type}"
-        if model.__dict__.get(_PATH) != self._call_model:
+        if model.__dict__.get(CALL_PATH) != self._call_model:
             return "the model is compiled"
         if any("forward" in module.__dict__ for module in modules):
             return "a module's forward was replaced"

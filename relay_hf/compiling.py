@@ -1,0 +1,14 @@
+"""Whether a model is compiled."""
+
+from __future__ import annotations
+
+from torch import nn
+
+# Where nn.Module looks for what is to run in place of hooks and forward, and what torch.compile leaves on a function.
+CALL_PATH = "_compiled_call_impl"
+_ORIGINAL = "_torchdynamo_orig_callable"
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile has compiled the model's forward, or all of a call of it."""
+    return hasattr(model.forward, _ORIGINAL) or hasattr(model.__dict__.get(CALL_PATH), _ORIGINAL)
