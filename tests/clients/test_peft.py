@@ -87,6 +87,8 @@ def test_lora_is_relayed_and_what_is_kept_is_of_the_adapter_as_it_is(stock, inpu
     assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, 0)
 
 
+# peft 0.21 gives what is learnt by the name that the cache had before Transformers 5.24, which takes its own instead.
+@pytest.mark.filterwarnings("ignore:Both `past_key_values` and `cache` are set:FutureWarning")
 @each_order
 def test_prefix_tuning_is_untouched(stock, inputs, patch_first):
     plain = answers(stock, inputs)
