@@ -1,6 +1,27 @@
-"""What this release was tested with. A test holds each of these to the files that pin the test environments."""
+"""What this release was tested with, and what no test ran. It imports nothing.
+
+Tests hold each version to the files that pin the test environments, and to the results of the benchmarks.
+"""
 
 from __future__ import annotations
 
 # In full with the last one; with the others, what another Transformers may change.
 TRANSFORMERS = ("5.17.0", "5.23.0", "5.24.0")
+
+# By device: of all tests, and of the GPU benchmark, which checks tokens and attention before it measures.
+PYTORCH = {"CPU": "2.13.0", "CUDA": "2.11.0"}
+PYTHON = {"CPU": "3.11", "CUDA": "3.12"}
+
+DEVICES = {
+    "CPU": "every test runs on it",
+    "CUDA": 'the GPU benchmark ran on an H200; policy "auto" relays on Hopper and leaves calls to stock on other GPUs',
+    "ROCm": 'never tried; kernels and graphs refuse it; policy "auto" leaves calls to stock',
+    "MPS, XPU": 'never tried; kernels and graphs need CUDA; policy "auto" leaves calls to stock',
+}
+
+NOT_RUN = (
+    "versions of Transformers between and after those above",
+    "PyTorch after 2.13.0, and on CUDA any but 2.11.0",
+    "Python 3.13 and later, and the tests on 3.12",
+    "systems other than Linux on x86_64",
+)

@@ -1,6 +1,8 @@
 """The GPU benchmark's checks of whole calls, on graphs that stand in for CUDA's: what is right passes, what is wrong
 fails."""
 
+import json
+
 import pytest
 import torch
 from graphs.conftest import graphs
@@ -44,6 +46,24 @@ def test_what_is_right_passes(graphs, key):
     assert (record["passed"], record["wrong"]) == (True, [])
     assert [call["rows_that_differ"] for call in record["calls"]] == [0] * len(record["calls"])
     assert record["calls"][0]["relayed"]
+
+
+def doctor_says(*checks, wrong=()):
+    """The output of a doctor: JSON, and beside it what it says of what is wrong."""
+    checks = [{"name": name, "passed": passed, "detail": "figures"} for name, passed in checks]
+    text = json.dumps({"checks": checks, "wrong": [*wrong], "notes": []}, indent=2)
+    return f"{{a warning}}\n{text}\nSomething is wrong: {{it}}.\n" if wrong else text
+
+
+def test_the_doctor_is_judged_by_its_self_checks_and_not_by_the_versions_of_the_machine():
+    fine = ("torch path, float64", True)
+    older = generate_trouble.doctors(1, doctor_says(fine, wrong=["torch is 2.11.0"]))
+    assert older == {"passed": True, "wrong": [], "said": ["torch is 2.11.0"]}
+    assert generate_trouble.doctors(0, doctor_says(fine))["passed"]
+    failed = generate_trouble.doctors(1, doctor_says(fine, ("Triton kernels", False), wrong=["Triton kernels"]))
+    assert (failed["passed"], failed["wrong"]) == (False, ["Triton kernels: figures"])
+    assert generate_trouble.doctors(1, doctor_says(wrong=["a fact"]))["wrong"] == ["no self-check ran: ['a fact']"]
+    assert generate_trouble.doctors(1, "Traceback {")["wrong"] == ["exit status 1: Traceback {"]
 
 
 def nothing(*args, **kwargs):

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import relay_hf
+from relay_hf import tested
 
 from . import models, system
 from .console import examples, output, print_json, progress
@@ -35,15 +36,32 @@ def doctor(as_json: Json = False) -> None:
     generate() to stock's tokens. Exit code 1, with a line that says what is wrong, if anything is.
     """
     out = output(quiet=as_json)
-    packages = system.packages()
-    content: dict[str, Any] = {"relay_hf": relay_hf.__version__, "packages": [asdict(each) for each in packages]}
-    out.print(_package_table(packages))
+    needed = system.needs()
+    packages = system.packages(needed) if needed else []
+    notes = system.untried()
+    content: dict[str, Any] = {
+        "relay_hf": relay_hf.__version__,
+        "installed": needed is not None and needed.source is None,
+        "packages": [asdict(each) for each in packages],
+        "tested": {name.lower(): value for name, value in vars(tested).items() if name.isupper()},
+    }
+    if packages:
+        out.print(_package_table(packages))
+    if needed and needed.source:
+        out.print(f"relay_hf is not installed; what it needs stands in {escape(str(needed.source))}.")
+    out.print(_tested_table())
     wrong = [f"{each.name} is {each.installed or 'not installed'}" for each in packages if not each.fits]
+    if needed is None:
+        wrong.append("relay_hf is not installed, and no pyproject.toml of its own lies beside it")
     advice = 'pip install --upgrade relay_hf brings what it needs, or pip install "NAME SPECIFIER" with the table\'s.'
-    if not wrong:
-        wrong, more = _look(out)
+    # Another version of what only computes is looked at all the same: whether it computes right is the better answer.
+    if packages and all(each.fits or (each.installed and each.name != "transformers") for each in packages):
+        found, more = _look(out, notes)
         content |= more
-        advice = "Please report it with the output of relay-hf doctor --json."
+        if found and not wrong:
+            advice = "Please report it with the output of relay-hf doctor --json."
+        wrong += found
+    content["notes"] = notes
     if as_json:
         print_json(content | {"ok": not wrong, "wrong": wrong})
     if wrong:
@@ -53,8 +71,8 @@ def doctor(as_json: Json = False) -> None:
     out.print("\nAll is well.")
 
 
-def _look(out: Console) -> tuple[list[str], dict[str, Any]]:
-    """What is wrong, and what there is to tell, where all packages are there."""
+def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """What is wrong, and what there is to tell, where all packages are there; `notes` gets what was not tested here."""
     try:
         with progress().status("loading torch and Transformers ..."):
             for name in ("torch", "transformers", "relay_hf.patching"):
@@ -64,6 +82,7 @@ def _look(out: Console) -> tuple[list[str], dict[str, Any]]:
     import torch
 
     from relay_hf.bench.environment import environment
+    from relay_hf.upstream import facts
 
     from .checks import self_check
 
@@ -74,6 +93,12 @@ def _look(out: Console) -> tuple[list[str], dict[str, Any]]:
         hardware["gpu"] = system.gpu(device)
     computes = _computes(device)
     out.print(_machine_table(hardware, computes))
+    notes += system.untried(device.type.upper())
+    for note in notes:
+        out.print(f"[yellow]note[/]    {note}")
+    difference = facts.changed()
+    if difference is not None:  # patch_model refuses it with the same words
+        return [facts.refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
     torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where others need the cores
     start, found = time.perf_counter(), []
     for check in self_check(device):
@@ -101,7 +126,9 @@ def _computes(device: torch.device) -> dict[str, str]:
         except RuntimeError as error:
             why = str(error).removeprefix('backend="triton": ').partition(";")[0]
     auto = "relays a call where a cost model expects that to be faster"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in gate.MEASURED:
+    if gate.Machine.of(device, dtype) is None:
+        auto = "leaves calls to stock: what they cost on this kind of device is not known; policy='always' relays"
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in gate.MEASURED:
         auto = "leaves calls to stock: the kernels have not been measured on this kind of GPU; policy='always' relays"
     return {"backend": backend, "why": why, "policy_auto": auto}
 
@@ -110,6 +137,19 @@ def _package_table(packages: list[system.Package]) -> Table:
     table = Table("package", "installed", "needed", "", title=f"relay_hf {relay_hf.__version__}", title_justify="left")
     for each in packages:
         table.add_row(each.name, each.installed or "-", each.needed or "any", _MARK[each.fits].rstrip())
+    return table
+
+
+def _tested_table() -> Table:
+    newest = tested.TRANSFORMERS[-1]
+    versions = {"Python": tested.PYTHON, "PyTorch": tested.PYTORCH}
+    table = Table(show_header=False)
+    table.add_row("tested with", f"Transformers {', '.join(tested.TRANSFORMERS)}: {newest} in full, the others in part")
+    for name, by_device in versions.items():
+        table.add_row("", f"{name} " + ", ".join(f"{version} on {device}" for device, version in by_device.items()))
+    table.add_row("no test ran", "\n".join(tested.NOT_RUN))
+    for device, known in tested.DEVICES.items():
+        table.add_row(device, known)
     return table
 
 

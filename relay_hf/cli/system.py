@@ -1,16 +1,23 @@
-"""What a machine has: packages and what is needed of them, and the hardware."""
+"""What a machine has: packages, what is needed of them and what was tested, and the hardware."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import relay_hf
+from relay_hf import tested
 
 if TYPE_CHECKING:
     import torch
+
+_NAME = "relay_hf"
 
 
 @dataclass(frozen=True)
@@ -23,16 +30,39 @@ class Package:
     fits: bool
 
 
-def packages() -> list[Package]:
-    """Python, and what relay_hf's own metadata asks for; nothing is imported."""
+@dataclass(frozen=True)
+class Needs:
+    """What relay_hf asks for: of Python, and of packages; `source`: where that stands, None for an installed one."""
+
+    python: str
+    packages: tuple[str, ...]
+    source: Path | None = None
+
+
+def needs() -> Needs | None:
+    """From the metadata of the installed relay_hf, or the pyproject.toml of a checkout; None where there is neither."""
+    try:
+        ours = metadata.metadata(_NAME)
+        return Needs(ours["Requires-Python"], tuple(metadata.requires(_NAME) or ()))
+    except metadata.PackageNotFoundError:
+        path = Path(relay_hf.__file__).parents[1] / "pyproject.toml"
+    if not path.is_file():
+        return None
+    project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
+    if project.get("name") != _NAME:  # another project's, that has a copy of relay_hf in it
+        return None
+    return Needs(project["requires-python"], tuple(project["dependencies"]), path)
+
+
+def packages(needed: Needs) -> list[Package]:
+    """Python, and the packages that are asked for; nothing is imported."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
-    ours = metadata.metadata("relay_hf")
     wanted: list[tuple[str, str | None, SpecifierSet]] = [
-        ("python", platform.python_version(), SpecifierSet(ours["Requires-Python"]))
+        ("python", platform.python_version(), SpecifierSet(needed.python))
     ]
-    for line in metadata.requires("relay_hf") or ():
+    for line in needed.packages:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             wanted.append((requirement.name, _version(requirement.name), requirement.specifier))
@@ -40,11 +70,26 @@ def packages() -> list[Package]:
         Package(
             name,
             found,
-            ", ".join(sorted(map(str, needed), reverse=True)),
-            found is not None and needed.contains(found, prereleases=True),
+            ", ".join(sorted(map(str, specifier), reverse=True)),
+            found is not None and specifier.contains(found, prereleases=True),
         )
-        for name, found, needed in wanted
+        for name, found, specifier in wanted
     ]
+
+
+def untried(device: str | None = None) -> list[str]:
+    """What no test ran with: the installed Transformers; of a device, "CPU" or "CUDA", the installed PyTorch."""
+    from packaging.version import Version
+
+    name, package = ("PyTorch", "torch") if device else ("Transformers", "transformers")
+    known = (tested.PYTORCH[device],) if device else tested.TRANSFORMERS
+    found = _version(package)
+    where = f" on {device}" if device else ""
+    if found is None or Version(found).public in known:
+        return []
+    if Version(found) > Version(known[-1]):
+        return [f"{name} {found} is newer than {known[-1]}, the newest that was tested{where}."]
+    return [f"{name} {found} was not tested{where}."]
 
 
 def gpu(device: torch.device) -> dict[str, Any]:

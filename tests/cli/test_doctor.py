@@ -2,18 +2,33 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import relay_hf
+from relay_hf import tested
 from relay_hf.cli import system
 from relay_hf.kernels import torch_path, triton_path
 from relay_hf.reasons import Reason
+from relay_hf.testing import tiny_model
+from relay_hf.upstream import facts
 
-from .command import wrong
+from .command import Ran, wrong
+
+ROOT = Path(relay_hf.__file__).parents[1]
 
 CHECKS = ["torch path, float64", "torch path, float32", "torch path, bfloat16", "torch path, float16"]
 CHECKS += ["Triton kernels, float32", "Triton kernels, float16", "patched generate()"]  # in the interpreter, here
+
+
+@pytest.fixture(autouse=True, scope="module")
+def all_is_loaded():
+    """The first command loads typer's parts and relay_hf's, by what some tests replace."""
+    Ran("doctor")
 
 
 def test_all_is_well_here(run):
@@ -75,3 +90,121 @@ def test_a_package_that_cannot_be_imported_is_named(run, monkeypatch):
     done = run("doctor")
     assert done.code == 1
     assert "torch can't be imported: OSError: libtorch.so: cannot open shared object file" in done.error
+
+
+def test_it_says_what_was_tested_and_what_no_test_ran(run):
+    done = run("doctor")
+    for said in (
+        "│ tested with │ Transformers 5.17.0, 5.23.0, 5.24.0: 5.24.0 in full, the others in part ",
+        f" PyTorch {tested.PYTORCH['CPU']} on CPU, {tested.PYTORCH['CUDA']} on CUDA ",
+        *tested.NOT_RUN,
+        *tested.DEVICES.values(),
+    ):
+        assert said in done.out
+    found = run("doctor", "--json").json
+    assert found["installed"] is True
+    assert found["tested"]["transformers"] == [*tested.TRANSFORMERS]
+    assert found["tested"]["not_run"] == [*tested.NOT_RUN]
+    assert found["notes"] == [*system.untried(), *system.untried("CPU")]
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "said"),
+    [
+        ("transformers", "5.99.1", "Transformers 5.99.1 is newer than 5.24.0, the newest that was tested."),
+        ("transformers", "5.20.2", "Transformers 5.20.2 was not tested."),
+        ("torch", "2.99.0+cu131", "PyTorch 2.99.0+cu131 is newer than 2.13.0, the newest that was tested on CPU."),
+    ],
+)
+def test_a_version_that_no_test_ran_is_a_note_and_not_wrong(run, monkeypatch, package, version, said):
+    installed = system._version
+    monkeypatch.setattr(system, "_version", lambda name: version if name == package else installed(name))
+    monkeypatch.setattr("relay_hf.cli.checks._triton_dtypes", lambda device: [])
+    done = run("doctor")
+    assert done.code == 0, done.error
+    assert f"note    {said}" in done.out.splitlines()
+    assert said in run("doctor", "--json").json["notes"]
+
+
+@pytest.mark.parametrize("version", tested.TRANSFORMERS)
+def test_a_version_that_a_test_ran_has_no_note(monkeypatch, version):
+    monkeypatch.setattr(system, "_version", {"transformers": version, "torch": "2.13.0+cpu"}.get)
+    assert system.untried() == []
+    assert system.untried("CPU") == []
+    assert system.untried("CUDA") == ["PyTorch 2.13.0+cpu is newer than 2.11.0, the newest that was tested on CUDA."]
+
+
+def test_a_changed_fact_of_transformers_is_wrong_in_the_words_of_patch_model(run, monkeypatch):
+    difference = "the arguments of Cache.update: expected ['key_states'], found ['keys']"
+    monkeypatch.setattr(facts, "changed", lambda: difference)
+    with pytest.raises(relay_hf.RelayError) as raised:
+        relay_hf.patch_model(tiny_model("llama"))
+    done = run("doctor")
+    assert done.code == 1
+    assert str(raised.value) in " ".join(done.error.split())
+    assert "│ attention by " in done.out
+    done = run("doctor", "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert found["wrong"] == [str(raised.value)]
+    assert (found["ok"], found["checks"]) == (False, [])
+
+
+def test_another_version_of_what_only_computes_is_wrong_and_is_checked_all_the_same(run, monkeypatch):
+    installed = system._version
+    monkeypatch.setattr(system, "_version", lambda name: "2.11.0" if name == "torch" else installed(name))
+    done = run("doctor", "--json")
+    assert done.code == 1
+    found = json.loads(done.out)
+    assert found["wrong"] == ["torch is 2.11.0"]
+    assert [each["passed"] for each in found["checks"]] == [True] * len(CHECKS)
+
+
+def without_relay_hf(folder):
+    """A module path with all that is installed here but relay_hf, for a Python that reads no path files (-S)."""
+    paths = []
+    for number, path in enumerate(filter(lambda path: path.endswith("site-packages"), sys.path)):
+        paths.append(folder / str(number))
+        paths[-1].mkdir()
+        for each in Path(path).iterdir():
+            if "relay_hf" not in each.name:
+                (paths[-1] / each.name).symlink_to(each)
+    return paths
+
+
+def doctor_in(folder, path):
+    """Exit status, standard output and error of `relay-hf doctor --json` with that module path alone."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "relay_hf", "doctor", "--json"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "COLUMNS": "1000"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_checkout_that_is_not_installed_reads_its_own_pyproject(tmp_path):
+    status, out, error = doctor_in(tmp_path, [*without_relay_hf(tmp_path), ROOT])
+    assert (status, error) == (0, "")
+    found = json.loads(out)
+    assert (found["ok"], found["installed"], found["wrong"]) == (True, False, [])
+    here = [vars(each) for each in system.packages(system.needs())]
+    assert sorted(found["packages"], key=str) == sorted(here, key=str)
+    assert {each["name"] for each in found["packages"]} >= {"python", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("beside", [None, '[project]\nname = "another"\n'], ids=["nothing beside", "another's"])
+def test_a_copy_without_a_pyproject_of_its_own_is_wrong_and_no_traceback(beside, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "relay_hf").symlink_to(ROOT / "relay_hf")
+    if beside:
+        (copy / "pyproject.toml").write_text(beside)
+    status, out, error = doctor_in(tmp_path, [*without_relay_hf(tmp_path), copy])
+    assert status == 1
+    wrong = "relay_hf is not installed, and no pyproject.toml of its own lies beside it"
+    assert json.loads(out)["wrong"] == [wrong]
+    assert wrong in error
+    assert "Traceback" not in error
