@@ -6,25 +6,30 @@ FUZZ_FILES ?= --cases 1000
 PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
-FLOOR := requirements/floor.txt
 DOCS := requirements/docs.txt
 CLIENTS := requirements/clients.txt
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # What another Transformers does not change, so that it is not run a second time: kernels, the store and the tree of
 # tokens, files, the command line, examples, documents and benchmarks; and sweeps over the faults and histories of calls,
-# of which the core tests have single ones.
+# of which the core tests have single ones. Layers that run several times are of types that only the latest has, and
+# test_names.py reads sources.
 NOT_ON_FLOOR := $(addprefix tests/,operator fuzz_files cli examples notebooks clients test_benchmarks* test_docs* \
 	test_numerics* test_store.py test_tree.py faults/test_operations.py faults/test_interrupts.py \
-	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py)
+	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py \
+	test_looped.py test_lanes.py upstream/test_names.py)
+# What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
+ON_5_23 := $(addprefix tests/,test_exactness.py modes test_conversation.py test_cache.py stale graphs test_recurrent.py \
+	upstream test_untouched.py models)
 # Twenty seconds each to compile: one family shows that the compiler takes another Transformers.
 NOT_COMPILED_ON_FLOOR := gemma2 gpt_oss deepseek_v3
 COMPILES := tests/test_compile.py::test_tokens_are_stocks_and_growing_rows_compile_nothing
 
-.PHONY: help demo test test-floor test-notebooks test-clients notebooks models models-floor fuzz fuzz-files numerics \
-	lint format compile bench tables docs clean
+.PHONY: help demo test test-floor test-5.23 test-newest test-bounds test-notebooks test-clients notebooks models \
+	models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
@@ -35,6 +40,16 @@ test: .venv/.ready ## the tests, with the latest supported Transformers
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
 		$(foreach family,$(NOT_COMPILED_ON_FLOOR),--deselect '$(COMPILES)[$(family)')
+
+test-5.23: .venv-5.23/.ready ## what the name of the cache touches, with the last Transformers that had the old one
+	.venv-5.23/bin/python -m pytest $(PYTEST) $(ON_5_23) --ignore tests/upstream/test_names.py \
+		'$(COMPILES)[llama-compile_forward-True]'
+
+test-newest: .venv/.clients ## the core tests, with the newest Transformers that the package index serves
+	.venv/bin/python .ci/newest.py
+
+test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of everything; writes requirements/bounds.json
+	.venv-bounds/bin/python .ci/bounds.py
 
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
@@ -83,7 +98,7 @@ docs: .venv/.docs ## the documentation's site, in docs/_build/html; a warning fa
 	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
 
 clean: ## remove the virtual environments and the site
-	rm -rf .venv .venv-floor docs/_build docs/notebooks
+	rm -rf .venv .venv-* docs/_build docs/notebooks
 
 .venv/.ready: $(PINS) pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -99,9 +114,14 @@ clean: ## remove the virtual environments and the site
 	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(CLIENTS)
 	touch $@
 
-.venv-floor/.ready: $(PINS) $(FLOOR) pyproject.toml
-	$(PYTHON) -m venv .venv-floor
-	.venv-floor/bin/python -m pip install --quiet -r $(PINS)
-	.venv-floor/bin/python -m pip install --quiet -r $(FLOOR)
-	.venv-floor/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+# An environment over the first one: a path file lends it all that is there, and what its own requirements name is
+# installed beside, where Python looks first. A path file lends no editable install, so it has one of its own. pip comes
+# from the first one too. `pip check` is not run here: it would judge the clients, which may be lent and do not run here.
+.venv-%/.ready: requirements/%.txt .venv/.ready
+	$(PYTHON) -m venv --clear --without-pip .venv-$*
+	.venv/bin/python -c '$(SITE)' > "$$(.venv-$*/bin/python -c '$(SITE)')/first.pth"
+	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
+	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+.venv-bounds/.ready: requirements/floor.txt

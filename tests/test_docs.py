@@ -95,7 +95,7 @@ def refused(command: str) -> str | None:
         case []:
             return None
         case ["make", target, *_]:
-            known = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            known = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             return None if target in known else f"no target {target}"
         case [python, "-m", module, *arguments] if Path(python).name in ("python", "python3"):
             return refused_module(module, arguments)

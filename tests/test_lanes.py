@@ -1,0 +1,113 @@
+"""The lanes that keep or print a result: what pytest's report says, and which Transformers is newer than the pins."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+import relay_hf
+
+ROOT = Path(relay_hf.__file__).parents[1]
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.a" name="one"/>
+<testcase classname="tests.a" name="two"><failure message="AssertionError: 1 is not 2&#10;more">trace</failure>
+</testcase>
+<testcase classname="tests.a" name="three"><skipped message="no"/></testcase>
+<testcase classname="tests.b" name=""><error message="collection failure">trace</error></testcase>
+</testsuite></testsuites>"""
+
+
+def script(name):
+    """A module of .ci, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # which dataclasses look up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def lane(monkeypatch):
+    monkeypatch.delitem(sys.modules, "lane", raising=False)
+    monkeypatch.delitem(sys.modules, "newest", raising=False)
+    yield script("lane")
+    sys.modules.pop("lane")
+
+
+@pytest.fixture
+def newest(lane, monkeypatch):
+    """The script, which asks no index, installs nothing and runs nothing."""
+    module = script("newest")
+    monkeypatch.setattr(module, "install", lambda version: pytest.fail("it was installed"))
+    monkeypatch.setattr(module, "run", lambda *arguments: pytest.fail("tests were run"))
+    yield module
+    sys.modules.pop("newest")
+
+
+def test_a_report_is_counted_and_its_failures_have_their_reasons(lane):
+    found = lane.result(1, ElementTree.fromstring(REPORT).iter("testcase"))
+    assert found.counts == {"passed": 1, "failed": 2, "skipped": 1}
+    assert found.failed == ("tests.a::two: AssertionError: 1 is not 2", "tests.b::: collection failure")
+
+
+@pytest.mark.parametrize(
+    ("served", "said"),
+    [
+        ("{pin}", "serves is {pin}, the latest pin: nothing more to run."),
+        ("5.18.0", "serves is 5.18.0, older than the latest pin, {pin}: nothing more to run."),
+    ],
+)
+def test_nothing_is_run_where_no_release_is_newer_than_the_pin(newest, monkeypatch, capsys, served, said):
+    monkeypatch.setattr(newest, "newest", lambda: served.format(pin=newest.PIN))
+    assert newest.main() == 0
+    assert said.format(pin=newest.PIN) in capsys.readouterr().out
+
+
+def test_an_index_that_cannot_be_asked_is_said_and_is_no_failure(newest, monkeypatch, capsys):
+    def refused(*arguments):
+        return newest.subprocess.CompletedProcess(
+            arguments, 1, "", "WARNING: Retrying\nERROR: No matching distribution\n"
+        )
+
+    monkeypatch.setattr(newest, "pip", refused)
+    assert newest.main() == 0
+    assert "can't be asked for the newest Transformers" in capsys.readouterr().out
+
+
+def test_a_newer_release_runs_the_core_every_type_and_the_clients_that_install_with_it(
+    newest, lane, monkeypatch, capsys
+):
+    ran = []
+
+    def run(python, paths, *options):
+        ran.append(([*paths], options))
+        return lane.Result(1, 7, 0, ("tests.models.test_models::test_type[new]: has no row",))
+
+    complaint = "trl 1.16.0 has requirement transformers<5.25, but you have transformers 5.99.0.\n"
+    monkeypatch.setattr(newest, "newest", lambda: "5.99.0")
+    monkeypatch.setattr(newest, "install", lambda version: None)
+    monkeypatch.setattr(newest, "pip", lambda *_: newest.subprocess.CompletedProcess((), 1, complaint, ""))
+    monkeypatch.setattr(newest, "run", run)
+    assert newest.main() == 1
+    (paths, options), *more = ran
+    assert not more
+    assert {"tests/models", "tests/modes", "tests/clients/test_peft.py"} <= {*paths}
+    assert "tests/clients/test_trl.py" not in paths
+    assert "--all-types" in options
+    said = capsys.readouterr().out
+    assert f"Transformers 5.99.0, where {newest.PIN} is pinned: 7 passed, 1 failed, 0 skipped" in said
+    assert f"not run: tests/clients/test_trl.py: {complaint}" in said
+    assert "failed: tests.models.test_models::test_type[new]: has no row" in said
+
+
+def test_a_release_that_cannot_be_installed_is_told(newest, monkeypatch, capsys):
+    monkeypatch.setattr(newest, "newest", lambda: "5.99.0")
+    monkeypatch.setattr(newest, "install", lambda version: "ERROR: ResolutionImpossible")
+    assert newest.main() == 2
+    assert "Transformers 5.99.0 is the newest, and can't be installed" in capsys.readouterr().out
+
+
+def test_every_client_of_the_tests_is_known(newest):
+    assert {path.name for path in (ROOT / "tests/clients").glob("test_*.py")} == {*newest.CLIENTS}
