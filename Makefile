@@ -17,7 +17,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 NOT_ON_FLOOR := $(addprefix tests/,operator fuzz_files cli examples notebooks clients test_benchmarks* test_docs* \
 	test_numerics* test_store.py test_tree.py faults/test_operations.py faults/test_interrupts.py \
 	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py \
-	test_looped.py test_lanes.py upstream/test_names.py)
+	test_looped.py test_lanes.py test_tested.py upstream/test_names.py)
 # What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
 ON_5_23 := $(addprefix tests/,test_exactness.py modes test_conversation.py test_cache.py stale graphs test_recurrent.py \
 	upstream test_untouched.py models)

@@ -14,7 +14,8 @@ PYTHON = {"CPU": "3.11", "CUDA": "3.12"}
 
 DEVICES = {
     "CPU": "every test runs on it",
-    "CUDA": 'the GPU benchmark ran on an H200; policy "auto" relays on Hopper and leaves calls to stock on other GPUs',
+    "CUDA": "the GPU benchmark ran on an NVIDIA H200, with Transformers 5.17.0; "
+    'policy "auto" relays on Hopper, and leaves calls to stock on other GPUs',
     "ROCm": 'never tried; kernels and graphs refuse it; policy "auto" leaves calls to stock',
     "MPS, XPU": 'never tried; kernels and graphs need CUDA; policy "auto" leaves calls to stock',
 }
