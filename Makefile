@@ -124,4 +124,11 @@ clean: ## remove the virtual environments and the site
 	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-.venv-bounds/.ready: requirements/floor.txt
+# Not over the first one: what clients bring would be lent too, and asks for later versions than the lowest.
+.venv-bounds/.ready: requirements/bounds.txt requirements/floor.txt $(PINS) pyproject.toml
+	$(PYTHON) -m venv --clear .venv-bounds
+	.venv-bounds/bin/python -m pip install --quiet -r $(PINS)
+	.venv-bounds/bin/python -m pip install --quiet --no-deps -r $<
+	.venv-bounds/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	.venv-bounds/bin/python -m pip check
+	touch $@
