@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from lane import CORE, ROOT, run
+from lane import CORE, READS_SOURCES, ROOT, run
 
 REQUIREMENTS = ROOT / "requirements"
 # What the dependencies with a bound are used for: the command line, plots, files, arrays, offloading, adapters.
@@ -29,7 +29,7 @@ def pinned() -> list[str]:
     return sorted(re.findall(r"^([\w-]+)==", text, re.MULTILINE))
 
 
-found = run(Path(sys.executable), PATHS)
+found = run(Path(sys.executable), PATHS, *READS_SOURCES)
 if found.status:
     sys.exit(f"{found.counts}; requirements/bounds.json is as it was")
 content = {
