@@ -14,7 +14,7 @@ from . import attention
 from .config import RelayConfig
 from .errors import RelayError
 from .relay import Relay
-from .upstream import facts
+from .upstream import drift
 from .upstream.models import PREFILL, is_generating
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -55,7 +55,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         if relay is not None:
             relay.configure(settings)
             return model
-        facts.check(type(target))
+        drift.check(type(target))
         attention.register()
         _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model

@@ -147,7 +147,7 @@ def test_a_forward_that_is_to_be_one_graph_is_relayed():
 
 
 def test_a_model_with_many_layers_has_its_steps_compiled():
-    """torch.compile makes 8 graphs of one piece of code, and a decorator of Transformers 5.24 is one for all modules."""
+    """torch.compile makes 8 graphs of a piece of code, and a decorator of Transformers 5.24 is one for all modules."""
     model = tiny_model("llama", num_hidden_layers=12)
     inputs = prompts(20, RAGGED)
     stock = generate(model, inputs)

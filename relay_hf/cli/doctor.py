@@ -82,7 +82,7 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
     import torch
 
     from relay_hf.bench.environment import environment
-    from relay_hf.upstream import facts
+    from relay_hf.upstream import drift
 
     from .checks import self_check
 
@@ -96,9 +96,9 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
     notes += system.untried(device.type.upper())
     for note in notes:
         out.print(f"[yellow]note[/]    {note}")
-    difference = facts.changed()
+    difference = drift.changed()
     if difference is not None:  # patch_model refuses it with the same words
-        return [facts.refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
+        return [drift.refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
     torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where others need the cores
     start, found = time.perf_counter(), []
     for check in self_check(device):

@@ -15,7 +15,7 @@ from relay_hf.cli import system
 from relay_hf.kernels import torch_path, triton_path
 from relay_hf.reasons import Reason
 from relay_hf.testing import tiny_model
-from relay_hf.upstream import facts
+from relay_hf.upstream import drift
 
 from .command import Ran, wrong
 
@@ -136,7 +136,7 @@ def test_a_version_that_a_test_ran_has_no_note(monkeypatch, version):
 
 def test_a_changed_fact_of_transformers_is_wrong_in_the_words_of_patch_model(run, monkeypatch):
     difference = "the arguments of Cache.update: expected ['key_states'], found ['keys']"
-    monkeypatch.setattr(facts, "changed", lambda: difference)
+    monkeypatch.setattr(drift, "changed", lambda: difference)
     with pytest.raises(relay_hf.RelayError) as raised:
         relay_hf.patch_model(tiny_model("llama"))
     done = run("doctor")

@@ -10,7 +10,7 @@ import transformers
 import relay_hf
 from relay_hf import RelayError, tested
 from relay_hf.testing import tiny_model
-from relay_hf.upstream import facts, version
+from relay_hf.upstream import drift, facts, version
 
 ROOT = Path(relay_hf.__file__).parents[1]
 
@@ -39,14 +39,14 @@ def test_of_two_facts_of_one_thing_the_version_decides():
 @pytest.mark.parametrize("found", ["5.16.1", "6.0.0", "4.57.0"])
 def test_another_version_is_refused(found, monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr(facts, "INSTALLED", found)
-    monkeypatch.setattr(facts, "is_supported", lambda: version.is_supported(found))
-    facts.changed.cache_clear()
+    monkeypatch.setattr(drift, "INSTALLED", found)
+    monkeypatch.setattr(drift, "is_supported", lambda: version.is_supported(found))
+    drift.changed.cache_clear()
     try:
         with pytest.raises(RelayError, match=rf"its version: expected >=5\.17,<6, found {re.escape(found)}") as raised:
             relay_hf.patch_model(model)
     finally:
-        facts.changed.cache_clear()
+        drift.changed.cache_clear()
     assert all(each in str(raised.value) for each in tested.TRANSFORMERS)
     assert "relay" not in vars(model)
 

@@ -1,0 +1,60 @@
+"""The check that Transformers is as relay_hf takes it to be, made when a model is patched.
+
+A release of Transformers comes every two weeks. One in which a fact no longer holds is refused by the name of the fact:
+a relay that goes on would be wrong, or would quietly do nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+
+from transformers import PreTrainedModel
+
+from .. import tested
+from ..errors import RelayError
+from .facts import facts
+from .models import is_librarys
+from .names import CACHE, CACHE_NAMES
+from .version import INSTALLED, MINOR, SUPPORTED, is_supported
+
+
+@lru_cache(maxsize=1)
+def changed() -> str | None:
+    """What of the installed Transformers is not as relay_hf takes it to be, in words, or None."""
+    if not is_supported():
+        return f"its version: expected {SUPPORTED}, found {INSTALLED}"
+    return next(filter(None, (fact.difference() for fact in facts())), None)
+
+
+@lru_cache(maxsize=256)
+def changed_in(kind: type[PreTrainedModel]) -> str | None:
+    """The same of what a model's class calls its cache; None too where it takes none, or is not Transformers' own."""
+    forward = kind.forward
+    if not is_librarys(kind.__module__) or not is_librarys(getattr(forward, "__module__", None)):
+        return None
+    parameters = inspect.signature(forward).parameters
+    known = CACHE_NAMES if MINOR < 24 else (CACHE,)
+    if any(name in parameters for name in known):
+        return None
+    # One that takes a cache says so in an annotation.
+    others = [name for name, each in parameters.items() if "Cache" in str(each.annotation) or name in CACHE_NAMES]
+    what = f"the cache among the arguments of {kind.__name__}.forward"
+    return f"{what}: expected {CACHE!r}, found {others[0]!r}" if others else None
+
+
+def check(kind: type[PreTrainedModel]) -> None:
+    """Raise a RelayError that names the fact, if Transformers or a class of its models is not as relay_hf knows it."""
+    difference = changed() or changed_in(kind)  # type: ignore[arg-type] # a class can be hashed
+    if difference is not None:
+        raise RelayError(refusal_of(difference))
+
+
+def refusal_of(difference: str) -> str:
+    """A changed fact, with what is installed, what is supported, and what to do."""
+    tried = ", ".join(tested.TRANSFORMERS)
+    return (
+        f"this Transformers is not what relay_hf hooks into: {difference}. Installed is {INSTALLED}; relay_hf supports "
+        f"{SUPPORTED} and was tested with {tried}. Install one of these, or a relay_hf that knows {INSTALLED}; the "
+        "model is as it was, and generates without relay_hf."
+    )
