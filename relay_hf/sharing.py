@@ -170,7 +170,11 @@ def find(
         by_steps = recurrent == "steps" and runs and length < runs[0].end
         return 0 if by_steps else length  # from a kept state on they would go token by token
 
-    runs = pruned(divided(runs, kept, rows), lambda tokens, run: tokens >= least)
+    def may_be_a_run(tokens: int, run: Run) -> bool:
+        behind_a_state = not run.kept and tokens < run.end
+        return tokens >= (max(least, own) if behind_a_state else least)
+
+    runs = pruned(divided(runs, kept, rows), may_be_a_run)
     # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
     stocks_loop = not open_call().own_loop
     keep_row = keep and count == 1 and prompts.tokens >= least and stocks_loop

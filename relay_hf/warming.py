@@ -120,7 +120,9 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
     recurrent = keeps_state(relay.default_cache())
     (found,), witness = match(relay, [ids])
     reused = found.length
-    if recurrent and architecture.recurrent == "steps" and reused < len(ids):
+    missing = len(ids) - reused
+    # Token by token, or with the code for a single token, its state would be another than stock's prefill leaves.
+    if recurrent and missing and (architecture.recurrent == "steps" or missing == 1):
         reused = 0
     runs = divided([Run(0, ids, (0,))], lambda row, first: reused, [ids])
     with _named_failure():

@@ -31,6 +31,12 @@ def test_fresh_cases(part):
     assert relayed > 0.4 * len(outcomes), "the generator wastes its cases on calls that are not relayed"
 
 
+def test_a_run_of_one_token_is_not_put_behind_a_state():
+    """Found by fresh cases: a recurrent layer has other code for it than for several, and Nemotron-H's differs."""
+    outcome = run(165794322849, ("nemotron_h",))
+    assert (outcome.kind in FAILURES, outcome.relayed) == (False, True), finding(outcome, "float64")
+
+
 def _ignore_padding(monkeypatch):
     for module in (relay_hf.layer_attention, relay_hf.decoding):
         monkeypatch.setattr(module, "Plan", lambda *args, **kwargs: Plan(*args, **{**kwargs, "own_start": None}))
