@@ -5,7 +5,7 @@ from __future__ import annotations
 from .version import MINOR
 
 # A chunked prefill goes on behind what a returned cache holds. Before, it put all of a text through on top of that.
-CHUNKS_GO_ON = MINOR >= 23
+CHUNKS_GO_ON = MINOR >= 21
 
 # Tokens that generate() makes where neither the call nor the model says how many.
 DEFAULT_NEW_TOKENS = 20

@@ -11,12 +11,13 @@ from transformers import DynamicCache, GenerationMixin
 import relay_hf
 from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
+from relay_hf.upstream.behaviour import CHUNKS_GO_ON
 
 from .compare import INPUTS, NEW, NO_PREFILL, ONE, assert_same, assert_same_error, generate, keep_prefix, seeded
 from .turns import CONTINUED, assert_turns, filled, ones, two_turns
 
-# Before it kept the mask's length, Transformers fed a chunked or an assisted second turn its whole text again, on top
-# of what the cache held.
+# Before it kept the mask's length, Transformers fed an assisted second turn its whole text again, on top of what the
+# cache held; and a chunked one until later.
 GOES_ON_IN_PARTS = "_mask_length" in inspect.getsource(GenerationMixin._prefill)
 
 TURNS = {
@@ -24,7 +25,7 @@ TURNS = {
     "sampling, a penalty": ({"do_sample": True, "repetition_penalty": 1.3}, CONTINUED),
     "no cache": ({"use_cache": False}, "use_cache=False; continued on a DynamicCache"),
     "hidden states": ({"output_hidden_states": True}, "; continued on a DynamicCache"),
-    "chunks": ({"prefill_chunk_size": 3}, CONTINUED if GOES_ON_IN_PARTS else "holds; continued on a DynamicCache"),
+    "chunks": ({"prefill_chunk_size": 3}, CONTINUED if CHUNKS_GO_ON else "holds; continued on a DynamicCache"),
 }
 NOTHING = prompts(0, (0,))  # stock's assisted decoding expects a cache that lacks the last token alone
 TURNS_OF_ONE = {

@@ -15,7 +15,7 @@ from relay_hf.upstream import attention, behaviour, caches, masks, models, names
 ROOT = Path(relay_hf.__file__).parents[1]
 
 
-def test_stocks_chunks_go_on_behind_a_returned_cache_since_5_23():
+def test_stocks_chunks_go_on_behind_a_returned_cache_since_5_21():
     """Before, all of the text goes through on top of what the cache holds."""
     model = tiny_model("llama")
     inputs = prompts(20, (4, 4))
