@@ -23,6 +23,7 @@ DEVICES = {
 NOT_RUN = (
     "versions of Transformers between and after those above",
     "PyTorch after 2.13.0, and on CUDA any but 2.11.0",
+    "Triton after 3.7.1, and on CUDA any but 3.6.0",
     "Python 3.13 and later, and the tests on 3.12",
     "systems other than Linux on x86_64",
 )
