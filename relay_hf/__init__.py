@@ -44,8 +44,23 @@ def __getattr__(name: str) -> Any:
     if name == "ops":
         return importlib.import_module(".ops", __name__)
     if name in _HOME:
-        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        try:
+            return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        except (AttributeError, ImportError) as error:
+            raise _of_transformers(error) from error
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _of_transformers(error: Exception) -> Exception:
+    """A RelayError where an import from within Transformers fails, or the error itself."""
+    from .errors import RelayError
+
+    try:
+        from .upstream.version import refusal_of_import
+    except ImportError:
+        return error
+    refusal = refusal_of_import(error)
+    return error if refusal is None else RelayError(refusal)
 
 
 def __dir__() -> list[str]:

@@ -35,6 +35,7 @@ class Call:
         owner: the handle of the model that generates.
         modules: all modules of the model, listed once.
         configs: those of them whose attention implementation a relayed forward switches.
+        given: names of all arguments that the caller gave to generate(); None outside of it.
         inputs: names of the model's inputs that the caller gave to generate(), the first apart; None outside of it.
         names_cache: the caller named a cache implementation.
         own_loop: the decoding loop is the caller's (`custom_generate`).
@@ -55,6 +56,7 @@ class Call:
     owner: object
     modules: list[nn.Module]
     configs: list[PreTrainedConfig]
+    given: frozenset[str] | None = None
     inputs: frozenset[str] | None = None
     names_cache: bool = False
     own_loop: bool = False
@@ -76,7 +78,8 @@ class Call:
         if args:
             with suppress(TypeError):
                 arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        self.inputs = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys()) - GENERATE_ARGUMENTS
+        self.given = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys())
+        self.inputs = self.given - GENERATE_ARGUMENTS
         config = arguments.get("generation_config")
         self.names_cache = bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None))
         self.own_loop = arguments.get("custom_generate") is not None
@@ -84,6 +87,10 @@ class Call:
         each = [one for group in given for one in (group if isinstance(group, list) else [group]) if one is not None]
         # A class that is derived from one of Transformers', as streamers are, is the caller's.
         self.callers_code = not all(is_librarys(type(one).__module__) for one in each)
+
+    def asked(self, *names: str) -> bool:
+        """Whether an option or input is the caller's, as far as that is known: of a generation_config, all may be."""
+        return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
         """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""

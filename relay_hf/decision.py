@@ -103,7 +103,7 @@ def _weigh(
         _prune(relay, found, new, device)
     if not found.relays:
         return found
-    refused = eligibility.position_refusal(position_ids, prompts, positions)
+    refused = eligibility.position_refusal(model, open_call(), position_ids, prompts, positions)
     if refused is None and relay.config.policy == "auto":
         refused = _gate_refusal(relay, found, new, architecture, cache, device)
     return Decision(refused, prompts=prompts) if refused else found
@@ -152,7 +152,7 @@ def refusal(
         or _backend_refusal(relay, device)
         or eligibility.model_refusal(relay.model)
         or eligibility.attention_refusal(call.modules, call.configs)
-        or eligibility.call_refusal(input_ids, generation_config, inputs, first, cache, call.inputs, call.names_cache)
+        or eligibility.call_refusal(relay.model, call, input_ids, generation_config, inputs, first, cache)
         or eligibility.training_refusal(call.modules, call.configs)
         or eligibility.hook_refusal(call.modules, relay)
     )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
-from transformers import Cache, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
@@ -23,9 +23,11 @@ from .upstream.attention import eager_attention, registered_attention, registere
 from .upstream.caches import is_plain, is_users
 from .upstream.models import (
     checkpoints_gradients,
+    counts_positions_itself,
     is_bidirectional,
     is_harmless_hook,
     is_librarys,
+    is_stocks,
     replaced_preparation,
     rope_limit,
     text_config,
@@ -33,6 +35,7 @@ from .upstream.models import (
 from .upstream.names import CACHE, KNOWN_ATTENTION, KNOWN_INPUTS, RANDOM_IN_TRAINING
 
 if TYPE_CHECKING:
+    from .call import Call
     from .prefix import Prompts
 
 # Packages whose kernels take the place of the recurrent layers' PyTorch code on a GPU.
@@ -120,47 +123,52 @@ def training_refusal(modules: Sequence[nn.Module], configs: Iterable[PreTrainedC
 
 
 def call_refusal(
+    model: PreTrainedModel,
+    call: Call,
     input_ids: Tensor,
     generation_config: GenerationConfig,
     inputs: dict,
     first: bool,
     stock_cache: Cache | None,
-    given: frozenset[str] | None = None,
-    asked_for_cache: bool = False,
 ) -> Refusal | None:
     """Why this call is not served, or None.
 
     Args:
+        model: the model that generates.
+        call: what the caller has given.
         input_ids: `[B, L]`.
         generation_config: as generate() resolved it.
         inputs: the keyword inputs of the forward, as generate() has them.
         first: generate()'s `is_first_iteration`.
         stock_cache: the cache among the inputs, or what stands for it.
-        given: names of those that the caller gave; None where that is not known.
-        asked_for_cache: the caller named a kind of cache.
     """
     if not first:
         return Reason.ASSISTANT.of()
     if torch.is_grad_enabled():
         return Reason.GRADIENTS.of()
     if generation_config.use_cache is False or inputs.get("use_cache") is False:
-        return Reason.WITHOUT_CACHE.of()
+        return (Reason.WITHOUT_CACHE if call.asked("use_cache") else Reason.WITHOUT_CACHE_BY_DEFAULT).of()
     for name in ("output_attentions", "output_hidden_states"):
         if inputs.get(name) or getattr(generation_config, name, False):
-            return Reason.ALL_OUTPUTS.of(name=name)
+            return (Reason.ALL_OUTPUTS if call.asked(name) else Reason.ALL_OUTPUTS_BY_DEFAULT).of(name=name)
     for name, value in inputs.items():
         empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
         if not empty and name not in KNOWN_INPUTS:
-            # Of images, say, generate() makes what the forward is given.
-            callers = given is None or given - KNOWN_INPUTS
-            return (Reason.INPUT_GIVEN if callers else Reason.INPUT_ADDED).of(name=name)
+            return _input_refusal(model, call, name)
     if inputs.get("logits_to_keep") not in (None, 1):
-        return Reason.PROMPT_LOGITS.of()
+        return (Reason.PROMPT_LOGITS if call.asked("logits_to_keep") else Reason.OTHER_LOGITS).of()
     if input_ids.dim() != 2 or input_ids.shape[1] < 2:
         return Reason.NO_PROMPT.of()
     if is_users(stock_cache) and not isinstance(stock_cache, RelayCache):
         return Reason.CACHE_GIVEN.of(name=CACHE)
-    return cache_refusal(stock_cache, asked_for_cache)
+    return cache_refusal(stock_cache, call.names_cache)
+
+
+def _input_refusal(model: PreTrainedModel, call: Call, name: str) -> Refusal:
+    """Whose an input is that is not relayed. Of images, say, which the caller gave, generate() makes another input."""
+    if call.inputs is None or call.inputs - KNOWN_INPUTS:
+        return Reason.INPUT_GIVEN.of(name=name)
+    return (Reason.INPUT_ADDED if is_stocks(model, "generate") else Reason.INPUT_OF_MODEL).of(name=name)
 
 
 def padding_refusal(attended: Tensor | None) -> Refusal | None:
@@ -182,7 +190,8 @@ def cache_refusal(stock_cache: Cache | None, asked: bool = False) -> Refusal | N
         return Reason.NO_CACHE.of()
     if not is_plain(stock_cache):
         reason = Reason.OTHER_CACHE_ASKED if asked else Reason.OTHER_CACHE
-        return reason.of(kind=type(stock_cache).__name__)
+        where = "offloaded " if type(stock_cache) is DynamicCache else ""
+        return reason.of(kind=f"{where}{type(stock_cache).__name__}")
     unfit = unsupported_layer(stock_cache)
     return None if unfit is None else Reason.LAYER.of(layer=unfit)
 
@@ -230,10 +239,12 @@ def _shows_padding(module: nn.Module) -> bool:
     return bool(convolutions) and any(child not in convolutions for child in biased)
 
 
-def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: str) -> Refusal | None:
+def position_refusal(
+    model: PreTrainedModel, call: Call, position_ids: Tensor | None, prompts: Prompts, positions: str
+) -> Refusal | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
-    `position_ids`: those of the call; `positions`: as in the table of types.
+    `position_ids`: those that the forward is to get; `positions`: as in the table of types.
     """
     given = position_ids is not None and positions != "columns"
     if bool(prompts.start.any()) and not given and positions != "relative":
@@ -251,7 +262,11 @@ def position_refusal(position_ids: Tensor | None, prompts: Prompts, positions: s
         expected = np.where(attended, attended.cumsum(axis=1) - 1, 0)
     fits = position_ids.shape[1] == columns and (prompts.attended is None or len(position_ids) == rows)
     same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
-    return None if same else Reason.POSITIONS_GIVEN.of()
+    if same:
+        return None
+    if call.asked("position_ids"):
+        return Reason.POSITIONS_GIVEN.of()
+    return (Reason.POSITIONS_OF_ITS_OWN if counts_positions_itself(model) else Reason.POSITIONS_COUNTED).of()
 
 
 def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> Refusal | None:

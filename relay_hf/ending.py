@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from .keeping import context_of
 from .memory import is_out_of_memory
-from .reasons import Reason, Source
+from .reasons import Reason, Refusal, Source
 from .report import RelayReport
+from .upstream.models import has_loops_of_its_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("relay_hf")
 
+# What the reason of a call ends with that goes on from a returned cache, but not relayed.
+CONTINUED = "; continued on a DynamicCache"
+
 
 def finish(relay: Relay, call: Call) -> RelayReport:
     """Hand back what a call has used, and report it; no Exception leaves this."""
-    report = call.report or RelayReport.untouched(Reason.NO_COMMON_PREFILL.of())
+    report = call.report or RelayReport.untouched(_without_prefill(relay, call))
     stepper = call.stepper
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(relay, call)
@@ -43,8 +47,15 @@ def finish(relay: Relay, call: Call) -> RelayReport:
     return report
 
 
+def _without_prefill(relay: Relay, call: Call) -> Refusal:
+    """Why a call's prefill was not seen: its mode has none in common, or the model's own loop leaves it out."""
+    own = not call.own_loop and has_loops_of_its_own(relay.model)
+    return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
+
+
 def tell(relay: Relay, reason: str, source: Source | None) -> None:
     """Warn of a call that is left to stock, once for a model and a reason, unless the reason is its caller's own."""
+    reason = reason.removesuffix(CONTINUED)
     if source in ("model", "transformers") and relay.is_news(reason):
         what = type(relay.model).__name__
         more = "This is said once; model.relay.last has the reason of each call."

@@ -17,4 +17,8 @@ class UnfitModelError(RelayError):
     """The model itself is such that none of its forwards can be relayed."""
 
 
+class UnfitForwardError(RelayError):
+    """The model, as it is now, is such that this forward can't be relayed; another one may be."""
+
+
 RECHOSEN = "the attention implementation was changed while the model ran"

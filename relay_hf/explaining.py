@@ -13,12 +13,11 @@ from .call import open_call
 from .decision import decide
 from .prefix import outline
 from .report import Explanation
+from .upstream.behaviour import DEFAULT_NEW_TOKENS
 from .upstream.models import count_positions
 
 if TYPE_CHECKING:
     from .relay import Relay
-
-_DEFAULT_NEW_TOKENS = 20  # what generate() takes where neither the call nor the model says how many
 
 
 def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> Explanation:
@@ -35,7 +34,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> E
         inputs["position_ids"] = count_positions(model, open_call().modules, input_ids, attention_mask)
     config = copy.deepcopy(model.generation_config)
     if config.max_new_tokens is not None or config.max_length is None:
-        config.max_length = input_ids.shape[1] + (config.max_new_tokens or _DEFAULT_NEW_TOKENS)
+        config.max_length = input_ids.shape[1] + (config.max_new_tokens or DEFAULT_NEW_TOKENS)
     decision = decide(relay, input_ids, config, inputs)
     found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
     if found.relayed:

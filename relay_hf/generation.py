@@ -13,8 +13,8 @@ from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
 from .eligibility import TokenIdError, padding_refusal
-from .ending import tell
-from .errors import RECHOSEN, RelayError, UnfitModelError
+from .ending import CONTINUED, guarded, tell
+from .errors import RECHOSEN, RelayError, UnfitForwardError, UnfitModelError
 from .forward import own_columns
 from .graphs import own_copy
 from .keeping import context_of
@@ -87,9 +87,9 @@ def prefill(
             given.reset()  # it was empty, and may hold what layers stored before the failure
         failure = _failure(error, lacking)
         decision = Decision(failure)
-        if failure.source == "call":
+        if lacking:
             logger.warning("relay_hf: the call goes on as stock: %s", failure)
-        else:
+        with guarded("the reason why this call goes on as stock could not be logged"):
             tell(relay, failure, failure.source)
     finally:
         call.capture = None
@@ -123,7 +123,8 @@ def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationCon
 def _failure(error: Exception, lacking: bool) -> Refusal:
     """What a relayed prefill has raised, as the reason why its call is left to stock."""
     if isinstance(error, RelayError):
-        reason = Reason.UNFIT_MODEL if isinstance(error, UnfitModelError) else Reason.UNFIT_CALL
+        models = isinstance(error, (UnfitModelError, UnfitForwardError))
+        reason = Reason.UNFIT_MODEL if models else Reason.UNFIT_CALL
         return reason.of(why=error)
     reason = Reason.OUT_OF_MEMORY if lacking else Reason.PREFILL_RAISED
     return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's are pages
@@ -241,7 +242,7 @@ def _continue(
     if refused is not None:
         inputs[relay.cache_name] = open_call().stand_in_for(cache)
         report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
-        report.reason += "; continued on a DynamicCache"
+        report.reason += CONTINUED
         return report
     if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
         cache.rows.own_start = own_copy(cache.rows.own_start)  # it would be one for good

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import RelayError, UnfitModelError
+from .errors import UnfitForwardError, UnfitModelError
 from .frame import Frame
 from .kernels.plan import Plan
 from .masks import window_of
@@ -134,12 +134,12 @@ def _check(frame: Frame, asked: Asked, config: PreTrainedConfig, key: Tensor, wi
         raise UnfitModelError(f"layer {layer_idx} attends more than once in a forward")
     frame.hits.add(layer_idx)
     if asked.dropout:
-        raise RelayError(f"attention dropout is active ({asked.dropout})")
+        raise UnfitForwardError(f"attention dropout is active ({asked.dropout})")
     if not asked.causal and users_implementation(config) != "eager":
         # Others than eager leave a causal mask out and go by this: a prompt without padding is seen from both sides.
         raise UnfitModelError("a layer's attention is not causal")
     if asked.unknown is not None:
-        raise RelayError(f"attention has an argument that the operator does not know, {asked.unknown!r}")
+        raise UnfitForwardError(f"attention has an argument that the operator does not know, {asked.unknown!r}")
     if frame.decoding is None and key.shape[2] != layer.own_length:
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than the cache holds for it")
     if layer.sliding_window is not None and window is None:

@@ -69,7 +69,13 @@ class Reason(Enum):
     )
     CACHE_UNSHARED = ("call", "a returned cache that shares nothing")
     CACHE_LONGER = ("call", "attention_mask ends before what the returned cache holds")
-    RETURNED_OF_STATES = ("model", "a returned cache of recurrent layers alone; continued on a DynamicCache")
+    RETURNED_OF_STATES = ("call", "a returned cache of recurrent layers alone; continued on a DynamicCache")
+    # What the model's author has it do by default.
+    WITHOUT_CACHE_BY_DEFAULT = ("model", "use_cache=False")
+    ALL_OUTPUTS_BY_DEFAULT = ("model", "{name}=True needs every prompt token in every row")
+    OWN_LOOP = ("model", "the model's own decoding loop does not start with generate()'s common prefill")
+    INPUT_OF_MODEL = ("model", "the model gives its forward an input that is not relayed, {name!r}")
+    POSITIONS_OF_ITS_OWN = ("model", "the model counts positions in a way of its own")
     # What the model is.
     ENCODER_DECODER = ("model", "encoder-decoder models are not relayed")
     NO_DECODER = ("model", "attention is not causal: the model's configuration has is_decoder=False")
@@ -111,6 +117,8 @@ class Reason(Enum):
     UNFIT_MODEL = ("model", "{why}")
     PREFILL_RAISED = ("model", "a relayed prefill raised {error}: {message}")
     # What Transformers does.
+    POSITIONS_COUNTED = ("transformers", "generate() counts positions otherwise than from the attention mask")
+    OTHER_LOGITS = ("transformers", "generate() asks for other logits than the last token's")
     CHUNKS_ON_CACHE = (
         "transformers",
         "in chunks, this Transformers puts all of a text through on top of what a returned cache holds",

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LlamaForCausalLM
 
 import relay_hf
-from helpers import generate
+from helpers import CACHE, cache_of, generate
 from relay_hf.reasons import Reason
 from relay_hf.testing import prompts, tiny_model
 
@@ -121,6 +121,77 @@ def test_a_reason_of_the_call_is_told_to_those_who_ask(what, caplog):
     assert (model.relay.last.relayed, model.relay.last.reason_source) == (False, "call"), model.relay.last
     assert not warnings_of(caplog)
     assert model.relay.last.reason in caplog.text
+
+
+class OwnLoop(LlamaForCausalLM):
+    """A model with a decoding loop of its own, that does not call generate()'s prefill."""
+
+    def _sample(self, input_ids, **kwargs):
+        return torch.cat([input_ids, input_ids[:, -1:]], dim=1)
+
+
+def own_loop():
+    return relay_hf.patch_model(OwnLoop(tiny_model("llama").config).eval(), policy="always")
+
+
+def by_default(**options):
+    model = patched()
+    for name, value in options.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+def with_attention_dropout():
+    model = patched()
+    model.train()
+    model.model.layers[0].self_attn.attention_dropout = 0.1
+    return model
+
+
+DEFAULTS = {
+    "no cache": (lambda: by_default(use_cache=False), "use_cache=False"),
+    "all outputs": (lambda: by_default(output_hidden_states=True), "output_hidden_states=True needs"),
+    "a loop of its own": (own_loop, "the model's own decoding loop does not start with"),
+    "attention dropout": (with_attention_dropout, "attention dropout is active (0.1)"),
+}
+
+
+@pytest.mark.parametrize("what", DEFAULTS)
+def test_what_the_models_author_has_it_do_is_the_models_and_told_once(what, caplog):
+    make, reason = DEFAULTS[what]
+    model = make()
+    with torch.no_grad():
+        for _ in range(2):
+            generate(model, INPUTS)
+    assert (model.relay.last.relayed, model.relay.last.reason_source) == (False, "model"), model.relay.last
+    assert model.relay.last.reason.startswith(reason)
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_positions_that_generate_counts_otherwise_are_not_the_callers(monkeypatch, caplog):
+    counted = GenerationMixin._prepare_position_ids_for_generation
+    monkeypatch.setattr(
+        GenerationMixin, "_prepare_position_ids_for_generation", lambda *args, **kwargs: counted(*args, **kwargs) + 1
+    )
+    model = patched()
+    generate(model, INPUTS)
+    assert model.relay.last.reason == "generate() counts positions otherwise than from the attention mask"
+    assert model.relay.last.reason_source == "transformers"
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_a_reason_is_told_once_with_and_without_a_returned_cache(caplog):
+    model = patched()
+    first = generate(model, INPUTS, return_dict_in_generate=True)
+    with_a_hook(model)
+    turn = {"input_ids": first.sequences, "attention_mask": torch.ones_like(first.sequences)}
+    turn["attention_mask"][:, :27] = INPUTS["attention_mask"]
+    turn["input_ids"] = torch.nn.functional.pad(turn["input_ids"], (0, 2), value=5)
+    turn["attention_mask"] = torch.nn.functional.pad(turn["attention_mask"], (0, 2), value=1)
+    generate(model, turn, **{CACHE: cache_of(first)})
+    assert model.relay.last.reason.endswith("; continued on a DynamicCache")
+    generate(model, INPUTS)
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_policy_off_is_the_callers_own(caplog):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,20 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json(content | {"ok": not wrong, "wrong": wrong})
     if wrong:
-        said = escape("; ".join(wrong))
+        said = escape("; ".join(wrong).rstrip("."))
         progress().print(f"[bold red]Something is wrong:[/] {said}.\n{advice}", highlight=False)
         raise typer.Exit(1)
     out.print("\nAll is well.")
+
+
+def _unimportable(name: str, error: Exception) -> str:
+    """Why a package can't be imported: as `patch_model` says it where Transformers lacks what relay_hf imports."""
+    refusal = None
+    with suppress(Exception):
+        from relay_hf.upstream.version import refusal_of_import
+
+        refusal = refusal_of_import(error)
+    return refusal or f"{name} can't be imported: {type(error).__name__}: {error}".splitlines()[0]
 
 
 def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -78,11 +89,12 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
             for name in ("torch", "transformers", "relay_hf.patching"):
                 importlib.import_module(name)
     except Exception as error:  # a broken installation raises anything
-        return [f"{name} can't be imported: {type(error).__name__}: {error}".splitlines()[0]], {}
+        return [_unimportable(name, error)], {}
     import torch
 
     from relay_hf.bench.environment import environment
     from relay_hf.upstream import drift
+    from relay_hf.upstream.version import refusal_of
 
     from .checks import self_check
 
@@ -98,7 +110,7 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
         out.print(f"[yellow]note[/]    {note}")
     difference = drift.changed()
     if difference is not None:  # patch_model refuses it with the same words
-        return [drift.refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
+        return [refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
     torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where others need the cores
     start, found = time.perf_counter(), []
     for check in self_check(device):

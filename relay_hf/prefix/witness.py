@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..reasons import Reason, Refusal
+from ..upstream.models import is_quantized
 from .module_state import PlaceInModel, attributes, module_state
 from .samples import samples
 
@@ -84,7 +85,7 @@ class Witness:
 
 def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
     """Why prefixes of this model live for one call only, or None when they may be kept."""
-    if getattr(model, "hf_quantizer", None) is not None:
+    if is_quantized(model):
         return Reason.QUANTIZED.of()
     if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
         return Reason.QUANTIZED.of()  # by layers whose weights no attribute shows

@@ -7,24 +7,29 @@ a relay that goes on would be wrong, or would quietly do nothing.
 from __future__ import annotations
 
 import inspect
+import re
 from functools import lru_cache
 
 from transformers import PreTrainedModel
 
-from .. import tested
 from ..errors import RelayError
 from .facts import facts
 from .models import is_librarys
 from .names import CACHE, CACHE_NAMES
-from .version import INSTALLED, MINOR, SUPPORTED, is_supported
+from .version import INSTALLED, MINOR, SUPPORTED, is_supported, refusal_of
+
+_CACHE = re.compile(r"\bCache\b")
+_held = False  # all facts, when they were looked at: what has changed is looked at again
 
 
-@lru_cache(maxsize=1)
 def changed() -> str | None:
     """What of the installed Transformers is not as relay_hf takes it to be, in words, or None."""
+    global _held
     if not is_supported():
         return f"its version: expected {SUPPORTED}, found {INSTALLED}"
-    return next(filter(None, (fact.difference() for fact in facts())), None)
+    difference = None if _held else next(filter(None, (fact.difference() for fact in facts())), None)
+    _held = difference is None
+    return difference
 
 
 @lru_cache(maxsize=256)
@@ -37,8 +42,8 @@ def changed_in(kind: type[PreTrainedModel]) -> str | None:
     known = CACHE_NAMES if MINOR < 24 else (CACHE,)
     if any(name in parameters for name in known):
         return None
-    # One that takes a cache says so in an annotation.
-    others = [name for name, each in parameters.items() if "Cache" in str(each.annotation) or name in CACHE_NAMES]
+    # One that takes a cache says so in an annotation: `Cache | None`.
+    others = [name for name, each in parameters.items() if _CACHE.search(str(each.annotation)) or name in CACHE_NAMES]
     what = f"the cache among the arguments of {kind.__name__}.forward"
     return f"{what}: expected {CACHE!r}, found {others[0]!r}" if others else None
 
@@ -48,13 +53,3 @@ def check(kind: type[PreTrainedModel]) -> None:
     difference = changed() or changed_in(kind)  # type: ignore[arg-type] # a class can be hashed
     if difference is not None:
         raise RelayError(refusal_of(difference))
-
-
-def refusal_of(difference: str) -> str:
-    """A changed fact, with what is installed, what is supported, and what to do."""
-    tried = ", ".join(tested.TRANSFORMERS)
-    return (
-        f"this Transformers is not what relay_hf hooks into: {difference}. Installed is {INSTALLED}; relay_hf supports "
-        f"{SUPPORTED} and was tested with {tried}. Install one of these, or a relay_hf that knows {INSTALLED}; the "
-        "model is as it was, and generates without relay_hf."
-    )

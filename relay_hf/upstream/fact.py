@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
+from .models import is_librarys
+
 _ABSENT = "nothing of that name"
+# Found where somebody has put code of their own in the place of Transformers': that is no release of Transformers.
+OF_OTHERS = object()
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,23 @@ class Fact:
         """How it is another now, in words, or None."""
         try:
             found = self.find()
-        except (AttributeError, ImportError, TypeError, ValueError):
+        except Exception:  # whatever stands there now, it is not what was
             found = _ABSENT
+        if found is OF_OTHERS:
+            return None
         if isinstance(found, list):
             found = [name for name in found if name not in self.ignored]
         return None if found == self.expected else f"{self.what}: expected {self.expected}, found {found}"
 
 
-def arguments(owner: Any, name: str) -> Callable[[], list[str]]:
+def arguments(owner: Any, name: str) -> Callable[[], Any]:
     """What finds the names of the arguments of a function or method, `self` left out."""
 
-    def find() -> list[str]:
-        return [each for each in inspect.signature(getattr(owner, name)).parameters if each != "self"]
+    def find() -> Any:
+        function = getattr(owner, name)
+        if not is_librarys(getattr(function, "__module__", "transformers.")):
+            return OF_OTHERS
+        return [each for each in inspect.signature(function).parameters if each != "self"]
 
     return find
 
@@ -55,7 +64,7 @@ def takes(owner: Any, name: str, *expected: str, since: int = 17, ignored: Seque
     return Fact(f"the arguments of {where}.{name}", [*expected], arguments(owner, name), since, frozenset(ignored))
 
 
-def mentions(owner: Any, name: str, words: Sequence[str]) -> list[str]:
+def mentions(owner: Any, name: str, words: Sequence[str]) -> Any:
     """Which of `words` the code of a function names, as an attribute or as text."""
 
     def names(code: CodeType) -> Iterator[str]:
@@ -66,5 +75,8 @@ def mentions(owner: Any, name: str, words: Sequence[str]) -> list[str]:
             elif isinstance(constant, str):
                 yield constant
 
-    found = {*names(inspect.unwrap(getattr(owner, name)).__code__)}
+    function = inspect.unwrap(getattr(owner, name))
+    if not is_librarys(function.__module__):
+        return OF_OTHERS
+    found = {*names(function.__code__)}
     return [word for word in words if word in found]

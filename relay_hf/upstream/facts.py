@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 from transformers import (
     Cache,
     DynamicCache,
     GenerationMixin,
+    LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
     cache_utils,
     masking_utils,
 )
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.integrations import sdpa_attention
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from . import caches
 from .attention import ATTENTION_FIELD
 from .fact import Fact, arguments, mentions, takes
-from .models import PREFILL, PREPARE_INPUTS
+from .models import PREFILL, PREPARE_INPUTS, QUANTIZER
 from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION
 from .version import MINOR
 
+_MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _REST = ("args", "kwargs")
 _STATE_FIELDS = (
     "conv_kernel_size",
@@ -49,6 +55,11 @@ FACTS = (
         )
         for loop in ("_sample", "_beam_search")
     ),
+    Fact(
+        "the decoding loops of generate()'s modes",
+        ["_sample", "_sample", "_beam_search", "_beam_search"],
+        lambda: [GENERATION_MODES_MAPPING[GenerationMode(mode)] for mode in _MODES],
+    ),
     *(
         takes(
             GenerationMixin,
@@ -69,7 +80,7 @@ FACTS = (
     Fact(
         f"the place of {CRITERIA} among the arguments of generate()",
         CRITERIA_POSITION,
-        lambda: arguments(GenerationMixin, "generate")().index(CRITERIA),
+        lambda: _place(arguments(GenerationMixin, "generate")()),
     ),
     *(
         Fact(
@@ -174,6 +185,17 @@ FACTS = (
     takes(masking_utils, "causal_mask_function", "batch_idx", "head_idx", "q_idx", "kv_idx"),
     takes(masking_utils, "sliding_window_causal_mask_function", "sliding_window"),
     Fact(
+        "the kinds of RoPE, of which dynamic and longrope change with the length of a text",
+        ["dynamic", "linear", "llama3", "longrope", "proportional", "yarn"],
+        lambda: sorted(ROPE_INIT_FUNCTIONS),
+    ),
+    Fact("a configuration's field for its RoPE", True, lambda: hasattr(LlamaConfig(), "rope_parameters")),
+    Fact(
+        "the mark of a quantized model",
+        [QUANTIZER],
+        partial(mentions, PreTrainedModel, "dequantize", [QUANTIZER]),
+    ),
+    Fact(
         "a configuration's field for its attention implementation",
         True,
         partial(hasattr, PreTrainedConfig(), ATTENTION_FIELD),
@@ -184,6 +206,10 @@ FACTS = (
         partial(hasattr, PreTrainedModel, "_can_compile_fullgraph"),
     ),
 )
+
+
+def _place(found: Any) -> Any:
+    return found.index(CRITERIA) if isinstance(found, list) else found
 
 
 def facts(minor: int = MINOR) -> list[Fact]:

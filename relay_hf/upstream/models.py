@@ -16,6 +16,8 @@ _LIBRARY = "transformers."
 PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
 PREPARE_INPUTS = "prepare_inputs_for_generation"
 GENERATION_DEFAULTS = "generation_config"
+QUANTIZER = "hf_quantizer"
+_LOOPS = ("_sample", "_beam_search")
 
 # Transformers' own hooks, by module and by how their qualified names start: those that collect hidden states and
 # attentions, idle unless a call asks for them; and the one that has embeddings record gradients, which stays on a model
@@ -67,6 +69,26 @@ def replaced_preparation(model: PreTrainedModel) -> bool:
 def forward_inputs(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
     """The arguments of a class's forward, by name."""
     return inspect.signature(kind.forward).parameters
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether Transformers has quantized a model, or loaded it so."""
+    return getattr(model, QUANTIZER, None) is not None
+
+
+def has_loops_of_its_own(model: PreTrainedModel) -> bool:
+    """Whether a model has decoding loops in the place of Transformers'."""
+    return any(vars(model).get(name) or not is_stocks(model, name) for name in _LOOPS)
+
+
+def is_stocks(model: PreTrainedModel, name: str) -> bool:
+    """Whether a method of generate()'s is, in a model's class, the one that all models have."""
+    return getattr(type(model), name) is getattr(GenerationMixin, name)
+
+
+def counts_positions_itself(model: PreTrainedModel) -> bool:
+    """Whether a model's class counts the positions of a prompt in a way of its own."""
+    return not is_stocks(model, "_prepare_position_ids_for_generation")
 
 
 def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:

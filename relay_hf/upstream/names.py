@@ -15,6 +15,7 @@ from .version import MINOR
 CACHE = "cache" if MINOR >= 24 else "past_key_values"
 _STATE_CACHE = "cache" if MINOR >= 24 else "cache_params"
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
+_OLD_NAMES = CACHE_NAMES[1:] if MINOR >= 24 else ()
 
 # Keyword inputs of a forward that a relayed call understands. Any other may change what a token's keys and values are
 # (images, token types, adapters by row).
@@ -79,7 +80,11 @@ def takes_cache(inputs: Mapping[str, inspect.Parameter]) -> bool:
     XLM has an argument of that name for a dictionary of its own, and generate() never gives it one.
     """
     found = inputs.get(cache_name(inputs))
-    return found is not None and "dict" not in str(found.annotation)
+    if found is None:
+        # A class that was written before 5.24 has an old name, and the new one arrives with the rest that it passes on.
+        rest = any(each.kind is each.VAR_KEYWORD for each in inputs.values())
+        return rest and any(name in inputs for name in _OLD_NAMES)
+    return "dict" not in str(found.annotation)
 
 
 def given_caches(inputs: Mapping[str, Any]) -> tuple[Any, ...]:

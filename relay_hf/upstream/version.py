@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import __version__
 
+from .. import tested
+
 INSTALLED: str = __version__
 
 # The minor version of Transformers 5: a fact that differs between versions is told by it.
@@ -17,3 +19,24 @@ def is_supported(version: str = INSTALLED) -> bool:
     """Whether a version of Transformers is in the range that relay_hf supports."""
     major, minor = (int(part) for part in version.split(".")[:2])
     return _OLDEST <= (major, minor) < _BELOW
+
+
+def refusal_of(difference: str) -> str:
+    """A changed fact, with what is installed, what is supported, and what to do."""
+    tried = ", ".join(tested.TRANSFORMERS)
+    return (
+        f"this Transformers is not what relay_hf hooks into: {difference}. Installed is {INSTALLED}; relay_hf supports "
+        f"{SUPPORTED} and was tested with {tried}. Install one of these, or a relay_hf that knows {INSTALLED}; the "
+        "model is as it was, and generates without relay_hf."
+    )
+
+
+def refusal_of_import(error: BaseException) -> str | None:
+    """The same where something that relay_hf imports from within Transformers is not there; None for other errors."""
+    if isinstance(error, ImportError):
+        where = error.name
+    else:
+        where = getattr(getattr(error, "obj", None), "__name__", None)
+    if not str(where or "").startswith("transformers"):
+        return None
+    return refusal_of(f"what {where} has: {error}")

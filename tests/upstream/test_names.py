@@ -21,7 +21,19 @@ PUBLIC = {
 }
 # These are words of relay_hf's own too, or Python's.
 OURS = {
-    *("__init__", "__module__", "__qualname__", "__self__", "indices", "key", "layer_idx", "module", "query"),
+    *(
+        "__init__",
+        "__module__",
+        "__name__",
+        "transformers",
+        "__qualname__",
+        "__self__",
+        "indices",
+        "key",
+        "layer_idx",
+        "module",
+        "query",
+    ),
     *("cpu", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
 }
 # As an attribute it is relay_hf's own word for a RelayCache; as text or as an argument it is Transformers'.
