@@ -64,7 +64,7 @@ def decide(
         return Decision(refused, prompts=prompts)
     eligibility.check_vocabulary(model, prompts.ids, "input_ids")
     new = new_tokens(generation_config, input_ids.shape[1])
-    weighed = (relay, prompts, inputs.get("position_ids"), new, architecture, cache, device or device_of(model))
+    weighed = (relay, prompts, inputs.get("position_ids"), mask, new, architecture, cache, device or device_of(model))
     found = _weigh(*weighed)
     # Where nothing that is kept is to be used, nobody looks at the model: `benchmarks.overhead` shows what that takes.
     if found.uses_kept and found.kept is not None:
@@ -78,6 +78,7 @@ def _weigh(
     relay: Relay,
     prompts: Prompts,
     position_ids: Tensor | None,
+    mask: Tensor | None,
     new: int,
     architecture: Architecture,
     cache: Cache | None,
@@ -103,7 +104,7 @@ def _weigh(
         _prune(relay, found, new, device)
     if not found.relays:
         return found
-    refused = eligibility.position_refusal(model, open_call(), position_ids, prompts, positions)
+    refused = eligibility.position_refusal(model, open_call(), position_ids, mask, prompts, positions)
     if refused is None and relay.config.policy == "auto":
         refused = _gate_refusal(relay, found, new, architecture, cache, device)
     return Decision(refused, prompts=prompts) if refused else found

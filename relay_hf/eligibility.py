@@ -190,8 +190,8 @@ def cache_refusal(stock_cache: Cache | None, asked: bool = False) -> Refusal | N
         return Reason.NO_CACHE.of()
     if not is_plain(stock_cache):
         reason = Reason.OTHER_CACHE_ASKED if asked else Reason.OTHER_CACHE
-        where = "offloaded " if type(stock_cache) is DynamicCache else ""
-        return reason.of(kind=f"{where}{type(stock_cache).__name__}")
+        what = "an offloaded" if type(stock_cache) is DynamicCache else "a"
+        return reason.of(kind=f"{what} {type(stock_cache).__name__}")
     unfit = unsupported_layer(stock_cache)
     return None if unfit is None else Reason.LAYER.of(layer=unfit)
 
@@ -240,11 +240,16 @@ def _shows_padding(module: nn.Module) -> bool:
 
 
 def position_refusal(
-    model: PreTrainedModel, call: Call, position_ids: Tensor | None, prompts: Prompts, positions: str
+    model: PreTrainedModel,
+    call: Call,
+    position_ids: Tensor | None,
+    mask: Tensor | None,
+    prompts: Prompts,
+    positions: str,
 ) -> Refusal | None:
     """Why the positions forbid it: they must be those that generate() counts from the mask.
 
-    `position_ids`: those that the forward is to get; `positions`: as in the table of types.
+    `position_ids` and `mask`: those that the forward is to get; `positions`: as in the table of types.
     """
     given = position_ids is not None and positions != "columns"
     if bool(prompts.start.any()) and not given and positions != "relative":
@@ -264,7 +269,8 @@ def position_refusal(
     same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
     if same:
         return None
-    if call.asked("position_ids"):
+    counts = mask is not None and mask.dtype is not torch.bool and bool((mask > 1).any())  # it is summed up
+    if call.asked("position_ids") or counts:
         return Reason.POSITIONS_GIVEN.of()
     return (Reason.POSITIONS_OF_ITS_OWN if counts_positions_itself(model) else Reason.POSITIONS_COUNTED).of()
 

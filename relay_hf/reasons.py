@@ -37,7 +37,7 @@ class Reason(Enum):
     WITHOUT_CACHE = ("call", "use_cache=False")
     ALL_OUTPUTS = ("call", "{name}=True needs every prompt token in every row")
     PROMPT_LOGITS = ("call", "logits of prompt tokens are asked for")
-    OTHER_CACHE_ASKED = ("call", "generate() uses a {kind} here, in place of a plain DynamicCache")
+    OTHER_CACHE_ASKED = ("call", "generate() uses {kind} here, in place of a plain DynamicCache")
     CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
@@ -81,7 +81,7 @@ class Reason(Enum):
     NO_DECODER = ("model", "attention is not causal: the model's configuration has is_decoder=False")
     BIDIRECTIONAL = ("model", "attention is not causal: the model's configuration has use_bidirectional_attention")
     NO_CACHE = ("model", "generate() uses no cache here, in place of a plain DynamicCache")
-    OTHER_CACHE = ("model", "generate() uses a {kind} here, in place of a plain DynamicCache")
+    OTHER_CACHE = ("model", "generate() uses {kind} here, in place of a plain DynamicCache")
     LAYER = ("model", "{layer}, which is not shared")
     POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
     RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")

@@ -64,7 +64,7 @@ def test_the_reasons_of_the_faq_are_those_of_the_table():
     unfit = (ROOT / "relay_hf/forward.py").read_text(encoding="utf-8")
     for phrases, source in rows:
         begins = [
-            each.words.replace("{kind}", "StaticCache").partition("{") for each in Reason if each.source == source
+            each.words.replace("{kind}", "a StaticCache").partition("{") for each in Reason if each.source == source
         ]
         begins += [("output_attentions=True", "", ""), ("output_hidden_states=True", "", ""), (CACHE, "", "")]
         for phrase in re.findall(r"`([^`]+)`", phrases):

@@ -13,7 +13,7 @@ from .compare import NO_PREFILL, ONE, assert_relayed, assert_same_error, assert_
 STATIC = "generate() uses a StaticCache here"
 # They move layers between a GPU and the host: without one stock fails, and so must we.
 OFFLOADED = {
-    "offloaded": "generate() uses a DynamicCache here",
+    "offloaded": "generate() uses an offloaded DynamicCache here",
     "offloaded_static": STATIC,
     "offloaded_hybrid": STATIC,
     "offloaded_hybrid_chunked": STATIC,
