@@ -126,7 +126,9 @@ def _check(frame: Frame, asked: Asked, config: PreTrainedConfig, key: Tensor, wi
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than it gave the cache")
     frame.names_layers &= layer_idx == source
     if layer_idx not in cache.reusing:
-        layer_idx = source  # else of a module that several layers run (Zamba), or that runs several times (Dory)
+        layer_idx = (
+            source  # a module may be run by several layers (Zamba), or several times (Dory): the keys tell which
+        )
     layer = None if source is None else cache.kv_layers.get(source)
     if layer_idx is None or source is None or layer is None:
         raise UnfitModelError(f"an attention module ({asked.module}) names no layer of the cache")

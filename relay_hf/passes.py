@@ -44,10 +44,11 @@ def run(
 
 
 def as_it_is(relay: Relay, inputs: dict[str, Any]) -> Any:
-    """The model's forward, but nothing of it compiled: as generate() leaves its prefill out of what it compiles itself.
+    """The model's forward, uncompiled: generate() does not compile its prefill either, where it compiles a model itself.
 
-    Where torch.compile can't follow a prefill with a RelayCache it compiles each module apart. Since Transformers 5.24
-    their forwards are one decorator's code to it, of which it makes 8 graphs: the decode steps would get none.
+    torch.compile can't follow a prefill with a RelayCache as a whole, and compiles each module apart. It makes at most
+    8 graphs of one piece of code. Since Transformers 5.24 a decorator is the code of all modules' forwards, so a
+    prefill would use up the 8, and the decode steps would get none.
     """
     model = relay.model
     if not is_compiled(model):

@@ -19,7 +19,7 @@ from .names import CACHE, CACHE_NAMES
 from .version import INSTALLED, MINOR, SUPPORTED, is_supported, refusal_of
 
 _CACHE = re.compile(r"\bCache\b")
-_held = False  # all facts, when they were looked at: what has changed is looked at again
+_held = False  # True once all facts were found to hold; a change is looked for again in each call
 
 
 def changed() -> str | None:
