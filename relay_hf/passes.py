@@ -44,7 +44,7 @@ def run(
 
 
 def as_it_is(relay: Relay, inputs: dict[str, Any]) -> Any:
-    """The model's forward, uncompiled: generate() does not compile its prefill either, where it compiles a model itself.
+    """The model's forward, uncompiled: generate() does not compile its prefill where it compiles a model itself.
 
     torch.compile can't follow a prefill with a RelayCache as a whole, and compiles each module apart. It makes at most
     8 graphs of one piece of code. Since Transformers 5.24 a decorator is the code of all modules' forwards, so a
