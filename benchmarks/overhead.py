@@ -20,8 +20,10 @@ from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
 from relay_hf.decision import decide
 from relay_hf.generation import lay_out
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import Match, PrefixStore, Prompts, Witness, all_modules, divided, pruned, shared_runs
-from relay_hf.upstream.names import CACHE
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
+from relay_hf.model.fingerprint.module_state import all_modules
+from relay_hf.model.upstream.names import CACHE
+from relay_hf.prefix import Match, PrefixStore, Prompts, divided, pruned, shared_runs
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -117,7 +119,7 @@ def before_the_first_forward(table: Table) -> None:
 
     what = "32 rows of 2048 tokens, 300 parameters"
     table.add_row(f"detection, lookup and witness: {what}", f"{median_ms(lambda: call(rows, layout=False)):.2f}")
-    table.add_row("... of it the witness", f"{median_ms(lambda: Witness(all_modules(model))):.2f}")
+    table.add_row("... of it the witness", f"{median_ms(lambda: ModelFingerprint(all_modules(model))):.2f}")
     table.add_row("... and layout", f"{median_ms(lambda: call(rows, layout=True)):.2f}")
     apart = torch.randint(3, 1000, (32, 2048))
     table.add_row("... of as many rows that share nothing", f"{median_ms(lambda: call(apart, layout=False)):.2f}")
@@ -126,7 +128,7 @@ def before_the_first_forward(table: Table) -> None:
 def the_check(table: Table) -> None:
     """Whether the model is still the one that a prefix was kept of, and its share of a short call."""
     model = model_with_parameters(1000)
-    witness = Witness(all_modules(model))
+    witness = ModelFingerprint(all_modules(model))
     tensors = len(list(model.parameters()))
     check = median_ms(lambda: witness.holds(all_modules(model)))
     table.add_row(f"witness of {tensors} parameters", f"{check:.2f}")

@@ -56,7 +56,7 @@ def _of_transformers(error: Exception) -> Exception:
     from .errors import RelayError
 
     try:
-        from .upstream.version import refusal_of_import
+        from .model.upstream.version import refusal_of_import
     except ImportError:
         return error
     refusal = refusal_of_import(error)

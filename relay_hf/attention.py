@@ -17,8 +17,8 @@ from .errors import RelayError
 from .frame import active_frame
 from .layer_attention import Asked, attend_layer
 from .masks import relay_mask
-from .selection import ATTENTION_NAME, users_implementation
-from .upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
+from .model.attention_choice import ATTENTION_NAME, users_implementation
+from .model.upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
 
 
 def register() -> None:

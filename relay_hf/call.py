@@ -14,10 +14,10 @@ from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
 from .cache_utils import RelayCache
+from .model.upstream.caches import mark_as_users
+from .model.upstream.models import is_librarys
+from .model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
 from .report import RelayReport
-from .upstream.caches import mark_as_users
-from .upstream.models import is_librarys
-from .upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

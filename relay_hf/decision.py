@@ -9,16 +9,18 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 
 from . import eligibility, gate
-from .architectures import Architecture, architecture_of
 from .call import open_call
+from .model.architectures import Architecture, architecture_of
+from .model.device import device_of
+from .model.fingerprint.keeping import keeping_refusal
+from .model.upstream.caches import attending, keeps_state, was_looked_at
+from .model.upstream.models import new_tokens
+from .model.upstream.names import takes_cache
+from .model.vocabulary import check_vocabulary
 from .ops import resolve_backend
-from .placement import device_of
-from .prefix import Prompts, Run, keeping_refusal, pruned, walk
+from .prefix import Prompts, Run, pruned, walk
 from .reasons import Reason, Refusal
 from .sharing import Decision, find, look
-from .upstream.caches import attending, keeps_state, was_looked_at
-from .upstream.models import new_tokens
-from .upstream.names import takes_cache
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -62,7 +64,7 @@ def decide(
         refused = eligibility.recurrent_refusal(architecture, model, chunked, padded, prompts.holes)
     if refused:
         return Decision(refused, prompts=prompts)
-    eligibility.check_vocabulary(model, prompts.ids, "input_ids")
+    check_vocabulary(model, prompts.ids, "input_ids")
     new = new_tokens(generation_config, input_ids.shape[1])
     weighed = (relay, prompts, inputs.get("position_ids"), mask, new, architecture, cache, device or device_of(model))
     found = _weigh(*weighed)

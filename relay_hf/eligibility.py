@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers import Cache, DynamicCache, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from .architectures import Architecture, architecture_of
 from .cache_utils import RelayCache
 from .cache_utils.cache import unsupported_layer
-from .placement import device_of
-from .reasons import Reason, Refusal
-from .selection import users_implementation
-from .upstream.attention import eager_attention, registered_attention, registered_mask
-from .upstream.caches import is_plain, is_users
-from .upstream.models import (
+from .model.architectures import Architecture, architecture_of
+from .model.attention_choice import users_implementation
+from .model.device import device_of
+from .model.upstream.attention import eager_attention, registered_attention, registered_mask
+from .model.upstream.caches import is_plain, is_users
+from .model.upstream.models import (
     checkpoints_gradients,
     counts_positions_itself,
     is_bidirectional,
@@ -32,7 +31,8 @@ from .upstream.models import (
     rope_limit,
     text_config,
 )
-from .upstream.names import CACHE, KNOWN_ATTENTION, KNOWN_INPUTS, RANDOM_IN_TRAINING
+from .model.upstream.names import CACHE, KNOWN_ATTENTION, KNOWN_INPUTS, RANDOM_IN_TRAINING
+from .reasons import Reason, Refusal
 
 if TYPE_CHECKING:
     from .call import Call
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
 _RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
 # Projections of a recurrent layer that come after its convolution, by their names.
 _BEHIND_CONVOLUTIONS = frozenset({"dt_proj", "o_proj", "out_proj", "x_proj"})
-
-
-class TokenIdError(ValueError):
-    """A token id that the model has no embedding for. Stock would fail too, on a GPU for good and without a name."""
 
 
 def model_refusal(model: PreTrainedModel) -> Refusal | None:
@@ -282,17 +278,3 @@ def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> Refusal | 
         if limit is not None and length >= limit:
             return Reason.LONG_ROPE.of(limit=limit, length=length)
     return None
-
-
-def check_vocabulary(model: PreTrainedModel, ids: Tensor, name: str) -> None:
-    """Raise a TokenIdError that names the argument when an id has no embedding."""
-    table = getattr(model.get_input_embeddings(), "weight", None)
-    if table is None:
-        return
-    size, found = table.shape[0], ids.cpu().numpy()  # why not by torch: `prefix/find.py`
-    if found.size and (found.min() < 0 or found.max() >= size):
-        wrong = found[(found < 0) | (found >= size)][0]
-        raise TokenIdError(
-            f"{name} must be token ids from 0 to {size - 1}, the model's vocabulary; got {int(wrong)}. "
-            "Is the tokenizer the model's own?"
-        )

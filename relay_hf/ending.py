@@ -6,11 +6,10 @@ import logging
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from .keeping import context_of
-from .memory import is_out_of_memory
+from .model.device import ComputeContext, is_out_of_memory
+from .model.upstream.models import has_loops_of_its_own
 from .reasons import Reason, Refusal, Source
 from .report import RelayReport
-from .upstream.models import has_loops_of_its_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +67,7 @@ def _fill_given(relay: Relay, call: Call) -> None:
         return
     given, dynamic = call.stand_in
     try:
-        given.adopt(dynamic, context_of(relay.model))
+        given.adopt(dynamic, ComputeContext.of(relay.model))
     except BaseException:
         given.reset()  # some of its layers hold all, others nothing: it must not look as if it could be gone on from
         raise

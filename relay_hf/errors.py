@@ -22,3 +22,7 @@ class UnfitForwardError(RelayError):
 
 
 RECHOSEN = "the attention implementation was changed while the model ran"
+
+
+class TokenIdError(ValueError):
+    """A token id that the model has no embedding for. Stock would fail too, on a GPU for good and without a name."""

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from . import eligibility
-from .architectures import architecture_of
 from .call import open_call
 from .decision import decide
+from .model.architectures import architecture_of
+from .model.upstream.behaviour import DEFAULT_NEW_TOKENS
+from .model.upstream.models import count_positions
+from .model.vocabulary import check_vocabulary
 from .prefix import outline
 from .report import Explanation
-from .upstream.behaviour import DEFAULT_NEW_TOKENS
-from .upstream.models import count_positions
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -25,7 +25,7 @@ def explain(relay: Relay, input_ids: Tensor, attention_mask: Tensor | None) -> E
     model = relay.model
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
-    eligibility.check_vocabulary(model, input_ids, "input_ids")
+    check_vocabulary(model, input_ids, "input_ids")
     inputs: dict[str, Any] = {
         "attention_mask": attention_mask,
         relay.cache_name: relay.default_cache(),

@@ -12,9 +12,9 @@ from torch import Tensor
 from .cache_utils import RelayCache, RelayLayer, StateLayer
 from .errors import RECHOSEN, RelayError, UnfitModelError
 from .frame import Frame, active_frame
+from .model.attention_choice import deselect, select
+from .model.device import on_host
 from .parted import Columns, PartedTensor
-from .prefix import on_host
-from .selection import deselect, select
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

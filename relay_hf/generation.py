@@ -8,27 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architectures import architecture_of
 from .cache_utils import RelayCache, RowLayout
 from .call import current_call, open_call
 from .decision import decide, refusal
-from .eligibility import TokenIdError, padding_refusal
+from .eligibility import padding_refusal
 from .ending import CONTINUED, guarded, tell
-from .errors import RECHOSEN, RelayError, UnfitForwardError, UnfitModelError
+from .errors import RECHOSEN, RelayError, TokenIdError, UnfitForwardError, UnfitModelError
 from .forward import own_columns
 from .graphs import own_copy
-from .keeping import context_of
 from .levels import Filled, fill, fill_and_keep
-from .memory import free_bytes, is_out_of_memory
+from .model.architectures import architecture_of
+from .model.device import ComputeContext, device_of, free_bytes, is_out_of_memory, on_host
+from .model.upstream.behaviour import CHUNKS_GO_ON
+from .model.upstream.models import new_tokens
 from .passes import run, run_gapless
-from .placement import device_of
-from .prefix import on_host
 from .reasons import Reason, Refusal
 from .report import RelayReport
 from .sharing import Decision
 from .transcript import Transcript
-from .upstream.behaviour import CHUNKS_GO_ON
-from .upstream.models import new_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -178,7 +175,7 @@ def lay_out(
         spare=_spare(relay, cache),
     )
     shared = [(each.rows, piece) for each, own in filled for piece in own]
-    cache.share(shared, rows, len(prompts.ids), context_of(relay.model))
+    cache.share(shared, rows, len(prompts.ids), ComputeContext.of(relay.model))
     rows.holes = own_columns(cache, prompts.attended)  # all of it on the host, and only then to the device
     rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
     rows.own_start = None if rows.own_start is None else rows.own_start.to(device_of(relay.model))
@@ -222,7 +219,7 @@ def _continue(
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))
     refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
-    if refused is None and cache.context not in (None, context_of(relay.model)):
+    if refused is None and cache.context not in (None, ComputeContext.of(relay.model)):
         refused = Reason.CACHE_ELSEWHERE.of()
     if generation_config.prefill_chunk_size is not None and not CHUNKS_GO_ON:
         refused = Reason.CHUNKS_ON_CACHE.of()

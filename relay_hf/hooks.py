@@ -9,7 +9,7 @@ from .decoding import static_step
 from .errors import RelayError
 from .forward import check_hits, close_frame, forward_arguments, open_frame, own_columns
 from .frame import active_frame
-from .selection import attention_configs, chosen_since, users_implementation
+from .model.attention_choice import attention_configs, chosen_since, users_implementation
 
 if TYPE_CHECKING:
     from .relay import Relay

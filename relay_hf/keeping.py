@@ -6,19 +6,15 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .arithmetic import arithmetic
 from .cache_utils import SharedRun
-from .placement import device_of, stream_of
-from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, Witness, beside
+from .model.fingerprint import ModelFingerprint, embedding_samples
+from .prefix import KeptPrefix, Match, Planned, PrefixStore, StoredPrefix, overhead_bytes
 from .prefix.kept import Node
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 logger = logging.getLogger("relay_hf")
 
@@ -52,7 +48,7 @@ class Kept:
             itself, which may be divided at any time.
     """
 
-    witness: Witness
+    witness: ModelFingerprint
     embedded: tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -69,7 +65,7 @@ class Keeper:
     def __init__(self, budget: Callable[[], int]) -> None:
         self._budget = budget
         self._lock = threading.RLock()
-        self._witness: Witness | None = None
+        self._witness: ModelFingerprint | None = None
         self._store: PrefixStore | None = None
 
     @property
@@ -125,13 +121,13 @@ class Keeper:
             matches = [self._store.match(ids, context) for ids in rows]
             return matches, _kept_of(self._witness, dict.fromkeys(node for match in matches for node in match.path))
 
-    def look(self, kept: Kept, modules: Sequence[nn.Module], embedding: nn.Module) -> Witness | None:
+    def look(self, kept: Kept, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
         """The model now, if it is the one that something is kept of; None if not, and then all that is kept is dropped.
 
         What goes on from a kept prefix may be kept, by `keep`, only if the model has not changed since.
         """
         with self._lock:
-            now = Witness(modules, kept.witness.ignore)
+            now = ModelFingerprint(modules, kept.witness.ignore)
             if kept.witness.same(now) and _embeddings_hold(embedding, kept):
                 return now
             if self._witness is kept.witness:  # else it was another thread's, which has looked at the model since
@@ -148,7 +144,7 @@ class Keeper:
         embedding: nn.Module,
         context: Hashable,
         chosen: Collection[KeptPrefix] | None,
-    ) -> tuple[list[KeptPrefix], list[StoredPrefix], Witness | None]:
+    ) -> tuple[list[KeptPrefix], list[StoredPrefix], ModelFingerprint | None]:
         """What is kept, to be written to a file: nothing if the model changed.
 
         Args:
@@ -190,14 +186,14 @@ class Keeper:
             for match in matches:
                 self.store.touch(match)
 
-    def witness(self, modules: Sequence[nn.Module]) -> Witness:
+    def witness(self, modules: Sequence[nn.Module]) -> ModelFingerprint:
         """The model now, to be given to `keep` after a prefill."""
         with self._lock:
-            return Witness(modules, frozenset() if self._witness is None else self._witness.ignore)
+            return ModelFingerprint(modules, frozenset() if self._witness is None else self._witness.ignore)
 
     def keep(
         self,
-        before: Witness,
+        before: ModelFingerprint,
         modules: Sequence[nn.Module],
         prefixes: Iterable[Prefilled],
         context: Hashable,
@@ -210,7 +206,7 @@ class Keeper:
         """
         with self._lock:
             # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
-            after = Witness(modules, before.ignore)
+            after = ModelFingerprint(modules, before.ignore)
             after = after.without(before.rewritten(after))
             if not before.without(after.ignore).same(after):
                 return [None for _ in prefixes]
@@ -233,50 +229,16 @@ class Keeper:
         self.__init__(state["_budget"])  # type: ignore[misc]
 
 
-def autocast_of(model: PreTrainedModel) -> torch.dtype | None:
-    """What autocast casts to where the model runs, or None."""
-    device_type = device_of(model).type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-
-
-def context_of(model: PreTrainedModel) -> Hashable:
-    """What a cache's KV depends on beside the model's weights: device, dtype, autocast, and PyTorch's arithmetic."""
-    return (device_of(model), model.dtype, autocast_of(model), arithmetic())
-
-
-def reach_of(model: PreTrainedModel) -> Hashable:
-    """What a call can use of what is kept: what is of its context, and was made on its stream.
-
-    Another stream waits for nothing that this one has still to compute, and what one lets go the other may be reading.
-    """
-    return (context_of(model), stream_of(device_of(model)))
-
-
-def _kept_of(witness: Witness, prefixes: Iterable[KeptPrefix]) -> Kept:
+def _kept_of(witness: ModelFingerprint, prefixes: Iterable[KeptPrefix]) -> Kept:
     return Kept(witness, tuple((prefix.tokens, prefix.embedded) for prefix in prefixes))
 
 
 def _embeddings_hold(embedding: nn.Module, kept: Kept) -> bool:
     """Whether tokens are embedded as they were; all in one look, since on a GPU each waits for it."""
     tokens, before = [each for each, _ in kept.embedded], [each for _, each in kept.embedded]
-    return not tokens or torch.equal(torch.cat(before), embedded(embedding, torch.cat(tokens)))
+    return not tokens or torch.equal(torch.cat(before), embedding_samples(embedding, torch.cat(tokens)))
 
 
 def beside_token(embedding: nn.Module) -> int:
     """Bytes that are kept of a token beside what the model keeps of it."""
-    return beside(embedded(embedding, torch.zeros(1, dtype=torch.int64)))
-
-
-def embedded(embedding: nn.Module, ids: Tensor) -> Tensor:
-    """Two elements of the embedding of each id: `[P, 2]`, on the host.
-
-    The witness samples 32 elements of a whole table; one row written through `.data`, as is done for new tokens, falls
-    between them. The rows that a prefix uses are few enough to look at each.
-    """
-    table = getattr(embedding, "weight", None)
-    if not isinstance(table, Tensor) or table.dim() != 2:
-        return torch.zeros(len(ids), 0)
-    # By column: torch selects from one on a single thread, and starts others for the 4,000 elements of a table's rows
-    # (8 ms where other work holds the cores, not 0.01).
-    where = ids.to(table.device)
-    return torch.stack([table.detach()[:, column].index_select(0, where) for column in (0, -1)], dim=1).cpu()
+    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64)))

@@ -11,8 +11,8 @@ from .errors import UnfitForwardError, UnfitModelError
 from .frame import Frame
 from .kernels.plan import Plan
 from .masks import window_of
+from .model.attention_choice import users_implementation
 from .ops import attend, resolve_backend
-from .selection import users_implementation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from .cache_utils import RelayCache, RowLayout, SharedRun
 from .call import open_call
-from .keeping import Prefilled, embedded, reach_of
+from .keeping import Prefilled
+from .model.device import device_of, store_key
+from .model.fingerprint.embedding import embedding_samples
 from .passes import run
-from .placement import device_of
 
 if TYPE_CHECKING:
-    from .prefix import KeptPrefix, Run, Witness
+    from .model.fingerprint.fingerprint import ModelFingerprint
+    from .prefix import KeptPrefix, Run
     from .relay import Relay
 
 # A kept run in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
@@ -74,7 +76,7 @@ def fill_and_keep(
     held: Callable[[Run], list[SharedRun]],
     inputs: Collection[str],
     chunk: int | None = None,
-    before: Witness | None = None,
+    before: ModelFingerprint | None = None,
     pin: bool = False,
 ) -> tuple[Filled, list[KeptPrefix | None]]:
     """`fill`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
@@ -90,11 +92,11 @@ def fill_and_keep(
     modules, embedding = open_call().modules, relay.model.get_input_embeddings()
     before = before or relay.keeper.witness(modules)
     lengths = [len(each.ids) for each, _ in missing]
-    looks = embedded(embedding, torch.cat([each.ids for each, _ in missing]))  # one for all
+    looks = embedding_samples(embedding, torch.cat([each.ids for each, _ in missing]))  # one for all
     rows = [each.clone() for each in looks.split(lengths)]
-    reach = reach_of(relay.model)
+    reach = store_key(relay.model)
     filled = fill(relay, runs, held, inputs, chunk)
-    if reach_of(relay.model) != reach:
+    if store_key(relay.model) != reach:
         return filled, [None for _ in missing]  # a part is of each setting: another thread may change one
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .errors import UnfitModelError
 from .frame import Frame, active_frame
-from .selection import users_implementation
-from .upstream.attention import registered_mask
-from .upstream.masks import (
+from .model.attention_choice import users_implementation
+from .model.upstream.attention import registered_mask
+from .model.upstream.masks import (
     MaskRequest,
     causal_mask_function,
     makes_masks_ahead,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architectures import architecture_of
 from .cache_utils import RelayCache, SharedRun
 from .call import open_call
-from .compiling import is_compiled
 from .errors import RelayError
-from .upstream.models import prepare_inputs
+from .model.architectures import architecture_of
+from .model.compiling import is_compiled
+from .model.upstream.models import prepare_inputs
 
 if TYPE_CHECKING:
     from .relay import Relay

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from . import attention
 from .config import RelayConfig
 from .errors import RelayError
+from .model.upstream import drift
+from .model.upstream.models import PREFILL, is_generating
 from .relay import Relay
-from .upstream import drift
-from .upstream.models import PREFILL, is_generating
 
 Model = TypeVar("Model", bound=nn.Module)
 

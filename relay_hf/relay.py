@@ -28,17 +28,17 @@ from .frame import active_frame
 from .generation import prefill
 from .graphs import Graphs, with_criterion
 from .hooks import enter, leave
-from .keeping import Keeper, autocast_of
-from .memory import is_out_of_memory
+from .keeping import Keeper
+from .model.attention_choice import attention_configs
+from .model.device import autocast_of, device_of, is_out_of_memory
+from .model.fingerprint.module_state import all_modules
+from .model.upstream.models import PREFILL, default_cache, text_config
+from .model.upstream.names import cache_name
 from .ops import resolve_backend
-from .placement import device_of
-from .prefix import KeptPrefix, all_modules
+from .prefix import KeptPrefix
 from .reasons import Reason, Refusal
 from .report import Explanation, RelayReport, RelayStats
 from .saving import load_prefixes, save_prefixes
-from .selection import attention_configs
-from .upstream.models import PREFILL, default_cache, text_config
-from .upstream.names import cache_name
 from .warming import read_prefix, warm
 
 if TYPE_CHECKING:

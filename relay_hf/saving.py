@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from .call import open_call
 from .errors import RelayError
-from .identity import difference, identity_of
-from .keeping import Prefilled, beside_token, embedded, reach_of
-from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
+from .keeping import Prefilled, beside_token
+from .model.device import store_key
+from .model.fingerprint.embedding import embedding_samples
+from .model.identity import difference, identity_of
+from .model.vocabulary import check_prefix
+from .prefix import KeptPrefix, Planned, PrefixFile, is_there, overhead_bytes, write
 from .prefix.headers import printable
 from .prefix.layout import rebuilt
-from .warming import check_keepable, check_prefix, of_one_token
+from .warming import check_keepable, of_one_token
 
 if TYPE_CHECKING:
     from .relay import Relay
@@ -26,7 +29,7 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
     if chosen is not None and not chosen:
         raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
-    nodes, stored, before = keeper.stored(modules, embedding, reach_of(relay.model), chosen)
+    nodes, stored, before = keeper.stored(modules, embedding, store_key(relay.model), chosen)
     held = {node.ids.numpy().tobytes() for node in nodes}
     gone = [each for each in chosen or () if each.ids.numpy().tobytes() not in held]
     if gone:
@@ -48,7 +51,7 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
 
 def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
     """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
-    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, reach_of(relay.model)
+    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, store_key(relay.model)
     embedding = model.get_input_embeddings()
     with PrefixFile(path) as file:
         before = keeper.witness(modules)
@@ -70,9 +73,9 @@ def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...
         raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(relay, longest)
     runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
-    rows = [embedded(embedding, each.ids) for each in stored]
+    rows = [embedding_samples(embedding, each.ids) for each in stored]
     planned = [
-        Planned(each.ids, run.length, run.nbytes + beside(seen), each.parent)
+        Planned(each.ids, run.length, run.nbytes + overhead_bytes(seen), each.parent)
         for each, run, seen in zip(stored, runs, rows, strict=True)
     ]
     short = keeper.lacks(planned, context, make_room=True)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from .cache_utils import SharedRun
 from .call import open_call
-from .keeping import Kept, reach_of
-from .prefix import Match, Prompts, Run, Witness, divided, pruned, shared_runs, walk
+from .keeping import Kept
+from .model.device import store_key
+from .model.fingerprint.fingerprint import ModelFingerprint
+from .prefix import Match, Prompts, Run, divided, pruned, shared_runs, walk
 from .reasons import Reason, Refusal
 from .report import RelayReport
 
@@ -43,7 +45,7 @@ class Decision:
     runs: list[Run] = field(default_factory=list)
     matches: Sequence[Match] = ()
     kept: Kept | None = None
-    witness: Witness | None = None
+    witness: ModelFingerprint | None = None
     keep: bool = False
     keep_row: bool = False
     gain: float | None = None
@@ -160,7 +162,7 @@ def find(
     keep = unkept is None and prompts.longest >= least
     matches, kept_of = [Match()] * count, None
     if keep and reuse:
-        matches, kept_of = relay.keeper.match(rows, reach_of(relay.model), open_call().modules)
+        matches, kept_of = relay.keeper.match(rows, store_key(relay.model), open_call().modules)
     if recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [Run(0, rows[0][: matches[0].seen], (0,))]
@@ -196,13 +198,13 @@ def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal
     return unkept if unkept.source == "call" else Reason.ROW_NOT_KEPT.of(why=unkept)
 
 
-def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], Witness | None]:
+def match(relay: Relay, rows: Sequence[Tensor]) -> tuple[list[Match], ModelFingerprint | None]:
     """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
-    matches, kept = relay.keeper.match(rows, reach_of(relay.model), open_call().modules)
+    matches, kept = relay.keeper.match(rows, store_key(relay.model), open_call().modules)
     witness = None if kept is None else look(relay, kept)
     return ([Match()] * len(rows) if witness is None else matches), witness
 
 
-def look(relay: Relay, kept: Kept) -> Witness | None:
+def look(relay: Relay, kept: Kept) -> ModelFingerprint | None:
     """The model now, if it is the one that something is kept of; None if not, and then nothing is kept any more."""
     return relay.keeper.look(kept, open_call().modules, relay.model.get_input_embeddings())

@@ -10,11 +10,14 @@ from torch import Tensor
 from .cache_utils import RelayCache
 from .call import open_call
 from .eligibility import hook_refusal, rope_refusal
-from .keeping import Prefilled, embedded, reach_of
-from .prefix import all_modules, keeping_refusal
+from .keeping import Prefilled
+from .model.device import store_key
+from .model.fingerprint.embedding import embedding_samples
+from .model.fingerprint.keeping import keeping_refusal
+from .model.fingerprint.module_state import all_modules
 
 if TYPE_CHECKING:
-    from .prefix import Witness
+    from .model.fingerprint.fingerprint import ModelFingerprint
     from .relay import Relay
 
 # A row is kept before it is known whether its start returns: at most so much of the store is given to one.
@@ -44,16 +47,16 @@ class Transcript:
         prompt: Tensor,
         shared: int,
         goes_on: bool,
-        before: Witness | None,
+        before: ModelFingerprint | None,
     ) -> None:
         self._relay = relay
         self._cache = cache
         self._prompt = prompt.clone()  # a view of the caller's own tensor, as a rule
         self._shared = shared
         self._goes_on = goes_on
-        self._reach = reach_of(relay.model)
+        self._reach = store_key(relay.model)
         self._before = before or relay.keeper.witness(open_call().modules)
-        self._embedded = embedded(relay.model.get_input_embeddings(), prompt[shared:])
+        self._embedded = embedding_samples(relay.model.get_input_embeddings(), prompt[shared:])
         self._fed: list[Tensor] = []
         self.expanded: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -74,7 +77,7 @@ class Transcript:
         modules = all_modules(relay.model)  # as they are now
         if keeping_refusal(relay.model, modules) or hook_refusal(modules, relay):
             return
-        if reach_of(relay.model) != self._reach:
+        if store_key(relay.model) != self._reach:
             return  # of each setting there is a part: a tokenizer behind a streamer, or another thread, has changed one
         answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
         total = len(prompt) + len(answer)
@@ -89,6 +92,6 @@ class Transcript:
             answer = answer[:0]
         ids = torch.cat([prompt, answer])
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
-        rows = torch.cat([self._embedded, embedded(relay.model.get_input_embeddings(), answer)])
+        rows = torch.cat([self._embedded, embedding_samples(relay.model.get_input_embeddings(), answer)])
         most = int(relay.keeper.budget * _SHARE_OF_STORE)
         relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], self._reach, most)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor
 
 from . import eligibility
-from .architectures import architecture_of
 from .call import open_call
 from .errors import RelayError
-from .keeping import beside_token, reach_of
+from .keeping import beside_token
 from .levels import fill, fill_and_keep
-from .memory import is_out_of_memory
-from .prefix import KeptPrefix, Planned, Run, divided, keeping_refusal
+from .model.architectures import architecture_of
+from .model.device import is_out_of_memory, store_key
+from .model.fingerprint.keeping import keeping_refusal
+from .model.upstream.caches import keeps_state
+from .model.vocabulary import check_prefix
+from .prefix import KeptPrefix, Planned, Run, divided
 from .progress import progress_bar
 from .sharing import match
-from .upstream.caches import keeps_state
-from .upstream.models import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,17 +51,6 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     return ids
 
 
-def check_prefix(model: PreTrainedModel, ids: Tensor, length: int, name: str) -> None:
-    """Raise a ValueError that names the argument when `ids` are not the model's, or `length` is more than its context.
-
-    `ids`: `[n]` int64, on the host.
-    """
-    eligibility.check_vocabulary(model, ids, name)
-    context = context_length(model.config.get_text_config(decoder=True))
-    if context is not None and 0 < context < length:
-        raise ValueError(f"{name} must fit the model's context of {context} tokens; got {length}. Shorten it.")
-
-
 def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
     """Prefill what is not kept of `ids` (`[P]`), `chunk` tokens at a time, and keep it; inside an open call.
 
@@ -74,7 +64,7 @@ def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
     if len(ends) > 1:
         size = of_one_token(relay).nbytes + beside_token(relay.model.get_input_embeddings())
-        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], reach_of(relay.model)):
+        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], store_key(relay.model)):
             raise _too_large(relay, len(ids) * size)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:
@@ -129,7 +119,7 @@ def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
         filled, kept = fill_and_keep(
             relay, runs, lambda run: found.runs(run.start, run.end), _prefill_inputs(relay), before=witness, pin=pin
         )
-    prefix = kept[-1] if kept else relay.keeper.ending(ids, reach_of(relay.model), pin)
+    prefix = kept[-1] if kept else relay.keeper.ending(ids, store_key(relay.model), pin)
     if prefix is None:
         token = beside_token(relay.model.get_input_embeddings())
         size = sum(piece.nbytes + piece.length * token for _, own in filled for piece in own)

@@ -9,8 +9,8 @@ import torch
 from tally import tally
 from torch import nn
 
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.prefix import KeptPrefix
-from relay_hf.upstream.names import CACHE
 
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:

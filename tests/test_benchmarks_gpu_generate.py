@@ -15,7 +15,8 @@ from benchmarks.gpu.generate_seen import TIE, rows_apart
 from relay_hf import keeping
 from relay_hf.graphs import device
 from relay_hf.graphs.step import StepGraph
-from relay_hf.prefix import Match, Witness
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
+from relay_hf.prefix import Match
 from relay_hf.prefix.store import PrefixStore
 
 __all__ = ["graphs"]
@@ -86,7 +87,7 @@ def finds_nothing(*args):
         ("other prefixes on one graph", StepGraph, "take_up", nothing, "2 graphs are kept, not 1"),
         ("a returned cache, continued", StepGraph, "leave", nothing, "second turn: 4 of 4 rows are not stock's"),
         ("a prefix from a file", PrefixStore, "match", finds_nothing, "nothing of the file was used"),
-        ("weights changed in place", Witness, "same", always, "a prefix of other weights was used"),
+        ("weights changed in place", ModelFingerprint, "same", always, "a prefix of other weights was used"),
         ("TF32 switched", keeping, "arithmetic", nothing, "on: a prefix of other arithmetic was used"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -14,8 +14,8 @@ from stale import mutations, test_adapters, test_during
 import relay_hf
 from benchmarks.document.markdown import result
 from benchmarks.document.pages import filled, pages
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.reasons import Reason
-from relay_hf.upstream.names import CACHE
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

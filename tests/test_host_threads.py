@@ -9,9 +9,9 @@ torch.set_num_threads(1)
 import relay_hf
 from relay_hf.decision import decide
 from relay_hf.generation import lay_out
-from relay_hf.prefix.samples import samples
+from relay_hf.model.fingerprint.samples import samples
 from relay_hf.testing import tiny_model
-from relay_hf.upstream.names import CACHE
+from relay_hf.model.upstream.names import CACHE
 from transformers import DynamicCache
 
 model = tiny_model("llama", max_position_embeddings=4096, num_hidden_layers=40)

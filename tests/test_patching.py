@@ -16,7 +16,7 @@ import relay_hf
 from anatomy import anatomy
 from helpers import generate
 from relay_hf import attention
-from relay_hf.selection import attention_configs, deselect, select
+from relay_hf.model.attention_choice import attention_configs, deselect, select
 from relay_hf.testing import FAMILIES, prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))

@@ -7,7 +7,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.placement import device_of
+from relay_hf.model.device import device_of
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))

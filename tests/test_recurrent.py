@@ -124,7 +124,7 @@ def test_what_a_state_can_not_follow_is_left_to_stock(model, reason, options):
 def test_an_unknown_recurrent_type_is_left_to_stock(monkeypatch):
     stock = tiny_model("mamba2")
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
-    monkeypatch.delitem(relay_hf.architectures.ARCHITECTURES, "mamba2")
+    monkeypatch.delitem(relay_hf.model.architectures.ARCHITECTURES, "mamba2")
     assert_same(run(stock, prompts(20, RAGGED)), run(ours, prompts(20, RAGGED)))
     assert "type 'mamba2' are not known to go on from a shared state" in ours.relay.last.reason
 

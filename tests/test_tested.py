@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import relay_hf
-from relay_hf import tested
+from relay_hf.model import tested
 
 ROOT = Path(relay_hf.__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -80,7 +80,7 @@ def test_the_readme_says_what_the_doctor_says():
 
 
 def test_what_was_tested_can_be_read_where_nothing_is_installed():
-    path = ROOT / "relay_hf/tested.py"
+    path = ROOT / "relay_hf/model/tested.py"
     code = f"import runpy; print(runpy.run_path({str(path)!r})['TRANSFORMERS'])"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == f"{tested.TRANSFORMERS}\n"

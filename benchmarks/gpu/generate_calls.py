@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from relay_hf import RelayConfig
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing.prompts import prompts
 from relay_hf.testing.tiny import tiny_model
-from relay_hf.upstream.names import CACHE
 
 from .context import Context, LeftOut
 

@@ -14,11 +14,11 @@ from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfi
 
 import relay_hf
 from relay_hf import decision, sharing
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.prefix import Prompts
 from relay_hf.reasons import Refusal
 from relay_hf.relay import Relay
 from relay_hf.sharing import Decision
-from relay_hf.upstream.names import CACHE
 
 from .workloads import Workload
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from ..architectures import architecture_of
 from ..errors import RelayError
 from ..frame import active_frame
-from ..upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
-from ..upstream.models import looped_layers, reusing_layers
+from ..model.architectures import architecture_of
+from ..model.upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
+from ..model.upstream.models import looped_layers, reusing_layers
 from .hybrid import HybridLayer
 from .layer import RelayLayer
 from .rows import RowLayout

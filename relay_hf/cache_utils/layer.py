@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import RelayError
 from ..kernels.segment import Segment
-from ..upstream.caches import CacheLayerMixin
+from ..model.upstream.caches import CacheLayerMixin
 from .rows import RowLayout
 from .shared import SharedKV
 

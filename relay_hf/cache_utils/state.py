@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..upstream.caches import LinearAttentionLayer, States, holds_state, install_states, replace_states, states_of
+from ..model.upstream.caches import (
+    LinearAttentionLayer,
+    States,
+    holds_state,
+    install_states,
+    replace_states,
+    states_of,
+)
 
 
 @dataclass(frozen=True, eq=False)

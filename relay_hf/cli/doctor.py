@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import relay_hf
-from relay_hf import tested
+from relay_hf.model import tested
 
 from . import models, system
 from .console import examples, output, print_json, progress
@@ -76,7 +76,7 @@ def _unimportable(name: str, error: Exception) -> str:
     """Why a package can't be imported: as `patch_model` says it where Transformers lacks what relay_hf imports."""
     refusal = None
     with suppress(Exception):
-        from relay_hf.upstream.version import refusal_of_import
+        from relay_hf.model.upstream.version import refusal_of_import
 
         refusal = refusal_of_import(error)
     return refusal or f"{name} can't be imported: {type(error).__name__}: {error}".splitlines()[0]
@@ -93,8 +93,8 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
     import torch
 
     from relay_hf.bench.environment import environment
-    from relay_hf.upstream import drift
-    from relay_hf.upstream.version import refusal_of
+    from relay_hf.model.upstream import drift
+    from relay_hf.model.upstream.version import refusal_of
 
     from .checks import self_check
 

@@ -76,7 +76,7 @@ def explain(
         import torch
 
         from relay_hf import showcase
-        from relay_hf.eligibility import TokenIdError
+        from relay_hf.errors import TokenIdError
 
         from .outlook import look
 

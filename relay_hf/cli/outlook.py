@@ -12,9 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 import relay_hf
 from relay_hf.decision import decide
 from relay_hf.gate import ModelCost
+from relay_hf.model.upstream.caches import attending
 from relay_hf.prefix import walk
 from relay_hf.sharing import Decision
-from relay_hf.upstream.caches import attending
 
 
 @dataclass(frozen=True)

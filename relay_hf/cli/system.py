@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import relay_hf
-from relay_hf import tested
+from relay_hf.model import tested
 
 if TYPE_CHECKING:
     import torch

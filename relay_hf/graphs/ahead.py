@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..call import current_call
-from ..upstream.names import CRITERIA, CRITERIA_POSITION
+from ..model.upstream.names import CRITERIA, CRITERIA_POSITION
 
 
 class RunAhead(StoppingCriteria):

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from ..call import current_call
-from ..compiling import CALL_PATH
-from ..keeping import context_of
-from ..prefix.module_state import structure
-from ..prefix.witness import keeping_refusal
+from ..model.compiling import CALL_PATH
+from ..model.device import ComputeContext
+from ..model.fingerprint.keeping import keeping_refusal
+from ..model.fingerprint.module_state import structure
 from . import device
 from .step import StepGraph, signature
 
@@ -133,7 +133,7 @@ class Graphs:
             for index, layer in layers.items()
         )
         places, state = structure(call.modules)
-        context = (context_of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
+        context = (ComputeContext.of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
         return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
 
     def refuse(self, call: Call, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:

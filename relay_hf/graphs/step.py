@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from ..upstream.names import CACHE_NAMES
+from ..model.upstream.names import CACHE_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

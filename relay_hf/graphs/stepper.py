@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import RelayError
-from ..memory import is_out_of_memory
-from ..prefix.module_state import adapter_state
-from ..upstream.names import given_caches
+from ..model.device import is_out_of_memory
+from ..model.fingerprint.module_state import adapter_state
+from ..model.upstream.names import given_caches
 from . import device
 from .recorder import Operations
 from .step import (

@@ -1,23 +1,16 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
-from .contents import PLAIN
-from .digests import digest_of_all
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
-from .find import Prompts, on_host
-from .headers import shown
-from .kept import KeptPrefix, Match, Planned, beside
-from .module_state import PlaceInModel, adapter_state, all_modules
+from .find import Prompts
+from .kept import KeptPrefix, Match, Planned, overhead_bytes
 from .outline import outline
 from .store import PrefixStore
 from .tensor_file import is_there
 from .tree import Run, divided, pruned, shared_runs, walk
-from .witness import Witness, keeping_refusal
 
 __all__ = [
-    "PLAIN",
     "KeptPrefix",
     "Match",
-    "PlaceInModel",
     "Planned",
     "PrefixFile",
     "PrefixFileError",
@@ -25,19 +18,12 @@ __all__ = [
     "Prompts",
     "Run",
     "StoredPrefix",
-    "Witness",
-    "adapter_state",
-    "all_modules",
-    "beside",
-    "digest_of_all",
     "divided",
     "is_there",
-    "keeping_refusal",
-    "on_host",
     "outline",
+    "overhead_bytes",
     "pruned",
     "shared_runs",
-    "shown",
     "walk",
     "write",
 ]

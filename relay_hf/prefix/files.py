@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache_utils import SharedRun
-from .digests import digest_of, in_threads
+from ..model.digests import digest_of, in_threads
 from .headers import on_a_line, once, printable, shown, too_heavy
 from .layout import named_tensors, rebuilt, shapes, without_states
 from .tensor_file import TensorFile, is_there, named

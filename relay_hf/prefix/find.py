@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.device import on_host
+
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
@@ -67,14 +69,3 @@ class Prompts:
         """The same of each row."""
         starts, ends = self.start.tolist(), (self.end - own).tolist()
         return [row[start : max(start, end)] for row, start, end in zip(self.ids, starts, ends, strict=True)]
-
-
-def on_host(mask: Tensor) -> np.ndarray:
-    """A mask as bool, from any device.
-
-    For numpy, as all that is done with the ids and masks of whole prompts: from 32,768 elements on torch starts its
-    threads, which takes 20 ms where other work holds the cores, and one core needs 0.02 ms for 65,536.
-    """
-    if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:  # an eighth to copy; and numpy has no bfloat16
-        mask = mask.bool()
-    return mask.detach().cpu().numpy() != 0

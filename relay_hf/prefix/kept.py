@@ -87,7 +87,7 @@ class KeptPrefix(Node):
         return f"KeptPrefix({len(self)} tokens{behind}: {self.nbytes / 2**20:.1f} MiB{', pinned' * self.pinned})"
 
 
-def beside(embedded: Tensor) -> int:
+def overhead_bytes(embedded: Tensor) -> int:
     """Bytes that are kept of tokens beside their run: their ids, and these elements of their embedding."""
     return len(embedded) * ITEM + embedded.nbytes
 

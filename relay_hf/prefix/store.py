@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache_utils import SharedLayer, SharedRun
-from .kept import ITEM, KeptPrefix, Match, Node, Planned, beside
+from .kept import ITEM, KeptPrefix, Match, Node, Planned, overhead_bytes
 
 # A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
 # bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
@@ -158,7 +158,7 @@ class PrefixStore:
         end = self._end(path, before + seen, start)
         if known < run.length:
             new, looks = run.after(known), embedded[known:]
-            length = self._fitting(new, beside(looks), end, most)
+            length = self._fitting(new, overhead_bytes(looks), end, most)
             if length < new.length and (most is None or not length or run.recurrent):
                 return None
             new = new.first(length)
@@ -273,7 +273,7 @@ class PrefixStore:
 
     def _put(self, node: KeptPrefix, run: SharedRun) -> None:
         self.nbytes -= node.nbytes
-        node.run, node.nbytes = run, run.nbytes + beside(node.embedded)
+        node.run, node.nbytes = run, run.nbytes + overhead_bytes(node.embedded)
         self.nbytes += node.nbytes
 
     def _join(self, node: KeptPrefix) -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from relay_hf.model.upstream.models import build
 from relay_hf.testing.sizes import GENERIC, SIZES, WIDTH
-from relay_hf.upstream.models import build
 
 
 def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:

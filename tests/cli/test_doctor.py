@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import relay_hf
-from relay_hf import tested
 from relay_hf.cli import system
 from relay_hf.kernels import torch_path, triton_path
+from relay_hf.model import tested
+from relay_hf.model.upstream import drift
 from relay_hf.reasons import Reason
 from relay_hf.testing import tiny_model
-from relay_hf.upstream import drift
 
 from .command import Ran, wrong
 

@@ -9,8 +9,8 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf import selection
 from relay_hf.keeping import Keeper
+from relay_hf.model import attention_choice
 from relay_hf.report import RelayStats
 from relay_hf.testing import prompts, tiny_model
 
@@ -64,15 +64,15 @@ class Choice:
 
 
 def test_a_forward_that_begins_while_another_one_restores_the_config_finds_ours(meanwhile):
-    other = meanwhile(lambda: selection.select([config], "other"))
+    other = meanwhile(lambda: attention_choice.select([config], "other"))
     config = Choice(other)
-    selection.select([config], "one")
-    selection.deselect([config], "one")
+    attention_choice.select([config], "one")
+    attention_choice.deselect([config], "one")
     other.result()
-    assert config.now == selection.ATTENTION_NAME
-    selection.deselect([config], "other")
+    assert config.now == attention_choice.ATTENTION_NAME
+    attention_choice.deselect([config], "other")
     assert config.now == "sdpa"
-    assert not selection._holders
+    assert not attention_choice._holders
 
 
 def test_calls_that_end_together_are_all_counted(meanwhile):

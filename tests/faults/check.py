@@ -11,7 +11,7 @@ from transformers import DynamicCache
 from helpers import CACHE, held_bytes, members
 from relay_hf.call import current_call
 from relay_hf.frame import active_frame
-from relay_hf.selection import _holders
+from relay_hf.model.attention_choice import _holders
 
 
 def assert_whole(model: Any) -> None:

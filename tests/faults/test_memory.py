@@ -14,7 +14,7 @@ from relay_hf import RelayCache, generation
 from relay_hf.cache_utils import SharedRun
 from relay_hf.cache_utils import layer as cache_layer
 from relay_hf.cache_utils.layer import RelayLayer
-from relay_hf.memory import is_out_of_memory
+from relay_hf.model.device import is_out_of_memory
 from relay_hf.testing import prompts, tiny_model
 
 from .check import Alive

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import relay_hf
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import PAD
-from relay_hf.upstream.names import CACHE
 
 from .case import Case
 from .compare import Result

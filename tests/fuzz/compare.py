@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import relay_hf
-from relay_hf.upstream.names import CACHE
+from relay_hf.model.upstream.names import CACHE
 
 from .rows import Batch
 

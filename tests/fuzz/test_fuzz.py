@@ -9,7 +9,7 @@ import torch
 import relay_hf
 from relay_hf.kernels import merging
 from relay_hf.kernels.plan import Plan
-from relay_hf.prefix import Witness
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 
 from . import models, sizes
 from .__main__ import main
@@ -52,8 +52,8 @@ def _merge_wrongly(monkeypatch):
 
 
 def _serve_stale_prefixes(monkeypatch):
-    monkeypatch.setattr(Witness, "holds", lambda self, modules: True)
-    monkeypatch.setattr(Witness, "same", lambda self, other: True)
+    monkeypatch.setattr(ModelFingerprint, "holds", lambda self, modules: True)
+    monkeypatch.setattr(ModelFingerprint, "same", lambda self, other: True)
 
 
 def _draw_random_numbers(monkeypatch):

@@ -11,7 +11,7 @@ from models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
 from models.trial import try_type
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from relay_hf.architectures import ARCHITECTURES
+from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import UNBUILDABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"

@@ -12,9 +12,9 @@ from transformers import DynamicCache
 
 import relay_hf
 from anatomy import anatomy, differences
-from relay_hf.architectures import architecture_of
+from relay_hf.model.architectures import architecture_of
+from relay_hf.model.upstream.caches import keeps_state
 from relay_hf.testing import prompts, tiny_model
-from relay_hf.upstream.caches import keeps_state
 
 PREFIX = 20
 EQUAL, PADDED = (5, 5, 5), (3, 7, 2, 5)

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import relay_hf
 from anatomy import anatomy
 from relay_hf import PrefixFileError, RelayError
-from relay_hf.keeping import reach_of
-from relay_hf.prefix import StoredPrefix, all_modules, files, write
+from relay_hf.model.device import store_key
+from relay_hf.model.fingerprint.module_state import all_modules
+from relay_hf.prefix import StoredPrefix, files, write
 from relay_hf.prefix.layout import rebuilt
 from relay_hf.testing import prompts, tiny_model
 
@@ -201,7 +202,7 @@ def test_a_record_that_does_not_fit(original, tmp_path, words):
 def test_tensors_of_other_shapes_and_dtypes_with_right_digests(original, tmp_path, change, words):
     model = saved(tmp_path / "q")
     nodes, stored, _ = model.relay.keeper.stored(
-        all_modules(model), model.get_input_embeddings(), reach_of(model), None
+        all_modules(model), model.get_input_embeddings(), store_key(model), None
     )
     run = rebuilt(stored[0].run, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)
     with safe_open(original, "pt") as file:

@@ -9,7 +9,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.prefix import Witness
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.testing import tiny_model
 
 from .common import blind, logits, mutate, reusing
@@ -168,10 +168,10 @@ def test_any_merge_of_any_lora_layer_is_noticed_by_the_weights_alone():
     generator = torch.Generator().manual_seed(0)
     noticed = 0
     for _ in range(100):
-        before = Witness(modules)
+        before = ModelFingerprint(modules)
         layer = layers[int(torch.randint(len(layers), (1,), generator=generator))]
         layer.merge()
-        noticed += before._samples != Witness(modules)._samples
+        noticed += before._samples != ModelFingerprint(modules)._samples
         layer.unmerge()
     assert noticed == 100
 

@@ -7,9 +7,10 @@ import torch
 
 import relay_hf
 from helpers import CACHE, cache_of, generate
-from relay_hf import keeping
-from relay_hf.keeping import reach_of
-from relay_hf.prefix import Witness, all_modules
+from relay_hf.model import device
+from relay_hf.model.device import store_key
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
+from relay_hf.model.fingerprint.module_state import all_modules
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(30, (3, 5))
@@ -111,7 +112,7 @@ def before_the_look(monkeypatch, ours, what):
 def test_of_a_prefix_that_is_divided_meanwhile_all_tokens_are_looked_at(pair, monkeypatch, half):
     """By the rows of the embedding that a prefix uses: this one has no sample of the whole matrix in it."""
     stock, ours = pair
-    keeper, context, witness = ours.relay.keeper, reach_of(ours), Witness(all_modules(ours))
+    keeper, context, witness = ours.relay.keeper, store_key(ours), ModelFingerprint(all_modules(ours))
     other = set(PREFIX.tolist()) - set(PREFIX[half].tolist())
     for token in set(PREFIX[half].tolist()) - other:
         ours.get_input_embeddings().weight.data[token] *= -2
@@ -173,11 +174,11 @@ def test_what_one_stream_has_kept_serves_no_other(pair, monkeypatch):
     """It would wait for nothing that the first has still to compute. Streams are a GPU's: here their number is told."""
     stock, ours = pair
     for stream, reused in ((2, 0), (2, 30), (1, 0), (1, 30), (2, 30)):
-        monkeypatch.setattr(keeping, "stream_of", lambda device, stream=stream: stream)
+        monkeypatch.setattr(device, "stream_of", lambda device, stream=stream: stream)
         assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
         assert (ours.relay.last.relayed, ours.relay.last.prefix_tokens_reused) == (True, reused)
     cache = cache_of(generate(ours, INPUTS, return_dict_in_generate=True))
-    monkeypatch.setattr(keeping, "stream_of", lambda device: 1)
+    monkeypatch.setattr(device, "stream_of", lambda device: 1)
     longer = torch.cat([generate(stock, INPUTS), INPUTS["input_ids"][:, :1]], dim=1)
     new = longer.shape[1] - INPUTS["input_ids"].shape[1]
     mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, new), value=1)

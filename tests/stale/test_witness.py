@@ -8,7 +8,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.prefix import Witness
+from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.testing import prompts, tiny_model
 
 INPUTS = prompts(30, (3, 5))
@@ -28,7 +28,7 @@ def assign_data(parameter):
 def test_the_same_bits_in_another_dtype_are_noticed():
     weight = torch.nn.Parameter(torch.ones(4, 4), requires_grad=False)
     modules = [torch.nn.ParameterList([weight])]
-    witness = Witness(modules)
+    witness = ModelFingerprint(modules)
     address = weight.data_ptr()
     weight.data = weight.data.view(torch.int32)
     assert weight.data_ptr() == address
@@ -40,7 +40,7 @@ def test_a_linear_layer_whose_weight_is_no_parameter_is_looked_at():
     linear = torch.nn.Linear(4, 4)
     del linear.weight
     linear.weight = torch.ones(4, 4)
-    witness = Witness([linear])
+    witness = ModelFingerprint([linear])
     linear.weight.data.mul_(2)
     assert not witness.holds([linear])
 
@@ -53,7 +53,7 @@ def test_weights_of_every_dtype_are_looked_at(dtype):
     module = torch.nn.ParameterList([weight])
     module.register_buffer("buffer", torch.zeros(40).to(kind))
     for tensor in (weight, module.buffer):
-        witness = Witness([module])
+        witness = ModelFingerprint([module])
         assert witness.holds([module])
         tensor.data.view(torch.uint8).fill_(1)
         assert not witness.holds([module])
@@ -81,7 +81,7 @@ class OfItsOwn(torch.Tensor):
 def test_a_tensor_that_has_no_elements_to_look_at_is_known_by_itself(make):
     module = torch.nn.Module()
     module.alone, module.among = make(), [make()]
-    witness = Witness([module])
+    witness = ModelFingerprint([module])
     assert witness.holds([module])
     module.among[0] = make()
     assert not witness.holds([module])
@@ -112,7 +112,7 @@ def test_any_change_of_any_parameter_is_noticed(change):
         parameter.data.normal_()  # biases start at zero, which a factor would not change
     modules = list(model.modules())
     generator = torch.Generator().manual_seed(0)
-    witness = Witness(modules)
+    witness = ModelFingerprint(modules)
     noticed = 0
     for _ in range(100):
         assert witness.holds(modules)
@@ -120,7 +120,7 @@ def test_any_change_of_any_parameter_is_noticed(change):
         with torch.set_grad_enabled(change.endswith("AdamW")), torch.no_grad():
             CHANGES[change](parameters[index])
         noticed += not witness.holds(modules)
-        witness = Witness(modules)
+        witness = ModelFingerprint(modules)
     assert noticed == 100
 
 
@@ -129,7 +129,7 @@ def test_samples_are_spread_over_the_whole(shape):
     """No gap is much longer than a thirtieth of the elements, in front of the first sample, between two, or behind."""
     module = torch.nn.ParameterList([torch.zeros(shape)])
     flat, seen = module[0].data.view(-1), []
-    witness = Witness([module])
+    witness = ModelFingerprint([module])
     for index in range(len(flat)):
         flat[index] = 1
         seen += [] if witness.holds([module]) else [index]
@@ -145,7 +145,7 @@ def test_a_factor_on_weights_with_a_column_of_zeros_is_noticed(model_type):
     """A_log is the logarithm of 1, 2, 3, ... in every row, in rows as short as the samples may lie apart."""
     model = tiny_model(model_type, num_hidden_layers=4)
     for parameter in [p for name, p in model.named_parameters() if name.endswith("A_log")]:
-        witness = Witness([*model.modules()])
+        witness = ModelFingerprint([*model.modules()])
         parameter.data.mul_(1.01)
         assert not witness.holds([*model.modules()])
 

@@ -9,8 +9,8 @@ from models.trial import TOLERANCE
 
 import relay_hf
 from relay_hf import eligibility
+from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import prompts, tiny_model
-from relay_hf.upstream.names import CACHE
 
 from .compare import LEAST_WRONG, assert_untouched, assert_wrong, beside_a_patched_copy, error, run
 

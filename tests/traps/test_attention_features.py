@@ -3,11 +3,11 @@
 import pytest
 
 from relay_hf import layer_attention
-from relay_hf.architectures import ARCHITECTURES, Architecture
 from relay_hf.cache_utils import RelayLayer, cache
 from relay_hf.frame import Frame
+from relay_hf.model.architectures import ARCHITECTURES, Architecture
+from relay_hf.model.upstream import attention
 from relay_hf.testing import prompts
-from relay_hf.upstream import attention
 
 from .compare import RECENT, assert_relayed, assert_untouched, assert_wrong, leave_out, pair
 

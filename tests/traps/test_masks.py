@@ -8,7 +8,7 @@ from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
 from relay_hf import eligibility, generation, masks
-from relay_hf.architectures import ARCHITECTURES
+from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from relay_hf import eligibility, levels
-from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import RowLayout
+from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import prompts
 
 from . import images

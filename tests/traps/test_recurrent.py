@@ -9,8 +9,8 @@ from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
 from relay_hf import eligibility, generation, sharing
-from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import state
+from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import shared_runs
 from relay_hf.testing import prompts, tiny_model
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from relay_hf import layer_attention, masks
-from relay_hf.architectures import ARCHITECTURES
 from relay_hf.cache_utils import cache
 from relay_hf.kernels import plan
+from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import prompts
 
 from .compare import assert_relayed, assert_untouched, assert_wrong, leave_out, pair

@@ -9,8 +9,8 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 import relay_hf
 from helpers import CACHE, cache_of
+from relay_hf.model.upstream import attention, behaviour, caches, masks, models, names, version
 from relay_hf.testing import prompts, tiny_model
-from relay_hf.upstream import attention, behaviour, caches, masks, models, names, version
 
 ROOT = Path(relay_hf.__file__).parents[1]
 

@@ -15,9 +15,9 @@ from transformers.cache_utils import DynamicLayer
 
 import relay_hf
 from helpers import CACHE
+from relay_hf.model.upstream import drift, models
+from relay_hf.model.upstream.fact import Fact
 from relay_hf.testing import prompts, tiny_model
-from relay_hf.upstream import drift, models
-from relay_hf.upstream.fact import Fact
 
 ROOT = Path(relay_hf.__file__).parents[1]
 

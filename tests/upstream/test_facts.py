@@ -8,9 +8,10 @@ import pytest
 import transformers
 
 import relay_hf
-from relay_hf import RelayError, tested
+from relay_hf import RelayError
+from relay_hf.model import tested
+from relay_hf.model.upstream import drift, facts, version
 from relay_hf.testing import tiny_model
-from relay_hf.upstream import drift, facts, version
 
 ROOT = Path(relay_hf.__file__).parents[1]
 

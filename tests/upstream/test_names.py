@@ -7,7 +7,7 @@ from pathlib import Path
 import relay_hf
 
 PACKAGE = Path(relay_hf.__file__).parent
-ROOM = PACKAGE / "upstream"
+ROOM = PACKAGE / "model" / "upstream"
 ROOT = PACKAGE.parent
 
 # Transformers documents these: its public methods and arguments, and the fields of its configurations.
@@ -111,7 +111,7 @@ def test_nobody_else_spells_a_name_of_the_room():
             hidden = is_private(name) and kind != "argument" and name not in own | OF_OTHERS
             if known or hidden or (kind == "text" and name.startswith("transformers.")):
                 wrong.append(f"{path.relative_to(ROOT)}:{line}: {kind} {name!r}")
-    assert not wrong, "belongs into relay_hf/upstream:\n" + "\n".join(wrong)
+    assert not wrong, "belongs into relay_hf/model/upstream:\n" + "\n".join(wrong)
 
 
 def test_nobody_else_imports_from_within_transformers():

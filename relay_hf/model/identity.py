@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..call import open_call
+from ..errors import RelayError
+from ..prefix.headers import shown
 from .buffers import alike, computed_buffers
-from .call import open_call
-from .errors import RelayError
-from .keeping import autocast_of
-from .prefix import PLAIN, adapter_state, digest_of_all, shown
+from .device import autocast_of
+from .digests import digest_of_all
+from .fingerprint.contents import PLAIN
+from .fingerprint.module_state import adapter_state
 from .upstream.models import PASSING_ATTRIBUTES, rope_limit
 from .upstream.version import INSTALLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .prefix import Witness
+    from .fingerprint.fingerprint import ModelFingerprint
 
 # Of a configuration, what no forward computes with: where it came from, what it returns, how text is cut and labelled.
 _IRRELEVANT = frozenset(
@@ -57,7 +60,7 @@ _WORDS = {
 }
 
 
-def identity_of(model: PreTrainedModel, seen: Witness | None = None) -> dict[str, Any]:
+def identity_of(model: PreTrainedModel, seen: ModelFingerprint | None = None) -> dict[str, Any]:
     """All of it, as JSON has it; inside an open call.
 
     `seen`: the witness of what is to be written; with it comes the digest of all weights and adapters, for which every

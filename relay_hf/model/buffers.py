@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .prefix import PlaceInModel
+    from .fingerprint.module_state import PlaceInModel
 
 _SAMPLES = 64  # all of RoPE's frequencies
 # Devices compute powers and cosines to within a few units of float32's last place, 6e-8; rounded to bfloat16, a number

@@ -18,18 +18,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..reasons import Reason, Refusal
-from ..upstream.models import is_quantized
 from .module_state import PlaceInModel, attributes, module_state
 from .samples import samples
-
-# The same in training mode, in which resize_token_embeddings() leaves those that it makes.
-_NEVER_RANDOM = (nn.Embedding, nn.Linear)
 
 _VERSION, _DTYPE = attrgetter("_version"), attrgetter("dtype")
 
 
-class Witness:
+class ModelFingerprint:
     """A model's state at one moment, to be compared with a later one.
 
     Args:
@@ -59,9 +54,9 @@ class Witness:
 
     def holds(self, modules: Sequence[nn.Module]) -> bool:
         """Whether the model of `modules` is as it was."""
-        return self.same(Witness(modules, self.ignore))
+        return self.same(ModelFingerprint(modules, self.ignore))
 
-    def same(self, other: Witness) -> bool:
+    def same(self, other: ModelFingerprint) -> bool:
         """Whether two witnesses, that ignore the same, saw the same model."""
         return (
             self._marks == other._marks
@@ -70,45 +65,17 @@ class Witness:
             and self._held == other._held
         )
 
-    def rewritten(self, later: Witness) -> frozenset[PlaceInModel]:
+    def rewritten(self, later: ModelFingerprint) -> frozenset[PlaceInModel]:
         """The places of what differs in `later`, or are in one of the two only."""
         places = self._held.keys() | later._held.keys()
         return frozenset(place for place in places if self._held.get(place) != later._held.get(place))
 
-    def without(self, places: frozenset[PlaceInModel]) -> Witness:
+    def without(self, places: frozenset[PlaceInModel]) -> ModelFingerprint:
         """The same witness, blind for `places` too."""
         new = copy.copy(self)
         new.ignore = self.ignore | places
         new._held = {place: seen for place, seen in self._held.items() if place not in places}
         return new
-
-
-def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
-    """Why prefixes of this model live for one call only, or None when they may be kept."""
-    if is_quantized(model):
-        return Reason.QUANTIZED.of()
-    if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
-        return Reason.QUANTIZED.of()  # by layers whose weights no attribute shows
-    device = None
-    for module in modules:
-        if module.training and type(module) not in _NEVER_RANDOM:
-            return Reason.TRAINING_MODE.of()
-        if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
-            return Reason.FORWARD_REPLACED.of()
-        if not module._parameters:
-            continue
-        for parameter in module._parameters.values():
-            if parameter is None:
-                continue
-            if parameter.is_inference():
-                return Reason.INFERENCE_PARAMETERS.of()
-            if type(parameter) is not nn.Parameter:
-                return Reason.PARAMETER_KIND.of(kind=type(parameter).__name__)
-            if device is None:
-                device = parameter.device
-            elif parameter.device != device:
-                return Reason.SEVERAL_DEVICES.of()
-    return None
 
 
 def _marks(tensors: Sequence[Tensor]) -> list[Any]:

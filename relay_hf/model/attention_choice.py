@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from .errors import RelayError
+from ..errors import RelayError
 from .upstream.attention import ATTENTION_FIELD, names_attention
 
 if TYPE_CHECKING:

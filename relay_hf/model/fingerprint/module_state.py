@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..selection import attention_configs, users_implementation
+from ..attention_choice import attention_configs, users_implementation
 from ..upstream.attention import ATTENTION_FIELD
 from ..upstream.models import INITIALIZED_MARK, PASSING_ATTRIBUTES
 from .contents import SETTINGS, content

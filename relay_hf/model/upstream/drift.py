@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedModel
 
-from ..errors import RelayError
+from ...errors import RelayError
 from .facts import facts
 from .models import is_librarys
 from .names import CACHE, CACHE_NAMES

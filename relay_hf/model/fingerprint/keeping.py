@@ -1,0 +1,41 @@
+"""Which models nothing is kept of between calls: those whose changes a fingerprint would not show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ...reasons import Reason, Refusal
+from ..upstream.models import is_quantized
+
+# They compute the same in training mode, in which resize_token_embeddings() leaves the modules that it makes.
+_NEVER_RANDOM = (nn.Embedding, nn.Linear)
+
+
+def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
+    """Why prefixes of this model live for one call only, or None when they may be kept."""
+    if is_quantized(model):
+        return Reason.QUANTIZED.of()
+    if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
+        return Reason.QUANTIZED.of()  # by layers whose weights no attribute shows
+    device = None
+    for module in modules:
+        if module.training and type(module) not in _NEVER_RANDOM:
+            return Reason.TRAINING_MODE.of()
+        if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
+            return Reason.FORWARD_REPLACED.of()
+        if not module._parameters:
+            continue
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            if parameter.is_inference():
+                return Reason.INFERENCE_PARAMETERS.of()
+            if type(parameter) is not nn.Parameter:
+                return Reason.PARAMETER_KIND.of(kind=type(parameter).__name__)
+            if device is None:
+                device = parameter.device
+            elif parameter.device != device:
+                return Reason.SEVERAL_DEVICES.of()
+    return None
