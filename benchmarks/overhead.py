@@ -16,14 +16,15 @@ from transformers.utils import logging
 
 import relay_hf
 from benchmarks.steps import decode_step
-from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
-from relay_hf.decision import decide
-from relay_hf.generation import lay_out
+from relay_hf.cache_utils import LayerKV, LayerState, PrefixKV
+from relay_hf.generation.decide import decide
+from relay_hf.generation.prefill_hook.prefill_hook import lay_out
 from relay_hf.kernels.segment import Segment
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.model.fingerprint.module_state import all_modules
 from relay_hf.model.upstream.names import CACHE
-from relay_hf.prefix import Match, PrefixStore, Prompts, divided, pruned, shared_runs
+from relay_hf.prefix import Match, Prompts, divided, pruned, shared_runs
+from relay_hf.prefix.radix import RadixTree
 
 
 def median_ms(call: Callable[[], object], rounds: int = 51) -> float:
@@ -55,7 +56,7 @@ def batches(rows: int = 256, tokens: int = 8192) -> dict[str, Tensor]:
     return {"nothing shared": alone, "three levels, shuffled": shuffled, f"a chain of {rows - 1} runs": chain}
 
 
-def build(ids: Tensor, store: PrefixStore) -> None:
+def build(ids: Tensor, store: RadixTree) -> None:
     """What a call does with its prompts before it runs anything: the tree, what of it is kept, and pruning."""
     prompts = Prompts.of(ids, None)
     runs = shared_runs(prompts, own=1)
@@ -64,13 +65,13 @@ def build(ids: Tensor, store: PrefixStore) -> None:
     pruned(divided(runs, lambda row, first: matches[row].within(first), rows), lambda tokens, run: tokens >= 16)
 
 
-def keep(store: PrefixStore, ids: Tensor, layers: int = 32) -> None:
+def keep(store: RadixTree, ids: Tensor, layers: int = 32) -> None:
     """Insert a prefix of a model of so many layers, as a call that has prefilled what is missing."""
     length = store.match(ids, None).length
     if length < len(ids):
         key = torch.zeros(1, len(ids) - length, 1)
-        layer = SharedLayer(SharedKV(Segment(key, key), (key, key)))
-        run = SharedRun(length, len(ids) - length, (layer,) * layers)
+        layer = LayerState(LayerKV(Segment(key, key), (key, key)))
+        run = PrefixKV(length, len(ids) - length, (layer,) * layers)
         store.add(ids, run, torch.zeros(run.length, 2), None)
 
 
@@ -80,11 +81,11 @@ def token_side(table: Table) -> None:
     prefixes = torch.randint(3, 32000, (1000, 4000))
     for row in range(1000):
         prefixes[row, : 500 * (row % 8)] = text[: 500 * (row % 8)]
-    store = PrefixStore(2**62)
+    store = RadixTree(2**62)
     for ids in prefixes:
         keep(store, ids)
     for name, ids in batches().items():
-        ms = median_ms(lambda ids=ids: build(ids, PrefixStore(0)), rounds=9)
+        ms = median_ms(lambda ids=ids: build(ids, RadixTree(0)), rounds=9)
         table.add_row(f"tree of 256 rows of 8192 tokens, {name}", f"{ms:.1f}")
         keep(store, ids[0])
         ms = median_ms(lambda ids=ids: build(ids, store), rounds=9)

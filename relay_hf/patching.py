@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from . import attention
+from .attention import interface
 from .config import RelayConfig
 from .errors import RelayError
 from .model.upstream import drift
@@ -56,7 +56,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
             relay.configure(settings)
             return model
         drift.check(type(target))
-        attention.register()
+        interface.register()
         _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model
 

@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from . import attention
-from .call import Call, current_call
+from .attention import interface
+from .attention.context import active_frame
+from .attention.forward import close_frame
+from .attention.hooks import enter, leave
 from .config import RelayConfig, check_count
 from .display import as_html, as_line
-from .ending import finish, guarded
 from .errors import RelayError
-from .explaining import explain
-from .forward import close_frame
-from .frame import active_frame
-from .generation import prefill
-from .graphs import Graphs, with_criterion
-from .hooks import enter, leave
-from .keeping import Keeper
+from .generation.call import GenerateCall, current_call
+from .generation.explain import explain
+from .generation.finish import finish, guarded
+from .generation.prefill_hook import prefill
+from .generation.save_load import load_prefixes, save_prefixes
+from .generation.warm import read_prefix, warm
+from .graphs import GraphPool, with_criterion
 from .model.attention_choice import attention_configs
 from .model.device import autocast_of, device_of, is_out_of_memory
 from .model.fingerprint.module_state import all_modules
@@ -36,10 +37,9 @@ from .model.upstream.models import PREFILL, default_cache, text_config
 from .model.upstream.names import cache_name
 from .ops import resolve_backend
 from .prefix import KeptPrefix
+from .prefix.store import PrefixStore
 from .reasons import Reason, Refusal
 from .report import Explanation, RelayReport, RelayStats
-from .saving import load_prefixes, save_prefixes
-from .warming import read_prefix, warm
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
@@ -68,7 +68,7 @@ class Relay:
         self.model = model
         self.config = config
         self.keeper = self._new_keeper()
-        self.graphs = Graphs(self)
+        self.graphs = GraphPool(self)
         self.last: RelayReport | None = None
         self.model_refusal: Refusal | None = None
         self.unexplained = 0
@@ -77,7 +77,7 @@ class Relay:
         self.handles: list[RemovableHandle] = []
         self._stats = RelayStats()
         self._told: set[str] = set()
-        self._open: set[Call] = set()
+        self._open: set[GenerateCall] = set()
         self._lock = threading.Lock()
         self._signature: tuple[Callable[..., Any], Mapping[str, inspect.Parameter]] | None = None
 
@@ -262,7 +262,7 @@ class Relay:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Open the frame of a forward that has a RelayCache; a static decode step gets no mask, or prepared ones."""
         if torch.compiler.is_compiling():
-            from . import uncompiled
+            from .attention import uncompiled
 
             return uncompiled.enter(self, args, kwargs)
         return enter(self, args, kwargs)
@@ -270,7 +270,7 @@ class Relay:
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close it, and check that every layer attended to its segments."""
         if torch.compiler.is_compiling():
-            from . import uncompiled
+            from .attention import uncompiled
 
             return uncompiled.leave(self, output is not None)
         return leave(self, output is not None)
@@ -290,10 +290,10 @@ class Relay:
     # -- for the prefill ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def open_call(self) -> Iterator[Call]:
+    def open_call(self) -> Iterator[GenerateCall]:
         """A generate() call, or what runs forwards like one."""
         modules = all_modules(self.model)
-        call = Call(self, modules, attention_configs(modules))
+        call = GenerateCall(self, modules, attention_configs(modules))
         before, outer = current_call.get(), active_frame.get()
         try:
             with self._lock:
@@ -320,7 +320,7 @@ class Relay:
         self.keeper.release()
         self.graphs.clear()
 
-    def keep_row(self, call: Call) -> None:
+    def keep_row(self, call: GenerateCall) -> None:
         """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""
         transcript, call.transcript = call.transcript, None
         if transcript is None:
@@ -360,8 +360,8 @@ class Relay:
         dtype = autocast_of(self.model) or self.model.dtype
         return resolve_backend(self.config.backend, device_of(self.model), dtype)
 
-    def _new_keeper(self) -> Keeper:
-        return Keeper(self._budget)
+    def _new_keeper(self) -> PrefixStore:
+        return PrefixStore(self._budget)
 
     def _find_stock(self) -> dict[str, Callable[..., Any]]:
         """The methods below ours; not read from the model, where ours may stand already while it is unpickled."""
@@ -387,4 +387,4 @@ class Relay:
         self.__dict__.update(state)
         self._open, self._lock, self._signature = set(), threading.Lock(), None
         self.stock = self._find_stock()
-        attention.register()
+        interface.register()

@@ -12,12 +12,11 @@ from benchmarks.gpu import generate, generate_families, generate_memory, generat
 from benchmarks.gpu.context import Context, LeftOut
 from benchmarks.gpu.generate_calls import Stock, build
 from benchmarks.gpu.generate_seen import TIE, rows_apart
-from relay_hf import keeping
-from relay_hf.graphs import device
-from relay_hf.graphs.step import StepGraph
+from relay_hf.graphs import capture
+from relay_hf.graphs.decode_graph import DecodeGraph
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.prefix import Match
-from relay_hf.prefix.store import PrefixStore
+from relay_hf.prefix import Match, store
+from relay_hf.prefix.radix import RadixTree
 
 __all__ = ["graphs"]
 CELLS = generate.cells(dry_run=False)
@@ -83,12 +82,12 @@ def finds_nothing(*args):
     ("key", "where", "name", "fault", "why"),
     [
         ("llama, greedy", CpuGraph, "replay", nothing, "cold: 4 of 4 rows are not stock's"),
-        ("llama, greedy", device, "supports", nothing, "cold: no step was replayed: there are no CUDA graphs on cpu"),
-        ("other prefixes on one graph", StepGraph, "take_up", nothing, "2 graphs are kept, not 1"),
-        ("a returned cache, continued", StepGraph, "leave", nothing, "second turn: 4 of 4 rows are not stock's"),
-        ("a prefix from a file", PrefixStore, "match", finds_nothing, "nothing of the file was used"),
+        ("llama, greedy", capture, "supports", nothing, "cold: no step was replayed: there are no CUDA graphs on cpu"),
+        ("other prefixes on one graph", DecodeGraph, "take_up", nothing, "2 graphs are kept, not 1"),
+        ("a returned cache, continued", DecodeGraph, "leave", nothing, "second turn: 4 of 4 rows are not stock's"),
+        ("a prefix from a file", RadixTree, "match", finds_nothing, "nothing of the file was used"),
         ("weights changed in place", ModelFingerprint, "same", always, "a prefix of other weights was used"),
-        ("TF32 switched", keeping, "arithmetic", nothing, "on: a prefix of other arithmetic was used"),
+        ("TF32 switched", store, "arithmetic", nothing, "on: a prefix of other arithmetic was used"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

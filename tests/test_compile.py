@@ -11,7 +11,7 @@ from transformers import AttentionInterface
 
 import relay_hf
 from helpers import CACHE, cache_of, generate
-from relay_hf.attention import relay_attention_forward
+from relay_hf.attention.interface import relay_attention_forward
 from relay_hf.model.attention_choice import ATTENTION_NAME
 from relay_hf.testing import prompts, tiny_model
 

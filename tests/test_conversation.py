@@ -301,7 +301,7 @@ def test_what_is_counted_is_what_is_held(kind):
 
 
 def test_what_fails_when_a_row_is_kept_does_not_reach_the_caller(llamas, monkeypatch, caplog):
-    monkeypatch.setattr(relay_hf.transcript.Transcript, "keep", lambda self: 1 / 0)
+    monkeypatch.setattr(relay_hf.generation.row_recorder.RowRecorder, "keep", lambda self: 1 / 0)
     said(llamas, words(1, PROMPT))
     assert "could not be kept for later ones" in caplog.text
     assert llamas[1].relay.prefixes == ()

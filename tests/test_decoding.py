@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import relay_hf
 from helpers import CACHE, cache_of, generate
-from relay_hf import generation, layer_attention
+from relay_hf.attention import layer
+from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayCache, RelayLayer
-from relay_hf.decoding import Decoding
+from relay_hf.generation import prefill_hook
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
@@ -68,7 +69,7 @@ class Reads(TorchFunctionMode):
 def recorded(monkeypatch):
     """Records the forwards of a model; attention is one operation, whose inside is not looked into."""
     steps: list[Step] = []
-    attend = layer_attention.attend
+    attend = layer.attend
 
     def opaque(plan, query, segments, key, value, **how):
         step = steps[-1]
@@ -79,7 +80,7 @@ def recorded(monkeypatch):
             step.storages["work"] = [id(level.rows) for level in plan.levels(segments, None, query)]
             return attend(plan, query, segments, key, value, **how)
 
-    monkeypatch.setattr(layer_attention, "attend", opaque)
+    monkeypatch.setattr(layer, "attend", opaque)
 
     def record(model):
         forward = model.forward
@@ -103,7 +104,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize(("free", "room"), [(2**40, 700), (0, 512)])
 def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_memory(free, room, monkeypatch):
-    monkeypatch.setattr(generation, "free_bytes", lambda device: free)
+    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: free)
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     stop = [lambda ids, scores: torch.full((len(ids),), ids.shape[1] >= 30)]
     options = {"max_new_tokens": 700, "min_new_tokens": 0, "stopping_criteria": stop, "return_dict_in_generate": True}
@@ -160,7 +161,7 @@ def test_a_step_sees_rows_that_were_reordered_in_place(holes):
         inputs["attention_mask"][1, 23] = 0
     cache = cache_of(generate(model, inputs, return_dict_in_generate=True))
     layer = cache.layers[0]
-    decoding = Decoding(cache, layer)
+    decoding = StaticStep(cache, layer)
     before = decoding.plan.own_start.tolist()
     own_mask = None if decoding.plan.own_mask is None else decoding.plan.own_mask.clone()
     assert (own_mask is not None) == holes

@@ -61,7 +61,7 @@ def test_the_reasons_of_the_faq_are_those_of_the_table():
     rows = re.findall(r"^\| (`.*`.*) \| (call|model|transformers) \| ", text, re.MULTILINE)
     assert len(rows) > 20
     # What shows in a forward has its words there.
-    unfit = (ROOT / "relay_hf/forward.py").read_text(encoding="utf-8")
+    unfit = (ROOT / "relay_hf/attention/forward.py").read_text(encoding="utf-8")
     for phrases, source in rows:
         begins = [
             each.words.replace("{kind}", "a StaticCache").partition("{") for each in Reason if each.source == source
@@ -114,7 +114,7 @@ def test_links_lead_to_files_and_headings(page):
 
 
 def test_a_link_that_leads_nowhere_is_noticed():
-    links = "[a](faq.md) [b](nothing.md) [c](faq.md#nothing) | [d](../relay_hf/gate.py) ![e](nothing.svg)"
+    links = "[a](faq.md) [b](nothing.md) [c](faq.md#nothing) | [d](../relay_hf/ops.py) ![e](nothing.svg)"
     table = "| a |\n|---|\n| [f](nothing) |\n"
     dead = dead_links(f"{links}\n\n{table}", ROOT / "docs/faq.md")
     assert dead == ["nothing.md", "faq.md#nothing", "nothing.svg", "nothing"]

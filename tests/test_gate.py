@@ -8,7 +8,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.gate import Machine, ModelCost, Shape, expected_gain, judge, run_gain
+from relay_hf.generation.cost_model import Machine, ModelCost, Shape, expected_gain, judge, run_gain
 from relay_hf.testing import VOCABULARY, prompts, tiny_model
 
 C1 = ModelCost(parameters=85_000_000, itemsize=4, layers=12, kv_bytes=6144)
@@ -75,7 +75,7 @@ def test_attention_code_of_the_models_own_costs_host_time():
 @pytest.mark.parametrize(("model_type", "passes"), [("mamba2", 3), ("mamba", 3 + 7 + 2), ("bamba", 3)])
 def test_what_recurrent_models_cost_is_known(model_type, passes, monkeypatch):
     model, seen = relay_hf.patch_model(tiny_model(model_type), policy="auto"), []
-    monkeypatch.setattr(relay_hf.gate, "expected_gain", lambda *args: seen.append(args) or 1.0)
+    monkeypatch.setattr(relay_hf.generation.cost_model, "expected_gain", lambda *args: seen.append(args) or 1.0)
     generate(model, prompts(20, (3, 7, 2, 3)))
     (shape, cost, _), *_ = seen
     assert shape.passes == passes
@@ -96,7 +96,7 @@ def test_a_machine_is_read_off_the_device():
 
 def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(relay_hf.gate, "MEASURED", frozenset())
+    monkeypatch.setattr(relay_hf.generation.cost_model, "MEASURED", frozenset())
     device, call = torch.device("cuda"), Shape(rows=128, new=512, runs=((8192, 128, True),))
     machine = Machine.of(device, torch.bfloat16)
     assert machine == H200
@@ -104,7 +104,7 @@ def test_a_kind_of_gpu_without_a_committed_result_is_left_to_stock(monkeypatch):
     model = tiny_model("llama")
     reason = judge(call, model.modules(), model.config, device, torch.bfloat16).refused
     assert "not been measured on this kind of GPU yet" in reason
-    monkeypatch.setattr(relay_hf.gate, "MEASURED", {9})
+    monkeypatch.setattr(relay_hf.generation.cost_model, "MEASURED", {9})
     assert "expected to cost" in judge(call, model.modules(), model.config, device, torch.bfloat16).refused
 
 

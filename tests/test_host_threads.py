@@ -7,8 +7,8 @@ SCRIPT = """
 import os, torch
 torch.set_num_threads(1)
 import relay_hf
-from relay_hf.decision import decide
-from relay_hf.generation import lay_out
+from relay_hf.generation.decide import decide
+from relay_hf.generation.prefill_hook import lay_out
 from relay_hf.model.fingerprint.samples import samples
 from relay_hf.testing import tiny_model
 from relay_hf.model.upstream.names import CACHE

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import relay_hf
 from helpers import CACHE, cache_of
-from relay_hf import generation, levels, passes
+from relay_hf.generation import forward_rows, prefill_hook, prefix_prefill
 from relay_hf.prefix import Prompts, pruned, shared_runs, walk
 from relay_hf.testing import VOCABULARY, tiny_model
 
@@ -152,7 +152,7 @@ def test_each_token_goes_through_the_model_once(rows, monkeypatch):
 
         return counted
 
-    for module in (levels, generation, passes):
+    for module in (prefix_prefill, prefill_hook, forward_rows):
         monkeypatch.setattr(module, "run", counting(module.run))
     ours = relay_hf.patch_model(copy.deepcopy(pair("llama")[0]), policy="always", min_prefix_length=1)
     generate(ours, batch(rows), max_new_tokens=1, min_new_tokens=1)

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from relay_hf.attention.split_tensor import Columns, SplitTensor
 from relay_hf.errors import UnfitModelError
-from relay_hf.parted import Columns, PartedTensor
 
 ROWS, HEADS, QUERIES, SIZE = 3, 4, 5, 8
 OFFSET, SHARED, OWN = 14, 12, 9
@@ -75,7 +75,7 @@ def tensors(own_start, heads=HEADS):
     columns = Columns(ROWS, OFFSET, SHARED, None if own_start is None else torch.tensor(own_start))
     query = torch.randn(ROWS, HEADS, QUERIES, SIZE, dtype=torch.float64)
     parts = [(torch.randn(1, heads, SHARED, SIZE).double(), torch.randn(ROWS, heads, OWN, SIZE).double()) for _ in "kv"]
-    key, value = (PartedTensor(*part, 2, columns) for part in parts)
+    key, value = (SplitTensor(*part, 2, columns) for part in parts)
     starts = torch.tensor(own_start or [0] * ROWS) + OFFSET - SHARED
     places, last = torch.arange(WIDTH), torch.arange(WIDTH - QUERIES, WIDTH)
     seen = (places[None, None] >= starts[:, None, None]) & (places <= last[:, None])
@@ -88,7 +88,7 @@ def tensors(own_start, heads=HEADS):
 def test_two_parts_give_what_the_whole_gives(form, own_start):
     query, key, value, mask, bias = tensors(own_start)
     got = form(query, key, value, mask, bias)
-    assert not isinstance(got, PartedTensor)
+    assert not isinstance(got, SplitTensor)
     torch.testing.assert_close(got, form(query, key.whole(), value.whole(), mask, bias), rtol=0, atol=1e-12)
 
 

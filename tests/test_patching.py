@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 import relay_hf
 from anatomy import anatomy
 from helpers import generate
-from relay_hf import attention
+from relay_hf.attention import interface
 from relay_hf.model.attention_choice import attention_configs, deselect, select
 from relay_hf.testing import FAMILIES, prompts, tiny_model
 
@@ -89,7 +89,7 @@ def test_the_config_names_the_users_attention_between_forwards():
 def test_a_forward_without_a_relay_cache_is_handed_over_while_another_is_relayed(family):
     """What a thread meets whose config another thread has switched: masks and attention of the user's choice."""
     model = tiny_model(family)
-    attention.register()
+    interface.register()
     configs = attention_configs(model.modules())
     with torch.no_grad():
         expected = model(**INPUTS).logits

@@ -133,11 +133,13 @@ def test_a_pad_between_the_prefix_and_a_rows_own_tokens_would_be_seen(monkeypatc
     """Why rows go through in groups of one length."""
     stock = tiny_model("mamba2")
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
-    monkeypatch.setattr(relay_hf.generation, "run_gapless", _with_pads)
+    monkeypatch.setattr(relay_hf.generation.prefill_hook, "run_gapless", _with_pads)
     expected, got = (run(model, prompts(20, RAGGED)) for model in (stock, ours))
     assert float((expected.logits[0] - got.logits[0]).abs().max()) > 0.01
 
 
 def _with_pads(relay, input_ids, inputs, cache, shared, chunk):
-    relay_hf.call.open_call().cache = cache
-    return relay_hf.passes.run(relay, input_ids, {**inputs, "attention_mask": None}, cache, cache.rows.offset, None)
+    relay_hf.generation.call.open_call().cache = cache
+    return relay_hf.generation.forward_rows.run(
+        relay, input_ids, {**inputs, "attention_mask": None}, cache, cache.rows.offset, None
+    )

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from helpers import held_bytes
-from relay_hf.cache_utils import SharedKV, SharedLayer, SharedRun
-from relay_hf.cache_utils.state import RecurrentState
+from relay_hf.cache_utils import LayerKV, LayerState, PrefixKV
+from relay_hf.cache_utils.state_layer import RecurrentState
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import Planned, PrefixStore
+from relay_hf.prefix import Planned
+from relay_hf.prefix.radix import RadixTree
 
 CONTEXT = "here"
 TOKEN = 2 * 3 * 4 + 8 + 2 * 4  # bytes of a token: key and value of one head of three float32; its id, its embedding
@@ -25,8 +26,8 @@ def run_of(ids, start=0, recurrent=False):
     """A run of the last tokens of `ids`, as if a model had prefilled them."""
     key = tensor_of(ids)[:, start:].clone()
     state = RecurrentState({}, {0: ids.sum()[None].float()}) if recurrent else None
-    kv = SharedKV(Segment(key, value := key.clone()), (key, value))
-    return SharedRun(start, len(ids) - start, (SharedLayer(kv, state),))
+    kv = LayerKV(Segment(key, value := key.clone()), (key, value))
+    return PrefixKV(start, len(ids) - start, (LayerState(kv, state),))
 
 
 def tokens(*ids):
@@ -52,7 +53,7 @@ class AgainstAListOfPrefixes(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.store = PrefixStore(budget=30 * TOKEN)
+        self.store = RadixTree(budget=30 * TOKEN)
         self.pinned = []
 
     @rule(ids=words, pin=st.booleans())
@@ -141,7 +142,7 @@ def outline(store):
 
 
 def test_nothing_is_added_behind_a_prefix_that_has_left():
-    store = PrefixStore(3 * TOKEN)
+    store = RadixTree(3 * TOKEN)
     first = add(store, tokens(1, 2))
     add(store, tokens(3, 4))
     assert store.add(tokens(5), run_of(tokens(1, 2, 5), 2), torch.zeros(1, 2), CONTEXT, behind=first) is None
@@ -149,7 +150,7 @@ def test_nothing_is_added_behind_a_prefix_that_has_left():
 
 
 def test_prefixes_that_part_share_their_start():
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     add(store, tokens(1, 2, 3, 4, 5))
     add(store, tokens(1, 2, 3, 6), start=3)
     assert outline(store) == [([1, 2, 3], 3), ([1, 2, 3, 4, 5], 2), ([1, 2, 3, 6], 1)]
@@ -157,20 +158,20 @@ def test_prefixes_that_part_share_their_start():
 
 
 def test_one_context_does_not_serve_another():
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     add(store, tokens(1, 2, 3))
     assert store.match(tokens(1, 2, 3), "elsewhere").length == 0
 
 
 def test_what_goes_on_from_a_prefix_that_has_left_is_not_kept():
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     assert add(store, tokens(1, 2, 3, 4), start=2) is None
     assert len(store) == 0
 
 
 def test_a_prefix_that_grows_lies_in_few_runs():
     """Of 4,000 tokens that came by forty."""
-    store, ids = PrefixStore(10**9), torch.arange(4000)
+    store, ids = RadixTree(10**9), torch.arange(4000)
     copied = 0
     for end in range(40, 4001, 40):
         before = store.nbytes
@@ -183,7 +184,7 @@ def test_a_prefix_that_grows_lies_in_few_runs():
 
 
 def test_a_prefix_that_others_extend_or_that_is_pinned_is_not_joined():
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     add(store, tokens(1, 2)).pinned = True
     add(store, tokens(1, 2, 3, 4), start=2)
     assert outline(store) == [([1, 2], 2), ([1, 2, 3, 4], 2)]
@@ -193,7 +194,7 @@ def test_a_prefix_that_others_extend_or_that_is_pinned_is_not_joined():
 
 
 def test_the_least_recently_used_leaf_leaves_first():
-    store = PrefixStore(7 * TOKEN)
+    store = RadixTree(7 * TOKEN)
     for ids in (tokens(1, 2, 3), tokens(1, 2, 4), tokens(1, 2, 5)):
         add(store, ids)
     store.touch(store.match(tokens(1, 2, 3), CONTEXT))
@@ -205,7 +206,7 @@ def test_the_least_recently_used_leaf_leaves_first():
 
 
 def test_a_half_that_stays_lets_the_memory_of_the_other_go():
-    store = PrefixStore(6 * TOKEN)
+    store = RadixTree(6 * TOKEN)
     kept = add(store, tokens(1, 2, 3, 4))
     whole = kept.run.layers[0].kv.segment.key.untyped_storage().data_ptr()
     add(store, tokens(1, 2, 5), start=2)
@@ -217,7 +218,7 @@ def test_a_half_that_stays_lets_the_memory_of_the_other_go():
 
 
 def test_what_does_not_fit_beside_pinned_prefixes_is_not_kept():
-    store = PrefixStore(6 * TOKEN)
+    store = RadixTree(6 * TOKEN)
     add(store, tokens(1, 2, 3, 4)).pinned = True
     assert add(store, tokens(5, 6, 7)) is None
     assert outline(store) == [([1, 2, 3, 4], 4)]
@@ -227,7 +228,7 @@ def test_what_does_not_fit_beside_pinned_prefixes_is_not_kept():
 
 
 def test_a_match_holds_what_it_found_whatever_leaves():
-    store = PrefixStore(4 * TOKEN)
+    store = RadixTree(4 * TOKEN)
     add(store, tokens(1, 2, 3, 4))
     match = store.match(tokens(1, 2, 3, 9), CONTEXT)
     add(store, tokens(1, 2, 5), start=2)
@@ -237,7 +238,7 @@ def test_a_match_holds_what_it_found_whatever_leaves():
 
 @pytest.mark.parametrize("how", ["extended", "divided"])
 def test_states_serve_from_their_own_token_on_alone(how):
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     add(store, tokens(1, 2, 3, 4), recurrent=True)
     if how == "extended":
         add(store, tokens(1, 2, 3, 4, 5, 6), start=4, recurrent=True)
@@ -254,7 +255,7 @@ def test_states_serve_from_their_own_token_on_alone(how):
 
 
 def test_states_that_do_not_fit_are_not_kept():
-    store = PrefixStore(4 * TOKEN + 8)
+    store = RadixTree(4 * TOKEN + 8)
     add(store, tokens(1, 2, 3, 4), recurrent=True).pinned = True
     add(store, tokens(1, 2), recurrent=True)
     assert store.nbytes == 4 * TOKEN + 8
@@ -264,16 +265,16 @@ def test_states_that_do_not_fit_are_not_kept():
 
 def test_ids_count_where_nothing_else_grows_with_them():
     """Of a model whose layers are all recurrent."""
-    store = PrefixStore(1000 * (8 + 2 * 4) + 4)
+    store = RadixTree(1000 * (8 + 2 * 4) + 4)
     for count, kept in ((1001, False), (1000, True)):
         ids = torch.arange(count)
-        run = SharedRun(0, count, (SharedLayer(None, RecurrentState({}, {0: torch.zeros(1)})),))
+        run = PrefixKV(0, count, (LayerState(None, RecurrentState({}, {0: torch.zeros(1)})),))
         assert (store.add(ids, run, torch.zeros(count, 2), CONTEXT) is not None) == kept
     assert store.nbytes == store.budget == held_bytes([*store])
 
 
 def test_a_part_does_not_hold_the_memory_of_the_whole():
-    store = PrefixStore(10**6)
+    store = RadixTree(10**6)
     add(store, tokens(1, 2, 3, 4))
     kept = add(store, tokens(1, 2, 5, 6, 7), most=4 * TOKEN)
     assert kept.run.length == 3

@@ -8,10 +8,10 @@ import statistics
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from relay_hf import gate
 from relay_hf.bench.contenders import Bench
 from relay_hf.bench.measure import measure
 from relay_hf.bench.workloads import ModelShape, Workload
+from relay_hf.generation import cost_model
 
 from . import models
 from .context import Context
@@ -69,8 +69,8 @@ def predicted_gain(model: PreTrainedModel, workload: Workload, kept: bool) -> fl
     """Seconds that the gate expects relaying to save, with the prefix kept from before or not."""
     runs = ((workload.prefix, workload.rows, kept),)
     replayed = model.device.type == "cuda"  # where as many tokens are asked for
-    shape = gate.Shape(workload.rows, workload.new, runs, forwards=int(not kept), replayed=replayed)
-    machine = gate.Machine.of(model.device, model.dtype)
+    shape = cost_model.Shape(workload.rows, workload.new, runs, forwards=int(not kept), replayed=replayed)
+    machine = cost_model.Machine.of(model.device, model.dtype)
     if machine is None:
         raise RuntimeError(f"the gate knows nothing of {model.device}")
-    return gate.expected_gain(shape, gate.ModelCost.of(model.modules(), model.config), machine)
+    return cost_model.expected_gain(shape, cost_model.ModelCost.of(model.modules(), model.config), machine)

@@ -1,6 +1,6 @@
 """Links to files of the repository that are not pages of the site.
 
-Pages link to sources by relative path (`../relay_hf/gate.py`), as a repository host shows them. On the site such a
+Pages link to sources by relative path (`../relay_hf/ops.py`), as a repository host shows them. On the site such a
 link leads to a page with the highlighted source, of a package to its `__init__.py`; other files can be downloaded.
 Pages that include a file of the repository's root (CHANGELOG.md) have links that are relative to the root; notebooks
 are copies of those in examples/, and theirs are relative to it. Entries of the API reference lead to the line of their

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 import relay_hf
-from relay_hf import decision, sharing
+from relay_hf.generation import decide, decision
+from relay_hf.generation.decision import Decision
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.prefix import Prompts
 from relay_hf.reasons import Refusal
 from relay_hf.relay import Relay
-from relay_hf.sharing import Decision
 
 from .workloads import Workload
 
@@ -134,10 +134,10 @@ def one_level(bench: Bench) -> Call:
         recurrent: str | None,
         reuse: bool = True,
     ) -> Decision:
-        return sharing.find(relay, prompts, unkept, True, recurrent, reuse)
+        return decision.find(relay, prompts, unkept, True, recurrent, reuse)
 
     def call() -> Tensor:
-        with mock.patch.object(decision, "find", find):
+        with mock.patch.object(decide, "find", find):
             return bench.generate(bench.twin, bench.prompts)
 
     return call

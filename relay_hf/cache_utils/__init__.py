@@ -2,17 +2,17 @@
 
 from .cache import RelayCache
 from .layer import RelayLayer
-from .rows import RowLayout
-from .shared import SharedKV, SharedLayer, SharedRun
-from .state import RecurrentState, StateLayer
+from .prefix_kv import LayerKV, LayerState, PrefixKV
+from .row_layout import RowLayout
+from .state_layer import RecurrentState, StateLayer
 
 __all__ = [
+    "LayerKV",
+    "LayerState",
+    "PrefixKV",
     "RecurrentState",
     "RelayCache",
     "RelayLayer",
     "RowLayout",
-    "SharedKV",
-    "SharedLayer",
-    "SharedRun",
     "StateLayer",
 ]

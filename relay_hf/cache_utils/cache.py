@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from ..attention.context import active_frame
 from ..errors import RelayError
-from ..frame import active_frame
 from ..model.architectures import architecture_of
 from ..model.upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
 from ..model.upstream.models import looped_layers, reusing_layers
-from .hybrid import HybridLayer
+from .hybrid_layer import HybridLayer
 from .layer import RelayLayer
-from .rows import RowLayout
-from .shared import SharedLayer, SharedRun
-from .state import StateLayer, copy_state
+from .prefix_kv import LayerState, PrefixKV
+from .row_layout import RowLayout
+from .state_layer import StateLayer, copy_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -90,7 +90,7 @@ class RelayCache(Cache):
 
     def share(
         self,
-        runs: Sequence[tuple[tuple[int, ...], SharedRun]],
+        runs: Sequence[tuple[tuple[int, ...], PrefixKV]],
         rows: RowLayout,
         batch: int = 1,
         context: Hashable = None,
@@ -111,7 +111,7 @@ class RelayCache(Cache):
 
     def freeze(
         self, attended: dict[int, tuple[Tensor, Tensor]], start: int, length: int, row: int | None = None
-    ) -> SharedRun:
+    ) -> PrefixKV:
         """What the layers hold of a row's own tokens, to be shared by others.
 
         Args:
@@ -125,8 +125,8 @@ class RelayCache(Cache):
             holds_kv = isinstance(layer, RelayLayer) and layer.is_initialized
             tokens = None if row is None else length
             kv = layer.freeze(attended.get(index), row or 0, tokens) if holds_kv else None
-            frozen.append(SharedLayer(kv, layer.state(row or 0) if isinstance(layer, StateLayer) else None))
-        return SharedRun(start, length, tuple(frozen))
+            frozen.append(LayerState(kv, layer.state(row or 0) if isinstance(layer, StateLayer) else None))
+        return PrefixKV(start, length, tuple(frozen))
 
     def gather(self, parts: list[tuple[RelayCache, Tensor]], batch: int, columns: int) -> None:
         """Take over caches that ran some of the `batch` rows each, `columns` own columns wide: `(cache, its rows)`."""
@@ -152,7 +152,7 @@ class RelayCache(Cache):
         if torch.compiler.is_compiling():
             if self.traceable:
                 return key_states, value_states
-            from .. import uncompiled
+            from ..attention import uncompiled
 
             return uncompiled.store(self, key_states, value_states, layer_idx)
         return self.store(key_states, value_states, layer_idx)

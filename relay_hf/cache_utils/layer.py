@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..errors import RelayError
 from ..kernels.segment import Segment
 from ..model.upstream.caches import CacheLayerMixin
-from .rows import RowLayout
-from .shared import SharedKV
+from .prefix_kv import LayerKV
+from .row_layout import RowLayout
 
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
@@ -35,7 +35,7 @@ class RelayLayer(CacheLayerMixin):
     def __init__(self, rows: RowLayout, sliding_window: int | None = None) -> None:
         self.rows = rows
         self.sliding_window = sliding_window
-        self.shared: list[SharedKV] = []
+        self.shared: list[LayerKV] = []
         self.own_length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._read_only = False  # the buffers are another cache's too, or born in inference mode
@@ -136,10 +136,10 @@ class RelayLayer(CacheLayerMixin):
             target.copy_(source)
         self._hold(new[0], new[1])
 
-    def share(self, part: SharedKV) -> None:
+    def share(self, part: LayerKV) -> None:
         """Let its rows use a segment behind those that they use."""
         if self.rows.parted and self.shared:  # the model's own code is handed one piece of shared keys
-            part = SharedKV.joined([self.shared.pop(), part])
+            part = LayerKV.joined([self.shared.pop(), part])
         self.shared.append(part)
 
     def joined(self, part: int) -> Tensor:
@@ -246,7 +246,7 @@ class RelayLayer(CacheLayerMixin):
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self._buffers, self._read_only = (keys, values), keys.is_inference()
 
-    def freeze(self, attended: tuple[Tensor, Tensor] | None, row: int = 0, tokens: int | None = None) -> SharedKV:
+    def freeze(self, attended: tuple[Tensor, Tensor] | None, row: int = 0, tokens: int | None = None) -> LayerKV:
         """The own KV of a row, its last `tokens` (None: all), as a segment that others can share.
 
         `attended`: K and V as attention saw them, `[B, Hkv, S, D]` each, or None where those are the stored ones.
@@ -256,7 +256,7 @@ class RelayLayer(CacheLayerMixin):
         seen = own if attended is None else attended
         stop = seen[0].shape[2]  # what was stored since is not known as attention would see it
         parts = [part[row, :, first:stop] for part in (*seen, *own)]
-        frozen = SharedKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
+        frozen = LayerKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
         # A view would hold the padding before it too; and what was expanded for attention is a part of a larger tensor.
         return frozen if tokens is None and attended is None else frozen.clone()
 
@@ -289,11 +289,11 @@ class RelayLayer(CacheLayerMixin):
             new.move_out()
 
 
-def _used_by(part: SharedKV, row: int) -> bool:
+def _used_by(part: LayerKV, row: int) -> bool:
     return part.segment.rows is None or row in part.segment.rows
 
 
-def _map_rows(part: SharedKV, change) -> SharedKV:  # type: ignore[no-untyped-def]
+def _map_rows(part: LayerKV, change) -> LayerKV:  # type: ignore[no-untyped-def]
     rows = part.segment.rows
     return part if rows is None else replace(part, segment=replace(part.segment, rows=change(rows)))
 

@@ -125,7 +125,7 @@ def _computes(device: torch.device) -> dict[str, str]:
     """What would compute attention, why, and what policy "auto" does here."""
     import torch
 
-    from relay_hf import gate
+    from relay_hf.generation import cost_model
     from relay_hf.ops import resolve_backend
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -138,9 +138,9 @@ def _computes(device: torch.device) -> dict[str, str]:
         except RuntimeError as error:
             why = str(error).removeprefix('backend="triton": ').partition(";")[0]
     auto = "relays a call where a cost model expects that to be faster"
-    if gate.Machine.of(device, dtype) is None:
+    if cost_model.Machine.of(device, dtype) is None:
         auto = "leaves calls to stock: what they cost on this kind of device is not known; policy='always' relays"
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in gate.MEASURED:
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in cost_model.MEASURED:
         auto = "leaves calls to stock: the kernels have not been measured on this kind of GPU; policy='always' relays"
     return {"backend": backend, "why": why, "policy_auto": auto}
 

@@ -21,7 +21,7 @@ from .prompts import read_prompts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from relay_hf.prefix import Run
+    from relay_hf.prefix import PrefixNode
 
     from .outlook import Outlook
 
@@ -139,7 +139,7 @@ def _content(outlook: Outlook, tokenizer: PreTrainedTokenizerBase, device: str) 
 
     verdict = outlook.verdict
 
-    def entry(depth: int, run: Run) -> dict[str, Any]:
+    def entry(depth: int, run: PrefixNode) -> dict[str, Any]:
         return {
             "depth": depth,
             "start": run.start,

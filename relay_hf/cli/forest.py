@@ -12,7 +12,7 @@ from relay_hf.report import readable_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from relay_hf.prefix import Run
+    from relay_hf.prefix import PrefixNode
 
     from .outlook import Outlook
 
@@ -46,7 +46,7 @@ def tree_of(outlook: Outlook, tokenizer: PreTrainedTokenizerBase) -> Tree:
     return tree
 
 
-def _size(run: Run, outlook: Outlook) -> str:
+def _size(run: PrefixNode, outlook: Outlook) -> str:
     count = len(run.ids)
     text = f"[bold]{count:,} {'token' if count == 1 else 'tokens'}[/] shared by {_rows(len(run.rows))}"
     if outlook.token_bytes:
@@ -55,7 +55,7 @@ def _size(run: Run, outlook: Outlook) -> str:
     return text
 
 
-def preview(run: Run, tokenizer: PreTrainedTokenizerBase) -> str:
+def preview(run: PrefixNode, tokenizer: PreTrainedTokenizerBase) -> str:
     """The two ends of a run's text, on one line."""
     text = " ".join(tokenizer.decode(run.ids).split())
     return f'"{text}"' if len(text) <= 2 * _ENDS + 5 else f'"{text[:_ENDS].rstrip()} ... {text[-_ENDS:].lstrip()}"'

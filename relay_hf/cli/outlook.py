@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 import relay_hf
-from relay_hf.decision import decide
-from relay_hf.gate import ModelCost
+from relay_hf.generation.cost_model import ModelCost
+from relay_hf.generation.decide import decide
+from relay_hf.generation.decision import Decision
 from relay_hf.model.upstream.caches import attending
 from relay_hf.prefix import walk
-from relay_hf.sharing import Decision
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Decode steps as CUDA graphs: recorded once, captured once, then replayed, in this call and in those to come."""
 
-from .ahead import with_criterion
-from .kept import Graphs
-from .step import own_copy
-from .stepper import Stepper
+from .decode_graph import own_copy
+from .lookahead import with_criterion
+from .pool import GraphPool
+from .runner import GraphRunner
 
-__all__ = ["Graphs", "Stepper", "own_copy", "with_criterion"]
+__all__ = ["GraphPool", "GraphRunner", "own_copy", "with_criterion"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..call import open_call
 from ..errors import RelayError
+from ..generation.call import open_call
 from ..prefix.headers import shown
 from .buffers import alike, computed_buffers
 from .device import autocast_of

@@ -1,12 +1,12 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
 from .files import PrefixFile, PrefixFileError, StoredPrefix, write
-from .find import Prompts
-from .kept import KeptPrefix, Match, Planned, overhead_bytes
+from .kept_prefix import KeptPrefix, Match, Planned, overhead_bytes
 from .outline import outline
+from .prompts import Prompts
 from .store import PrefixStore
 from .tensor_file import is_there
-from .tree import Run, divided, pruned, shared_runs, walk
+from .tree import PrefixNode, divided, pruned, shared_runs, walk
 
 __all__ = [
     "KeptPrefix",
@@ -14,9 +14,9 @@ __all__ = [
     "Planned",
     "PrefixFile",
     "PrefixFileError",
+    "PrefixNode",
     "PrefixStore",
     "Prompts",
-    "Run",
     "StoredPrefix",
     "divided",
     "is_there",

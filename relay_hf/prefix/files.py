@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..cache_utils import SharedRun
+from ..cache_utils import PrefixKV
 from ..model.digests import digest_of, in_threads
 from .headers import on_a_line, once, printable, shown, too_heavy
 from .layout import named_tensors, rebuilt, shapes, without_states
@@ -54,7 +54,7 @@ class StoredPrefix:
     """
 
     ids: Tensor
-    run: SharedRun
+    run: PrefixKV
     parent: int | None
     pinned: bool
 
@@ -136,7 +136,7 @@ class PrefixFile:
         """Close the file; what was read of it stays."""
         self._file.close()
 
-    def check(self, template: SharedRun, beside: int = 0) -> int:
+    def check(self, template: PrefixKV, beside: int = 0) -> int:
         """Hold the tensors that the header names to what the model keeps of a single token.
 
         Args:
@@ -166,7 +166,7 @@ class PrefixFile:
             raise self.error(f"does not have the tensors of its prefixes: {shown(odd)} is one too many, or missing")
         return nbytes
 
-    def read(self, template: SharedRun, mmap: bool) -> list[StoredPrefix]:
+    def read(self, template: PrefixKV, mmap: bool) -> list[StoredPrefix]:
         """Its prefixes, on the host, each byte checked against what was written.
 
         Args:

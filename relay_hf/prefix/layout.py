@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..cache_utils import RecurrentState, SharedKV, SharedLayer, SharedRun
+from ..cache_utils import LayerKV, LayerState, PrefixKV, RecurrentState
 from ..kernels.segment import Segment
 
 Visit = Callable[[str, Tensor, bool], Tensor]
 
 
-def rebuilt(run: SharedRun, visit: Visit) -> SharedRun:
+def rebuilt(run: PrefixKV, visit: Visit) -> PrefixKV:
     """A run with what `visit` gives in the place of each tensor.
 
     `visit` gets its name, the tensor, and whether it holds something of every token, `[heads, tokens, size]`; the
@@ -24,7 +24,7 @@ def rebuilt(run: SharedRun, visit: Visit) -> SharedRun:
     return replace(run, layers=layers)
 
 
-def named_tensors(run: SharedRun) -> dict[str, Tensor]:
+def named_tensors(run: PrefixKV) -> dict[str, Tensor]:
     """The tensors of a run by name, each once."""
     found: dict[str, Tensor] = {}
 
@@ -36,7 +36,7 @@ def named_tensors(run: SharedRun) -> dict[str, Tensor]:
     return found
 
 
-def shapes(template: SharedRun, length: int, states: bool) -> dict[str, tuple[torch.dtype, list[int]]]:
+def shapes(template: PrefixKV, length: int, states: bool) -> dict[str, tuple[torch.dtype, list[int]]]:
     """Dtype and shape of each tensor of a run of `length` tokens, by name, as those of the model's run `template` are.
 
     `states`: whether the run has the states of recurrent layers, where the model has any.
@@ -53,12 +53,12 @@ def shapes(template: SharedRun, length: int, states: bool) -> dict[str, tuple[to
     return found
 
 
-def without_states(run: SharedRun) -> SharedRun:
+def without_states(run: PrefixKV) -> PrefixKV:
     """The same without the states of recurrent layers."""
-    return replace(run, layers=tuple(SharedLayer(layer.kv) for layer in run.layers))
+    return replace(run, layers=tuple(LayerState(layer.kv) for layer in run.layers))
 
 
-def _rebuilt(layer: SharedLayer, name: str, visit: Visit) -> SharedLayer:
+def _rebuilt(layer: LayerState, name: str, visit: Visit) -> LayerState:
     kv = state = None
     if layer.kv is not None:
         segment, stored = layer.kv.segment, layer.kv.stored
@@ -67,10 +67,10 @@ def _rebuilt(layer: SharedLayer, name: str, visit: Visit) -> SharedLayer:
             stored = (key, value)
         else:
             stored = (visit(f"{name}.stored.0", stored[0], True), visit(f"{name}.stored.1", stored[1], True))
-        kv = SharedKV(Segment(key, value), stored)
+        kv = LayerKV(Segment(key, value), stored)
     if layer.state is not None:
         kinds = (("conv", layer.state.conv), ("recurrent", layer.state.recurrent))
         state = RecurrentState(
             *({i: visit(f"{name}.{kind}.{i}", tensor, False) for i, tensor in states.items()} for kind, states in kinds)
         )
-    return SharedLayer(kv, state)
+    return LayerState(kv, state)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from .tree import Run, walk
+from .tree import PrefixNode, walk
 
 
-def outline(runs: list[Run]) -> str:
+def outline(runs: list[PrefixNode]) -> str:
     """A line for each run, indented under the run before it: tokens, rows, and whether it is kept."""
     lines = []
     for depth, run in walk(runs):

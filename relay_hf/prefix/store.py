@@ -1,356 +1,245 @@
-"""Prefixes kept between calls: a radix tree of token ids, under a byte budget."""
+"""What a model keeps between calls: prefixes, and the witness that they still hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import replace
-from functools import wraps
-from heapq import heapify, heappop, heappush
-from itertools import takewhile
-from typing import Any, TypeVar, cast
+import logging
+import threading
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..cache_utils import SharedLayer, SharedRun
-from .kept import ITEM, KeptPrefix, Match, Node, Planned, overhead_bytes
+from ..cache_utils import PrefixKV
+from ..model.fingerprint import ModelFingerprint, embedding_samples
+from .files import StoredPrefix
+from .kept_prefix import KeptPrefix, Match, Planned, RadixNode, overhead_bytes
+from .radix import RadixTree
 
-# A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
-# bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
-# so many are copied, a few times over.
-_JOINED_UP_TO = 4
-
-
-_Change = TypeVar("_Change", bound=Callable[..., Any])
+logger = logging.getLogger("relay_hf")
 
 
-def _whole(change: _Change) -> _Change:
-    """A change of a store; one that is interrupted drops everything, for what is half-made must not serve.
+@dataclass(frozen=True, eq=False)
+class Prefilled:
+    """A prefix that may be kept.
 
-    An exception, such as where memory is lacking, leaves the store as it is: it comes from what a change makes first.
+    Attributes:
+        ids: `[P]` int64, on the host: all its tokens, or those behind the ones of `parent`.
+        run: its last tokens, those that were prefilled.
+        embedded: of these tokens, from before their prefill.
+        pinned: it is to stay.
+        parent: the place of one that it extends, among those that are kept with it.
     """
 
-    @wraps(change)
-    def changed(store: PrefixStore, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return change(store, *args, **kwargs)
-        except Exception:
-            raise
-        except BaseException:
-            store.clear()
-            raise
+    ids: Tensor
+    run: PrefixKV
+    embedded: Tensor
+    pinned: bool = False
+    parent: int | None = None
 
-    return cast(_Change, changed)
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """The model that some prefixes are kept of, as it was.
+
+    Attributes:
+        witness: of the model.
+        embedded: the tokens of each of them, `[n]`, and elements of the embedding of these, `[n, e]`. Not the prefix
+            itself, which may be divided at any time.
+    """
+
+    witness: ModelFingerprint
+    embedded: tuple[tuple[Tensor, Tensor], ...]
 
 
 class PrefixStore:
-    """Kept prefixes. Leaves leave first, by least recent use; pinned prefixes, and what they extend, stay.
+    """Kept prefixes of one model. All that it does is done under one lock.
+
+    A prefix is kept only if the model was the same before and after its prefill, and it serves only while the model
+    is still the same: all kept prefixes belong to the one witness.
 
     Args:
-        budget: most bytes to hold.
+        budget: gives the most bytes to hold, at first use (the device that the model is on by then decides).
     """
 
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.nbytes = 0
-        self._roots: dict[Hashable, Node] = {}
-        self._nodes: set[KeptPrefix] = set()
-        self._clock = 0
+    def __init__(self, budget: Callable[[], int]) -> None:
+        self._budget = budget
+        self._lock = threading.RLock()
+        self._witness: ModelFingerprint | None = None
+        self._store: RadixTree | None = None
 
-    def __len__(self) -> int:
-        return len(self._nodes)
+    @property
+    def store(self) -> RadixTree:
+        """The kept prefixes."""
+        with self._lock:
+            if self._store is None:
+                self._store = RadixTree(self._budget())
+            return self._store
 
-    def __iter__(self) -> Iterator[KeptPrefix]:
-        """All prefixes, the least recently used first, and of those used together the longest."""
-        return iter(sorted(self._nodes, key=lambda node: (node.used, -len(node))))
+    @property
+    def prefixes(self) -> tuple[KeptPrefix, ...]:
+        """What is kept, the least recently used first."""
+        with self._lock:
+            return () if self._store is None else tuple(self._store)
+
+    @property
+    def budget(self) -> int:
+        """The most bytes to hold, as things are now."""
+        with self._lock:
+            return self._budget() if self._store is None else self._store.budget
 
     def clear(self) -> None:
         """Drop everything."""
-        roots, nodes = self._roots, self._nodes
-        self.nbytes, self._roots, self._nodes = 0, {}, set()
-        for node in (*roots.values(), *nodes):  # so that memory is free at once, and not when the garbage collector
-            node.children.clear()  # next runs
-        for prefix in nodes:
-            prefix.siblings = set()
+        with self._lock:
+            if self._store is not None:
+                self._store.clear()
+            self._store = self._witness = None
 
-    @_whole
     def release(self) -> None:
-        """Drop what is not pinned. Nothing is copied: what has a part in the memory of a pinned prefix stays too."""
-        staying = self._staying([])
-        while shared := {other for node in staying for other in node.siblings} - staying:
-            staying |= self._staying(shared)
-        for node in self._nodes - staying:
-            if node.parent.children.get(node.data[:ITEM]) is node:
-                del node.parent.children[node.data[:ITEM]]
-            node.children.clear()
-            node.siblings = set()
-            self._nodes.remove(node)
-            self.nbytes -= node.nbytes
+        """Drop what is not pinned."""
+        with self._lock:
+            if self._store is not None:
+                self._store.release()
 
-    def match(self, ids: Tensor, context: Hashable) -> Match:
-        """How much of the start of `ids` (`[n]` int64, on the host) is kept."""
-        path, seen = self._walk(ids, self._root(context))
-        length = seen
-        while path and not path[-1].resumable_at(length):
-            length = path.pop().run.start
-        return Match(seen, length, tuple(path), tuple(node.run for node in path))
+    def match(
+        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
+    ) -> tuple[list[Match], Snapshot | None]:
+        """How much of the start of each row (`[n]` ids) is kept, going by the tokens alone.
 
-    @_whole
-    def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
-        """The prefix of just these tokens (`[P]`), or None if not all of them are kept."""
-        root = self._root(context)
-        path, seen = self._walk(ids, root)
-        if not path or seen < len(ids):
+        Returns:
+            A match for each row, and what all these are kept of, which `look` compares with the model. None where
+            nothing is kept.
+        """
+        with self._lock:
+            if not self._store or self._witness is None:
+                return [Match()] * len(rows), None
+            if next(self._store.under(context), None) is None:
+                # The model may have been moved, and what is kept of it then holds memory where it was.
+                if not self._witness.holds(modules):
+                    self._drop()
+                return [Match()] * len(rows), None
+            matches = [self._store.match(ids, context) for ids in rows]
+            return matches, _kept_of(self._witness, dict.fromkeys(node for match in matches for node in match.path))
+
+    def look(self, kept: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
+        """The model now, if it is the one that something is kept of; None if not, and then all that is kept is dropped.
+
+        What goes on from a kept prefix may be kept, by `keep`, only if the model has not changed since.
+        """
+        with self._lock:
+            now = ModelFingerprint(modules, kept.witness.ignore)
+            if kept.witness.same(now) and _embeddings_hold(embedding, kept):
+                return now
+            if self._witness is kept.witness:  # else it was another thread's, which has looked at the model since
+                self._drop()
             return None
-        self._end(path, seen, root)
-        return self._walk(ids, root)[0][-1]
 
-    def touch(self, match: Match) -> None:
-        """Note a use."""
-        self._clock += 1
-        self._note(match.path)
+    def _drop(self) -> None:
+        logger.info("relay_hf: the model has changed, %d kept prefixes are dropped", len(self.prefixes))
+        self.clear()
 
-    def under(self, context: Hashable) -> Iterator[KeptPrefix]:
-        """The prefixes of a context, each after the one that it extends."""
-        stack = list(self._root(context).children.values())
-        while stack:
-            node = stack.pop()
-            yield node
-            stack += node.children.values()
-
-    @_whole
-    def add(
+    def stored(
         self,
-        ids: Tensor,
-        run: SharedRun,
-        embedded: Tensor,
+        modules: Sequence[nn.Module],
+        embedding: nn.Module,
+        context: Hashable,
+        chosen: Collection[KeptPrefix] | None,
+    ) -> tuple[list[KeptPrefix], list[StoredPrefix], ModelFingerprint | None]:
+        """What is kept, to be written to a file: nothing if the model changed.
+
+        Args:
+            chosen: the prefixes that are wanted; None: all. What they extend comes along.
+
+        Returns:
+            The prefixes, each after the one that it extends; the same as a file has them; the model at this moment.
+        """
+        with self._lock:
+            nodes = list(self.store.under(context))
+            if chosen is not None:
+                # One that has been joined with what follows it since is still kept, as a part of that.
+                ends = [self.store.ending(each.ids, context) for each in chosen]
+                wanted = {node for end in ends if end is not None for node in end.path()}
+                nodes = [node for node in self.store.under(context) if node in wanted]
+            now = None if self._witness is None else self.look(_kept_of(self._witness, nodes), modules, embedding)
+            if now is None:
+                return [], [], None
+            places: dict[RadixNode, int] = {node: place for place, node in enumerate(nodes)}
+            files = [StoredPrefix(node.tokens, node.run, places.get(node.parent), node.pinned) for node in nodes]
+            return nodes, files, now
+
+    def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
+        """The kept prefix of just these tokens (`[P]`), pinned if it is to be, or None if not all of them are kept."""
+        with self._lock:
+            found = self.store.ending(ids, context)
+            if found is not None:
+                found.pinned = found.pinned or pin
+            return found
+
+    def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
+        """Bytes that the budget is short of for all of these to be kept at once, or 0: see `PrefixStore.lacks`."""
+        with self._lock:
+            return self.store.lacks(prefixes, context, make_room)
+
+    def touch(self, matches: Iterable[Match]) -> None:
+        """Note the use of kept prefixes."""
+        with self._lock:
+            for match in matches:
+                self.store.touch(match)
+
+    def witness(self, modules: Sequence[nn.Module]) -> ModelFingerprint:
+        """The model now, to be given to `keep` after a prefill."""
+        with self._lock:
+            return ModelFingerprint(modules, frozenset() if self._witness is None else self._witness.ignore)
+
+    def keep(
+        self,
+        before: ModelFingerprint,
+        modules: Sequence[nn.Module],
+        prefixes: Iterable[Prefilled],
         context: Hashable,
         most: int | None = None,
         join: bool = True,
-        pinned: bool = False,
-        behind: KeptPrefix | None = None,
-    ) -> KeptPrefix | None:
-        """Keep a prefix, and evict what the budget then does not hold.
+    ) -> list[KeptPrefix | None]:
+        """Keep what was prefilled since `before`, unless the model changed meanwhile.
 
-        Args:
-            ids: `[P]` int64, on the host: the whole prefix, or its tokens behind those of `behind`.
-            run: its last tokens; those before them must be kept already.
-            embedded: `[run.length, n]`, some elements of the embedding of each of these.
-            context: what else its KV depends on.
-            most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
-                so many bytes, and only the start of a larger one is kept.
-            join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
-            pinned: it stays, whatever else is to be kept.
-            behind: what it extends, kept and used just now: its tokens are not gone through again.
-
-        Returns:
-            The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
+        `context`, `most`, `join` and what is returned: see `PrefixStore.add`.
         """
-        if behind is not None and behind not in self._nodes:
-            return None
-        start = self._roots.setdefault(context, Node(context)) if behind is None else behind
-        before = 0 if behind is None else len(behind)
-        path, seen = self._walk(ids, start)
-        known = before + seen - run.start
-        if known < 0:
-            return None
-        end = self._end(path, before + seen, start)
-        if known < run.length:
-            new, looks = run.after(known), embedded[known:]
-            length = self._fitting(new, overhead_bytes(looks), end, most)
-            if length < new.length and (most is None or not length or run.recurrent):
-                return None
-            new = new.first(length)
-            new = run if new is run and most is None else new.clone()
-            looks = embedded if length == len(embedded) else looks[:length].clone()
-            node = self._append(end, ids[seen : seen + length], new, looks)
-        elif isinstance(end, KeptPrefix):
-            node = end
-            if run.recurrent and not node.resumable_at(len(node)):
-                layers = zip(node.run.layers, run.layers, strict=True)
-                whole = replace(node.run, layers=tuple(SharedLayer(old.kv, new.state) for old, new in layers))
-                if whole.nbytes - node.run.nbytes > self._room(node):
-                    return None
-                self._put(node, whole)
-        else:
-            return None
-        node.pinned = node.pinned or pinned
-        self._clock += 1
-        self._note(takewhile(lambda each: each is not behind, node.upward()))
-        self._evict()
-        if join:
-            self._join(node)
-        return node
+        with self._lock:
+            # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
+            after = ModelFingerprint(modules, before.ignore)
+            after = after.without(before.rewritten(after))
+            if not before.without(after.ignore).same(after):
+                return [None for _ in prefixes]
+            if self._witness is None or not self._witness.without(after.ignore).same(after):
+                self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
+            self._witness = after
+            kept: list[KeptPrefix | None] = []
+            for each in prefixes:
+                behind = None if each.parent is None else kept[each.parent]
+                lost = each.parent is not None and behind is None
+                given = (each.ids, each.run, each.embedded, context, most, join, each.pinned, behind)
+                kept.append(None if lost else self.store.add(*given))
+            return kept
 
-    @_whole
-    def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
-        """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
+    def __getstate__(self) -> dict[str, object]:
+        """Copies start empty."""
+        return {"_budget": self._budget}
 
-        Args:
-            prefixes: each after the one that it extends.
-            context: what else their KV depends on.
-            make_room: where it is 0, let go at once what has to leave for all of them.
-        """
-        new, staying = self._needed(prefixes, context)
-        if make_room and new + staying <= self.budget:
-            self._evict(new)
-        return max(new + staying - self.budget, 0)
-
-    def _needed(self, prefixes: Iterable[Planned], context: Hashable) -> tuple[int, int]:
-        """Bytes of prefixes that are not kept yet, and of all that no eviction takes then."""
-        staying, new = self._staying([]), 0
-        # Where each one's tokens end in the tree: so many tokens into a node, or None, outside.
-        ends: list[tuple[Node, int] | None] = []
-        self._clock += 1
-        for each in prefixes:
-            start = (self._root(context), 0) if each.parent is None else ends[each.parent]
-            path, seen = ([], 0) if start is None else self._walk(each.ids, *start)
-            staying.update(path)
-            self._note(path)
-            new += each.nbytes * min(len(each.ids) - seen, each.length) // each.length
-            ends.append(None if start is None or seen < len(each.ids) else _moved(*start, path, seen))
-        return new, sum(node.nbytes for node in staying)
-
-    def _note(self, used: Iterable[KeptPrefix]) -> None:
-        for node in used:
-            node.used = self._clock
-
-    def _root(self, context: Hashable) -> Node:
-        return self._roots.get(context, Node(context))
-
-    def _walk(self, ids: Tensor, start: Node, inside: int | None = None) -> tuple[list[KeptPrefix], int]:
-        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all.
-
-        The first of `ids` comes behind `start`, or behind so many tokens `inside` of it.
-        """
-        data, at, path = ids.numpy().tobytes(), 0, list[KeptPrefix]()
-        if inside is not None and isinstance(start, KeptPrefix):
-            rest = start.data[inside * ITEM : inside * ITEM + len(data)]
-            if not data.startswith(rest):
-                return path, _common(data, rest)
-            at = len(rest)
-        children = start.children
-        while (node := children.get(data[at : at + ITEM])) is not None:
-            path.append(node)
-            children = node.children
-            if not data.startswith(node.data, at):
-                return path, at // ITEM + _common(data[at:], node.data)
-            at += len(node.data)
-        return path, at // ITEM
-
-    def _end(self, path: list[KeptPrefix], seen: int, start: Node) -> Node:
-        """The node that ends behind the first `seen` tokens of a prefix: the last of a path, divided if need be.
-
-        `start`: what the path goes on from.
-        """
-        if not path:
-            return start
-        tail = path[-1]
-        length = seen - tail.run.start
-        if length == tail.run.length:
-            return tail
-        first, rest, embedded = tail.run.first(length), tail.run.after(length), tail.embedded[length:].clone()
-        head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length].clone())
-        head.recurrent, head.used = tail.recurrent, tail.used
-        head.children[tail.data[length * ITEM : (length + 1) * ITEM]] = tail
-        head.siblings = tail.siblings  # both are views of the same tensors now
-        head.siblings.add(head)
-        self._nodes.add(head)
-        tail.parent.children[head.data[:ITEM]] = head
-        tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], embedded
-        self._put(head, first)
-        self._put(tail, rest)
-        return head
-
-    def _append(self, parent: Node, ids: Tensor, run: SharedRun, embedded: Tensor) -> KeptPrefix:
-        node = KeptPrefix(parent, ids.numpy().tobytes(), embedded)
-        node.recurrent = run.recurrent
-        parent.children[node.data[:ITEM]] = node
-        self._nodes.add(node)
-        self._put(node, run)
-        return node
-
-    def _put(self, node: KeptPrefix, run: SharedRun) -> None:
-        self.nbytes -= node.nbytes
-        node.run, node.nbytes = run, run.nbytes + overhead_bytes(node.embedded)
-        self.nbytes += node.nbytes
-
-    def _join(self, node: KeptPrefix) -> None:
-        """Take the tokens before a leaf into it, where nothing else follows them and they are not many more."""
-        while not node.recurrent and not node.children:
-            before = node.parent
-            if not isinstance(before, KeptPrefix) or before.pinned or len(before.children) > 1:
-                return
-            if before.run.length > _JOINED_UP_TO * node.run.length:
-                return
-            run, embedded = SharedRun.joined([before.run, node.run]), torch.cat([before.embedded, node.embedded])
-            copies = self._copies(before, node)
-            node.data, node.embedded, node.siblings = before.data + node.data, embedded, {node}
-            self._put(node, run)
-            node.parent = before.parent
-            node.parent.children[node.data[:ITEM]] = node
-            self._forget(before, copies)
-
-    def _fitting(self, run: SharedRun, more: int, behind: Node, most: int | None) -> int:
-        """How many tokens of a run, and of `more` bytes beside, there is room for, with what stays anyway."""
-        nbytes = run.nbytes + more
-        most = nbytes if most is None else most
-        if nbytes <= min(self.budget - self.nbytes, most):
-            return run.length  # nothing has to leave
-        room = min(self._room(behind), most)
-        return run.length if nbytes <= room else max(room, 0) * run.length // nbytes
-
-    def _room(self, behind: Node) -> int:
-        """Bytes that all but what is pinned, and the way to `behind`, would leave."""
-        return self.budget - sum(node.nbytes for node in self._staying([behind]))
-
-    def _staying(self, ends: Iterable[Node]) -> set[KeptPrefix]:
-        """What no eviction takes: the ways to these ends, and to what is pinned."""
-        staying: set[KeptPrefix] = set()
-        for node in (*ends, *(node for node in self._nodes if node.pinned)):
-            while isinstance(node, KeptPrefix) and node not in staying:
-                staying.add(node)
-                node = node.parent
-        return staying
-
-    def _evict(self, room: int = 0) -> None:
-        """Let leaves go until there is `room` beside what is kept."""
-        if self.nbytes + room <= self.budget:
-            return
-        leaves = [(node.used, id(node), node) for node in self._nodes if not node.children and not node.pinned]
-        heapify(leaves)
-        while self.nbytes + room > self.budget:
-            leaf = heappop(leaves)[-1]
-            before, copies = leaf.parent, self._copies(leaf)
-            del before.children[leaf.data[:ITEM]]
-            self._forget(leaf, copies)
-            if isinstance(before, KeptPrefix) and not before.children and not before.pinned:
-                heappush(leaves, (before.used, id(before), before))
-
-    def _copies(self, *leaving: KeptPrefix) -> dict[KeptPrefix, SharedRun]:
-        """What shares its memory with the first node, which is to leave, in memory of its own: views hold all of it."""
-        return {other: other.run.clone() for other in leaving[0].siblings - {*leaving}}
-
-    def _forget(self, node: KeptPrefix, copies: dict[KeptPrefix, SharedRun]) -> None:
-        """Let a node go that no other refers to any more, and the memory of its tensors with it."""
-        self._nodes.remove(node)
-        self.nbytes -= node.nbytes
-        node.siblings = set()
-        for other, run in copies.items():
-            other.siblings = {other}
-            self._put(other, run)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_budget"])  # type: ignore[misc]
 
 
-def _moved(node: Node, inside: int, path: list[KeptPrefix], seen: int) -> tuple[Node, int]:
-    """Where one gets from `inside` a node by `seen` tokens along a path."""
-    for each in path:
-        seen, inside, node = seen - (node.run.length - inside if isinstance(node, KeptPrefix) else 0), 0, each
-    return node, inside + seen
+def _kept_of(witness: ModelFingerprint, prefixes: Iterable[KeptPrefix]) -> Snapshot:
+    return Snapshot(witness, tuple((prefix.tokens, prefix.embedded) for prefix in prefixes))
 
 
-def _common(one: bytes, other: bytes) -> int:
-    """How many token ids two pieces of data start with alike."""
-    length = min(len(one), len(other)) // ITEM
-    same = np.frombuffer(one, np.int64, length) == np.frombuffer(other, np.int64, length)
-    return length if same.all() else int(same.argmin())
+def _embeddings_hold(embedding: nn.Module, kept: Snapshot) -> bool:
+    """Whether tokens are embedded as they were; all in one look, since on a GPU each waits for it."""
+    tokens, before = [each for each, _ in kept.embedded], [each for _, each in kept.embedded]
+    return not tokens or torch.equal(torch.cat(before), embedding_samples(embedding, torch.cat(tokens)))
+
+
+def beside_token(embedding: nn.Module) -> int:
+    """Bytes that are kept of a token beside what the model keeps of it."""
+    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64)))

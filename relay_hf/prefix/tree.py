@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .find import Prompts
+from .prompts import Prompts
 
 # Columns that are compared at once: few at first, since most runs that end soon end at once, and twice as many each
 # time. So at most as much is compared in vain as a run is long.
@@ -17,7 +17,7 @@ _FIRST_WINDOW, _LAST_WINDOW = 64, 1024
 
 
 @dataclass(eq=False)
-class Run:
+class PrefixNode:
     """Tokens that several rows have in common, at the same positions and after the same tokens.
 
     Attributes:
@@ -31,7 +31,7 @@ class Run:
     start: int
     ids: Tensor
     rows: tuple[int, ...]
-    children: list[Run] = field(default_factory=list)
+    children: list[PrefixNode] = field(default_factory=list)
     kept: bool = False
 
     @property
@@ -49,7 +49,7 @@ class Run:
         return f"Run({self.start}:{self.end}, {len(self.rows)} rows, {len(self.children)} children{kept})"
 
 
-def walk(runs: list[Run]) -> Iterator[tuple[int, Run]]:
+def walk(runs: list[PrefixNode]) -> Iterator[tuple[int, PrefixNode]]:
     """Every run of a forest after the run before it, with its depth from 0."""
     stack = [(0, run) for run in reversed(runs)]
     while stack:
@@ -58,7 +58,7 @@ def walk(runs: list[Run]) -> Iterator[tuple[int, Run]]:
         stack += [(depth + 1, child) for child in reversed(run.children)]
 
 
-def shared_runs(prompts: Prompts, own: int) -> list[Run]:
+def shared_runs(prompts: Prompts, own: int) -> list[PrefixNode]:
     """All that at least two rows share, each row keeping at least `own` tokens of its own: a forest.
 
     Every token of every row is compared at most twice for each run that it is in.
@@ -70,13 +70,13 @@ def shared_runs(prompts: Prompts, own: int) -> list[Run]:
         for target, row in zip(lefts, prompts.rows(own), strict=True):
             target[: len(row)] = row.numpy()
         ids = lefts
-    roots: list[Run] = []
+    roots: list[PrefixNode] = []
     todo = [(np.arange(len(ids)), 0, roots)]
     while todo:
         rows, start, found = todo.pop()
         for group in _parted(rows[lengths[rows] > start], ids, start):
             end = _end(ids, group, start, int(lengths[group].min()))
-            run = Run(start, torch.from_numpy(ids[group[0], start:end].copy()), tuple(group.tolist()))
+            run = PrefixNode(start, torch.from_numpy(ids[group[0], start:end].copy()), tuple(group.tolist()))
             found.append(run)
             todo.append((group, end, run.children))
     return roots
@@ -108,7 +108,7 @@ def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
     return limit
 
 
-def divided(runs: list[Run], kept: Callable[[int, int], int], rows: Sequence[Tensor]) -> list[Run]:
+def divided(runs: list[PrefixNode], kept: Callable[[int, int], int], rows: Sequence[Tensor]) -> list[PrefixNode]:
     """The forest, its runs divided where what is kept ends, and with runs of single rows of which more is kept.
 
     Args:
@@ -116,8 +116,8 @@ def divided(runs: list[Run], kept: Callable[[int, int], int], rows: Sequence[Ten
         kept: how many of the first tokens of a row are kept: `kept(row, first)`.
         rows: the tokens of each row.
     """
-    forest: list[Run] = []
-    todo: list[tuple[list[Run], int, Sequence[int], list[Run]]] = [(runs, 0, range(len(rows)), forest)]
+    forest: list[PrefixNode] = []
+    todo: list[tuple[list[PrefixNode], int, Sequence[int], list[PrefixNode]]] = [(runs, 0, range(len(rows)), forest)]
     while todo:
         level, start, members, target = todo.pop()
         alone = set(members)
@@ -127,33 +127,35 @@ def divided(runs: list[Run], kept: Callable[[int, int], int], rows: Sequence[Ten
             if length <= 0:
                 target.append(run)
                 continue
-            head = Run(run.start, run.ids[:length], run.rows, kept=True)
+            head = PrefixNode(run.start, run.ids[:length], run.rows, kept=True)
             target.append(head)
             if head.end < run.end:
-                head.children.append(Run(head.end, run.ids[length:], run.rows, run.children))
+                head.children.append(PrefixNode(head.end, run.ids[length:], run.rows, run.children))
             else:
                 todo.append((run.children, run.end, run.rows, head.children))
         for row in sorted(alone):
             end = kept(row, len(rows[row]))
             if end > start:
-                target.append(Run(start, rows[row][start:end], (row,), kept=True))
+                target.append(PrefixNode(start, rows[row][start:end], (row,), kept=True))
     return forest
 
 
-def pruned(runs: list[Run], pays: Callable[[int, Run], bool]) -> list[Run]:
+def pruned(runs: list[PrefixNode], pays: Callable[[int, PrefixNode], bool]) -> list[PrefixNode]:
     """The forest without the runs that don't pay; what follows one of those begins with its tokens.
 
     Args:
         runs: a forest; it is left as it is.
         pays: whether it does to share a run, with so many tokens: its own, and those of runs before it that don't pay.
     """
-    kept: list[Run] = []
+    kept: list[PrefixNode] = []
     # A run, what comes before its tokens of runs that don't pay, from which position on, and where it goes if it does.
-    todo: list[tuple[Run, list[Tensor], int, list[Run]]] = [(run, [], run.start, kept) for run in reversed(runs)]
+    todo: list[tuple[PrefixNode, list[Tensor], int, list[PrefixNode]]] = [
+        (run, [], run.start, kept) for run in reversed(runs)
+    ]
     while todo:
         run, before, start, target = todo.pop()
         if pays(run.end - start, run):
-            target.append(Run(start, torch.cat([*before, run.ids]), run.rows, kept=run.kept))
+            target.append(PrefixNode(start, torch.cat([*before, run.ids]), run.rows, kept=run.kept))
             todo += [(child, [], child.start, target[-1].children) for child in reversed(run.children)]
         else:
             todo += [(child, [*before, run.ids], start, target) for child in reversed(run.children)]

@@ -9,8 +9,8 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.keeping import Keeper
 from relay_hf.model import attention_choice
+from relay_hf.prefix.store import PrefixStore
 from relay_hf.report import RelayStats
 from relay_hf.testing import prompts, tiny_model
 
@@ -128,5 +128,5 @@ def test_the_store_is_made_once(meanwhile):
         other()
         return 1000
 
-    keeper = Keeper(budget)
+    keeper = PrefixStore(budget)
     assert keeper.store is other.result()

@@ -9,8 +9,8 @@ import torch
 from transformers import DynamicCache
 
 from helpers import CACHE, held_bytes, members
-from relay_hf.call import current_call
-from relay_hf.frame import active_frame
+from relay_hf.attention.context import active_frame
+from relay_hf.generation.call import current_call
 from relay_hf.model.attention_choice import _holders
 
 

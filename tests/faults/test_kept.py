@@ -7,7 +7,8 @@ import torch
 from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
 from helpers import held_bytes
-from relay_hf.prefix import PrefixStore, store
+from relay_hf.prefix import radix
+from relay_hf.prefix.radix import RadixTree
 
 from .inject import Fault, Lines, Operations
 
@@ -17,7 +18,7 @@ LONG = tokens(1, 2, 3, 4, 6)
 
 def divided():
     """A prefix in two halves of the same memory, and one beside it that is pinned."""
-    kept = PrefixStore(12 * TOKEN)
+    kept = RadixTree(12 * TOKEN)
     add(kept, ONE)
     kept.ending(HALF, CONTEXT)
     add(kept, tokens(9, 9)).pinned = True
@@ -80,12 +81,12 @@ def test_memory_that_runs_out_leaves_what_was_kept_whole_and_pinned(change):
 def test_an_interrupt_at_any_line_leaves_nothing_half_made(change):
     build, run = CHANGES[change]
     kept = build()
-    with Lines(clean := Fault("interrupt", None), store.__file__):
+    with Lines(clean := Fault("interrupt", None), radix.__file__):
         run(kept)
     assert clean.asked
     for at in range(clean.asked):
         kept = build()
-        with suppress(KeyboardInterrupt), Lines(Fault("interrupt", at), store.__file__):
+        with suppress(KeyboardInterrupt), Lines(Fault("interrupt", at), radix.__file__):
             run(kept)
         assert_whole(kept)
         run(kept)

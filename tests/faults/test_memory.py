@@ -10,10 +10,11 @@ from torch import nn
 
 import relay_hf
 from helpers import generate
-from relay_hf import RelayCache, generation
-from relay_hf.cache_utils import SharedRun
+from relay_hf import RelayCache
+from relay_hf.cache_utils import PrefixKV
 from relay_hf.cache_utils import layer as cache_layer
 from relay_hf.cache_utils.layer import RelayLayer
+from relay_hf.generation import prefill_hook
 from relay_hf.model.device import is_out_of_memory
 from relay_hf.testing import prompts, tiny_model
 
@@ -32,7 +33,7 @@ def patched_pair(**options):
 def held():
     """Caches and kept runs, but those of other tests."""
     gc.collect()
-    return Alive(RelayCache, SharedRun)
+    return Alive(RelayCache, PrefixKV)
 
 
 def fail_in_forward(patch, model, fault):
@@ -152,7 +153,7 @@ def test_a_buffer_that_can_not_grow_raises_and_lets_go_of_all(kind, monkeypatch)
     caches = held()
     stock, model = patched_pair()
     expected = generate(stock, INPUTS)
-    monkeypatch.setattr(generation, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
     monkeypatch.setattr(cache_layer, "_LEAST_RESERVED", 2)
     grow = RelayLayer._grow
     seen = []

@@ -38,7 +38,7 @@ def test_a_run_of_one_token_is_not_put_behind_a_state():
 
 
 def _ignore_padding(monkeypatch):
-    for module in (relay_hf.layer_attention, relay_hf.decoding):
+    for module in (relay_hf.attention.layer, relay_hf.attention.static_step):
         monkeypatch.setattr(module, "Plan", lambda *args, **kwargs: Plan(*args, **{**kwargs, "own_start": None}))
 
 

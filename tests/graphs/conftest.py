@@ -2,8 +2,8 @@
 
 import pytest
 
-from relay_hf import layer_attention
-from relay_hf.graphs import device
+from relay_hf.attention import layer
+from relay_hf.graphs import capture
 
 from .cpu_graph import CpuGraph, attend_by_tables
 
@@ -17,14 +17,14 @@ def graphs(monkeypatch):
         made.append(CpuGraph())
         return made[-1]
 
-    attend = layer_attention.attend
+    attend = layer.attend
 
     def attend_or_by_tables(plan, query, segments, key, value, **how):
         if plan.tables is None:
             return attend(plan, query, segments, key, value, **how)
         return attend_by_tables(plan, query, key, value, **how)
 
-    monkeypatch.setattr(device, "supports", lambda where: True)
-    monkeypatch.setattr(device, "new_graph", new_graph)
-    monkeypatch.setattr(layer_attention, "attend", attend_or_by_tables)
+    monkeypatch.setattr(capture, "supports", lambda where: True)
+    monkeypatch.setattr(capture, "new_graph", new_graph)
+    monkeypatch.setattr(layer, "attend", attend_or_by_tables)
     return made

@@ -8,8 +8,8 @@ import torch
 
 import relay_hf
 from helpers import cache_of, generate
-from relay_hf import generation
 from relay_hf.cache_utils import layer
+from relay_hf.generation import prefill_hook
 from relay_hf.testing import prompts, tiny_model
 
 from .cpu_graph import CpuGraph
@@ -240,7 +240,7 @@ def test_a_call_that_is_not_for_the_models_own_loop_is_left_as_it_is(graphs):
 
 
 def test_a_call_that_outgrows_its_buffers_near_its_end_goes_on_step_by_step(graphs, monkeypatch):
-    monkeypatch.setattr(generation, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
     monkeypatch.setattr(layer, "_LEAST_RESERVED", 30)
     model = patch(tiny_model("llama"), cuda_graphs="auto")
     generate(model, prompts(20, (3, 5)), max_new_tokens=40, min_new_tokens=40)

@@ -9,10 +9,10 @@ import torch
 import relay_hf
 from anatomy import anatomy
 from helpers import CACHE, cache_of, generate
-from relay_hf import generation
 from relay_hf.cache_utils import layer
-from relay_hf.call import open_call
 from relay_hf.errors import RelayError
+from relay_hf.generation import prefill_hook
+from relay_hf.generation.call import open_call
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -216,7 +216,7 @@ def test_auto_captures_where_enough_steps_may_follow(graphs):
 
 
 def test_a_call_that_outgrows_its_buffers_is_captured_again(graphs, monkeypatch):
-    monkeypatch.setattr(generation, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
     monkeypatch.setattr(layer, "_LEAST_RESERVED", 6)
     model = tiny_model("llama")
     inputs = prompts(20, (3, 5))

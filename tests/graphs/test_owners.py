@@ -11,10 +11,10 @@ import torch
 
 import relay_hf
 from helpers import CACHE, cache_of, generate
+from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayLayer
-from relay_hf.call import open_call
-from relay_hf.decoding import Decoding
-from relay_hf.graphs import device
+from relay_hf.generation.call import open_call
+from relay_hf.graphs import capture
 from relay_hf.testing import prompts, tiny_model
 
 from .cpu_graph import CpuGraph
@@ -191,7 +191,7 @@ def test_an_interrupt_while_a_graph_takes_up_rows_leaves_them_to_their_cache(pat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoding, "take_up", interrupt)
+        patched.setattr(StaticStep, "take_up", interrupt)
         with pytest.raises(KeyboardInterrupt):
             turn(model, inputs, one, max_new_tokens=3, min_new_tokens=3)
     held = [part.clone() for part in cache_of(one).layers[0].own()]
@@ -205,7 +205,7 @@ def test_no_two_threads_capture_at_once(patch, monkeypatch):
 
     def knocking(graph, run):
         def knock():
-            found.append(device.one_capture.acquire(blocking=False))
+            found.append(capture.one_capture.acquire(blocking=False))
 
         other = threading.Thread(target=knock)
         other.start()
@@ -221,7 +221,7 @@ def test_no_two_threads_capture_at_once(patch, monkeypatch):
 
 @pytest.mark.parametrize("inputs", [prompts(20, (3, 5)), prompts(20, (3,))], ids=["rows", "a row"])
 def test_a_step_is_not_captured_beside_calls_of_other_threads_where_torch_can_not(graphs, patch, monkeypatch, inputs):
-    monkeypatch.setattr(device, "_CAPTURES_ALONE", True)
+    monkeypatch.setattr(capture, "_CAPTURES_ALONE", True)
     model, other = patch(tiny_model("llama")), patch(tiny_model("llama"))
     begun, over = threading.Event(), threading.Event()
 

@@ -199,6 +199,6 @@ def test_no_reference_to_a_call_outlives_it(model):
 
 
 def call_cache():
-    from relay_hf.call import open_call
+    from relay_hf.generation.call import open_call
 
     return weakref.ref(open_call().cache)

@@ -7,8 +7,8 @@ from tally import tally
 
 import relay_hf
 from helpers import generate
-from relay_hf import keeping
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
+from relay_hf.prefix import store
 
 from .mutations import INPUTS, Change
 
@@ -37,4 +37,4 @@ def logits(model, inputs=INPUTS) -> torch.Tensor:
 def blind(monkeypatch) -> None:
     """Nothing looks at the model any more."""
     monkeypatch.setattr(ModelFingerprint, "same", lambda *_: True)
-    monkeypatch.setattr(keeping, "_embeddings_hold", lambda *_: True)
+    monkeypatch.setattr(store, "_embeddings_hold", lambda *_: True)

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
 from helpers import generate
-from relay_hf.call import Call
+from relay_hf.generation.call import GenerateCall
 from relay_hf.testing import prompts, tiny_model
 
 from .common import logits, reusing
@@ -89,13 +89,13 @@ def test_only_the_prompt_is_kept(change, monkeypatch):
     torch.testing.assert_close(right, expected)
     stays = change is another_buffer
     assert ours.relay.last.prefix_tokens_reused == (0 if stays else PROMPT)
-    note = Call.note_arguments
+    note = GenerateCall.note_arguments
 
     def forgetful(call, *arguments):
         note(call, *arguments)
         call.callers_code = False
 
-    monkeypatch.setattr(Call, "note_arguments", forgetful)
+    monkeypatch.setattr(GenerateCall, "note_arguments", forgetful)
     _, wrong = turns(unguarded, change)
     assert unguarded.relay.last.prefix_tokens_reused == PROMPT + STEPS - 1
     assert (wrong - right).abs().max() > 1e-3

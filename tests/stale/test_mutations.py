@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, Llama
 
 import relay_hf
 from helpers import generate
-from relay_hf import eligibility, sharing
+from relay_hf.generation import decision, eligibility
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.keeping import keeping_refusal
 from relay_hf.testing import tiny_model
@@ -91,7 +91,7 @@ def test_another_dtype_has_prefixes_of_its_own(dtype, monkeypatch):
         assert torch.equal(tokens, generate(stock, INPUTS))
     with monkeypatch.context() as context:
         blind(context)
-        context.setattr(sharing, "store_key", lambda model: kept_in)
+        context.setattr(decision, "store_key", lambda model: kept_in)
         wrong = logits(unguarded)
     stale_or_refused = unguarded.relay.last.prefix_tokens_reused == 30 or "raised" in unguarded.relay.last.reason
     assert stale_or_refused, unguarded.relay.last

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 import relay_hf
 from helpers import generate
-from relay_hf import eligibility, layer_attention
+from relay_hf.attention import layer
+from relay_hf.generation import eligibility
 from relay_hf.testing import tiny_model
 
 # A guard is needed where without it the logits are this far off: ten times what passes for equal.
@@ -90,8 +91,8 @@ def assert_wrong(models: Models, inputs: dict[str, Any], **options: Any) -> None
 
 def leave_out(monkeypatch: Any, name: str) -> None:
     """Attention without one of its arguments: "sliding_window", "softcap" or "sinks"."""
-    attend = layer_attention.attend
-    monkeypatch.setattr(layer_attention, "attend", lambda *args, **how: attend(*args, **{**how, name: None}))
+    attend = layer.attend
+    monkeypatch.setattr(layer, "attend", lambda *args, **how: attend(*args, **{**how, name: None}))
 
 
 def all_inputs_known(monkeypatch: Any) -> None:

@@ -8,7 +8,7 @@ import torch
 from models.trial import TOLERANCE
 
 import relay_hf
-from relay_hf import eligibility
+from relay_hf.generation import eligibility
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import prompts, tiny_model
 

@@ -6,7 +6,7 @@ from models.trial import TOLERANCE
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
 from helpers import CACHE
-from relay_hf import eligibility
+from relay_hf.generation import eligibility
 from relay_hf.testing import PAD, VOCABULARY, prompts, tiny_model
 
 from .compare import (

@@ -5,7 +5,7 @@ import torch
 from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
-from relay_hf import eligibility, levels
+from relay_hf.generation import eligibility, prefix_prefill
 from relay_hf.testing import prompts
 
 from . import images
@@ -136,13 +136,13 @@ def test_a_prefix_does_not_overwrite_rope_deltas():
 
 def test_a_prefix_may_not_ask_generate_for_its_positions(monkeypatch):
     """Which is where the model writes what images have shifted."""
-    fill = levels.fill
+    fill = prefix_prefill.fill
 
     def asking(relay, runs, *args):
         relay.model._prepare_position_ids_for_generation(runs[0].ids[None], {})
         return fill(relay, runs, *args)
 
-    monkeypatch.setattr(levels, "fill", asking)
+    monkeypatch.setattr(prefix_prefill, "fill", asking)
     (expected, deltas), (got, ours) = (two_turns(model, warm) for model in images.qwen2_vl())
     assert ours != deltas
     assert error(expected, got) > LEAST_WRONG

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from relay_hf import eligibility, levels
 from relay_hf.cache_utils import RowLayout
+from relay_hf.generation import eligibility, prefix_prefill
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import prompts
 
@@ -36,12 +36,12 @@ def test_the_roberta_family_is_relayed(model_type):
 
 @pytest.mark.parametrize("model_type", ROBERTAS)
 def test_the_roberta_family_needs_positions_for_its_prefix(model_type, monkeypatch):
-    fill = levels.fill
+    fill = prefix_prefill.fill
 
     def without_positions(relay, runs, held, inputs, *args):
         return fill(relay, runs, held, set(inputs) - {"position_ids"}, *args)
 
-    monkeypatch.setattr(levels, "fill", without_positions)
+    monkeypatch.setattr(prefix_prefill, "fill", without_positions)
     assert_wrong(pair(model_type), RAGGED)
 
 

@@ -8,8 +8,8 @@ import torch
 from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
-from relay_hf import eligibility, generation, sharing
-from relay_hf.cache_utils import state
+from relay_hf.cache_utils import state_layer
+from relay_hf.generation import decision, eligibility, prefill_hook
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import shared_runs
 from relay_hf.testing import prompts, tiny_model
@@ -43,18 +43,18 @@ def test_rows_start_from_the_shared_state(model_type):
 
 def with_gaps(relay, input_ids, inputs, cache, shared, chunk):
     """All rows in one go, as models without recurrent layers run: with their padding before their own tokens."""
-    return generation.run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
+    return prefill_hook.run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
 
 
 @pytest.mark.parametrize("model_type", SPLIT)
 def test_a_pad_between_prefix_and_own_tokens_is_seen(model_type, monkeypatch):
-    monkeypatch.setattr(generation, "run_gapless", with_gaps)
+    monkeypatch.setattr(prefill_hook, "run_gapless", with_gaps)
     assert_wrong(pair(model_type), RAGGED)
 
 
 def test_without_a_pad_there_is_no_gap(monkeypatch):
     """What makes the difference above is the padding alone."""
-    monkeypatch.setattr(generation, "run_gapless", with_gaps)
+    monkeypatch.setattr(prefill_hook, "run_gapless", with_gaps)
     assert_relayed(pair("qwen3_next"), EQUAL)
 
 
@@ -152,7 +152,7 @@ def test_a_state_outside_of_the_cache_needs_its_row(monkeypatch):
 @pytest.mark.parametrize("model_type", ["qwen3_next", "mamba", "lfm2"])
 def test_a_row_may_not_write_into_the_state_that_is_shared(model_type, monkeypatch):
     """Each row starts from a copy. Here every row is a group of its own, and could do without one."""
-    monkeypatch.setattr(state, "_repeated", lambda tensor, rows: tensor.expand(rows, *tensor.shape[1:]))
+    monkeypatch.setattr(state_layer, "_repeated", lambda tensor, rows: tensor.expand(rows, *tensor.shape[1:]))
     assert_wrong(pair(model_type), RAGGED)
 
 
@@ -167,7 +167,7 @@ def test_rows_keep_two_tokens_of_their_own(model_type):
 @pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
 def test_a_single_own_token_runs_through_other_code(model_type, monkeypatch):
     """The code of decode steps is off by little, but by more than rounding."""
-    monkeypatch.setattr(sharing, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
+    monkeypatch.setattr(decision, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
     stock, ours = pair(model_type)
     assert error(run(stock, ONE_TOKEN), run(ours, ONE_TOKEN)) > TOLERANCE
     assert ours.relay.last.prefix_length == 20

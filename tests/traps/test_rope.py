@@ -6,7 +6,7 @@ from models.trial import TOLERANCE
 
 import relay_hf
 from helpers import CACHE, cache_of
-from relay_hf import eligibility, generation
+from relay_hf.generation import eligibility, prefill_hook
 from relay_hf.testing import prompts
 
 from .compare import LEAST_WRONG, assert_relayed, assert_untouched, assert_wrong, error, pair, run, then
@@ -169,6 +169,6 @@ def in_the_layout_of_the_forward(relayed):
 def test_phi3_drops_its_cache_and_needs_the_loop_in_the_layout_of_the_caller(monkeypatch):
     models = phi3(32)
     assert_relayed(phi3(64), INPUTS)
-    monkeypatch.setattr(generation, "_relayed", in_the_layout_of_the_forward(generation._relayed))
+    monkeypatch.setattr(prefill_hook, "_relayed", in_the_layout_of_the_forward(prefill_hook._relayed))
     assert_relayed(phi3(64), INPUTS)  # what no layer reads does no harm
     assert_wrong(models, INPUTS)

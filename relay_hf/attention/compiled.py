@@ -1,0 +1,83 @@
+"""What torch.compile sees of a relayed forward: each layer's attention is one operation.
+
+The operation finds the frame and the cache by itself when it runs. So a graph holds none of what differs from call to
+call and from step to step, and serves them all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RelayError
+from .context import active_frame
+from .layer import AttentionRequest, attend_layer
+
+_LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
+_LIBRARY.define(
+    "layer_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling, float? softcap, "
+    "Tensor? sinks, int? layer_idx, str module, bool causal, float dropout, str? unknown, "
+    "ScalarType? autocast) -> Tensor",
+    # What the host counts, a graph's replay would not: Inductor leaves the operation out of its CUDA graphs.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
+)
+
+
+def traced(
+    asked: AttentionRequest,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """`attend_layer` as an operation of a graph."""
+    # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
+    device_type = query.device.type
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    return torch.ops.relay_hf.layer_attention(
+        query,
+        key,
+        value,
+        mask,
+        scaling,
+        softcap,
+        sinks,
+        *asked,
+        autocast,
+    )
+
+
+def _layer_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    *rest: Any,
+) -> Tensor:
+    asked, autocast = AttentionRequest(*rest[:-1]), rest[-1]
+    frame = active_frame.get()
+    if frame is None:
+        raise RelayError(
+            "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
+            "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
+        )
+    with torch.autocast(query.device.type, autocast, enabled=autocast is not None):
+        return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:
+    batch, heads, length, _ = query.shape
+    autocast = rest[-1] if isinstance(rest[-1], torch.dtype) else query.dtype
+    return query.new_empty(batch, length, heads, value.shape[3], dtype=autocast)
+
+
+_LIBRARY.impl("layer_attention", _layer_attention, "CompositeExplicitAutograd")
+torch.library.register_fake("relay_hf::layer_attention", _fake, lib=_LIBRARY)

@@ -1,0 +1,66 @@
+"""Transformers' attention function, answered from the active frame's RelayCache.
+
+Registered once under one name, with the mask function of `masks.py`. Where no relayed forward is active, both hand over
+to what the user had chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RelayError
+from ..model.attention_choice import ATTENTION_NAME, users_implementation
+from ..model.upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
+from .compiled import traced
+from .context import active_frame
+from .layer import AttentionRequest, attend_layer
+from .masks import relay_mask
+
+
+def register() -> None:
+    """Make the name known to Transformers. It has no unregister, and a second call changes nothing."""
+    register_attention(ATTENTION_NAME, relay_attention_forward, relay_mask)
+
+
+def relay_attention_forward(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Attention over the layer's segments and own KV.
+
+    Args:
+        module: the attention module, which names the cache layer.
+        query: `[B, Hq, T, D]`.
+        key: `[B, Hkv, S, D]`, own keys as attention sees them.
+        value: `[B, Hkv, S, Dv]`.
+        attention_mask: what `relay_mask` gave the model for this kind of layer.
+        **arguments: what the module passes along besides; see `AttentionArguments`.
+
+    Returns:
+        The output, `[B, T, Hq, Dv]`, and no weights.
+
+    Raises:
+        RelayError: the layer asks for something that a relayed forward can't give.
+    """
+    compiling = torch.compiler.is_compiling()
+    frame = None if compiling else active_frame.get()
+    if frame is None and not compiling:
+        return _users_attention(module)(module, query, key, value, attention_mask, **arguments)
+    given = AttentionArguments.of(module, arguments)
+    layer = AttentionRequest(layer_index(module), type(module).__name__, given.causal, given.dropout, given.unknown)
+    how = (given.scaling, given.softcap, given.sinks)
+    if frame is None:
+        return traced(layer, query, key, value, attention_mask, *how), None
+    return attend_layer(frame, layer, module.config, query, key, value, attention_mask, *how), None
+
+
+def _users_attention(module: nn.Module) -> Callable:
+    """The attention function that the model would have called without us, its file's own overrides included."""
+    name = users_implementation(module.config)
+    found = attention_function(module, name)
+    if found is None:
+        raise RelayError(f"no attention implementation {name!r} for {type(module).__name__}")
+    return found

@@ -1,0 +1,69 @@
+"""Layers that hold both keys and values and a recurrent state."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor
+
+from .layer import RelayLayer
+from .row_layout import RowLayout
+from .state_layer import StateLayer, copy_state
+
+
+class HybridLayer(StateLayer, RelayLayer):
+    """A layer with attention and a recurrence side by side (Falcon-H1, Zamba), or convolutions before attention.
+
+    Args:
+        rows: the layout that all layers of the cache share.
+        sliding_window: the window of stock's layer in its place (tokens), or None.
+        number_of_states: convolutions and recurrences that the layer has.
+    """
+
+    is_compileable = False
+    is_croppable = False
+
+    def __init__(self, rows: RowLayout, sliding_window: int | None = None, number_of_states: int = 1) -> None:
+        StateLayer.__init__(self, number_of_states)
+        RelayLayer.__init__(self, rows, sliding_window)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Keys and values come by position, states by name, as in Transformers."""
+        kind = RelayLayer if args else StateLayer
+        kind.lazy_initialization(self, *args, **kwargs)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Of both; the state only lets itself be cropped where it records its past."""
+        StateLayer.crop(self, tokens_to_remove)
+        RelayLayer.crop(self, tokens_to_remove)
+
+    def reset(self) -> None:
+        """Back to an empty layer."""
+        StateLayer.reset(self)
+        RelayLayer.reset(self)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Reorder the rows' own KV and states."""
+        StateLayer.reorder_cache(self, beam_idx)
+        RelayLayer.reorder_cache(self, beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        StateLayer.batch_repeat_interleave(self, repeats)
+        RelayLayer.batch_repeat_interleave(self, repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the rows `indices`."""
+        StateLayer.batch_select_indices(self, indices)
+        RelayLayer.batch_select_indices(self, indices)
+
+    def get_max_length(self) -> int:
+        """-1: no maximum."""
+        return -1
+
+    def __deepcopy__(self, memo: dict) -> HybridLayer:
+        new = HybridLayer(copy.deepcopy(self.rows, memo), self.sliding_window, self.number_of_states)
+        self._copy_into(new)
+        copy_state(self, new)
+        return new

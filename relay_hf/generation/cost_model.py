@@ -1,0 +1,237 @@
+"""`policy="auto"`: whether relaying a call is expected to be faster than stock.
+
+A cost model. Relaying saves prefill (arithmetic) and traffic of decoding (stock re-reads the prefix for each row, and
+copies all KV at every step); it costs another pass over the weights when a prefix is prefilled, and host time in every
+layer of every decode step. Where the constants err they should err towards stock.
+
+On a CPU they were fitted on two cores of a 2.6 GHz AVX-512 machine in float32 over calls of 1 to 16 rows, 64 to 512
+shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU rates are the data sheet's of the fastest chip of a
+generation, so that what is saved is underestimated, and times were measured on an H200 (Llama shapes of 8 and 32
+layers, 1 to 32 rows). `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them; a kind
+of GPU of which no such result is committed is left to stock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ..reasons import Reason, Refusal
+
+_FORWARD_HOST = 1.2e-3  # seconds of Python that a forward takes a decoder layer, on a 2.5 GHz core
+_OWN_CODE = 6  # times the operator's overhead: 0.7 ms a layer in place of 0.12, with tiny operands
+_KEEPING = 5e-4  # seconds a layer that it takes to keep a row: the model is looked at three times, its KV copied
+_RETURNS = 0.25  # chance that a single row's start returns, in a call to come
+_STOCK_COPIES = 3  # a DynamicCache reads and writes all KV to append to it, and reads it to attend
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes.
+
+    Attributes:
+        flops: operations a second that a prefill reaches.
+        bandwidth: bytes a second, of weights and KV alike.
+        layer_overhead: seconds that relaying adds to a decoder layer of a decode step, once for each part.
+        layer_host: seconds that the host needs for a decoder layer beside the device, which it does not wait for.
+        layer_device: seconds that the device needs for a decoder layer of a step beside moving weights and KV.
+        replayed_overhead: `layer_overhead` where the step is replayed as a CUDA graph, and the host needs no time.
+        layer_capture: seconds that it takes to capture a decoder layer.
+    """
+
+    flops: float
+    bandwidth: float
+    layer_overhead: float
+    layer_host: float = 0.0
+    layer_device: float = 0.0
+    replayed_overhead: float = 0.0
+    layer_capture: float = 0.0
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> Machine | None:
+        """The machine that holds `device`, computing in `dtype`; None for a kind that nothing is known of."""
+        if device.type == "cpu":
+            # 1.9e11 are reached by a product of 512 rows. The overhead is that of attention in two parts over one in
+            # one part, with tiny operands: 1.0e-4.
+            return cls(2.0e11 * torch.get_num_threads(), 2.0e10, 1.2e-4)
+        if device.type != "cuda" or torch.version.hip is not None:
+            return None
+        generation = torch.cuda.get_device_capability(device)[0]
+        half, single, bandwidth = next(rates for first, rates in _GENERATIONS.items() if generation >= first)
+        # A step of stock takes the host 0.66e-3 to 1.1e-3 s a layer, a relayed one that is not replayed 0.4e-3 more.
+        # Replayed, it takes the device 1.3e-4 s a layer on top of its bytes, for norms, rotations and launches.
+        rate = single if dtype is torch.float32 else half
+        return cls(rate, bandwidth, 4.0e-4, 0.6e-3, 1.0e-4, 3.0e-5, 5.0e-3)
+
+
+# First numbers of the compute capabilities of which a result of `python -m benchmarks.gpu` is committed: there kernels
+# are known to be right and the constants fitted. On others "auto" leaves calls to stock.
+MEASURED = frozenset({9})
+
+# By first number of the compute capability: FLOP/s in 16 bit (dense, float32 sums) and in float32, bytes/s. From data
+# sheets: of the B200 and the H200, and for all before them the best of the A100 and the RTX 4090.
+_GENERATIONS = {
+    10: (2.5e15, 1.3e14, 8.0e12),
+    9: (9.9e14, 6.7e13, 4.8e12),
+    0: (3.3e14, 8.3e13, 2.0e12),
+}
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What a model costs: parameters, bytes of a weight, layers, bytes of a token's KV in a layer, on average."""
+
+    parameters: int
+    itemsize: int
+    layers: int
+    kv_bytes: int
+
+    @classmethod
+    def of(cls, modules: Iterable[nn.Module], config: PreTrainedConfig, attending: float = 1.0) -> ModelCost:
+        """Read it off the modules and the decoder's configuration. `attending`: share of the layers that keep KV.
+
+        Counted are the weights that a prompt token meets: not the embedding and the head, which have a row for each
+        word, and of stacked experts (3-D) the share that is routed to.
+
+        Raises:
+            AttributeError, RuntimeError, TypeError, ValueError: the configuration has its sizes under other names, or
+                by layer.
+        """
+        weights = {id(p): p for module in modules for p in module._parameters.values() if p is not None}.values()
+        routed = getattr(config, "num_experts_per_tok", None) or 1
+        count = sum(
+            p.numel() * routed // p.shape[0] if p.dim() == 3 else p.numel()
+            for p in weights
+            if p.dim() < 2 or p.shape[0] != config.vocab_size
+        )
+        itemsize = next(iter(weights)).element_size()
+        kv_bytes = 0
+        if attending:
+            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            kv_bytes = 2 * int(heads) * int(size) * itemsize
+        return cls(int(count), itemsize, int(config.num_hidden_layers), int(attending * kv_bytes))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call: rows, and tokens.
+
+    Attributes:
+        rows: rows of the call.
+        new: tokens to be generated for a row, at most.
+        runs: what rows would share: of each run its tokens, its rows, and whether it is kept from before.
+        forwards: forwards that those take that are not kept.
+        keeping: own prompt tokens of a single row that is to be kept for later calls.
+        passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
+        own_code: attention is the model's own code, over tensors in two parts.
+        replayed: decode steps will be replays of a CUDA graph.
+    """
+
+    rows: int
+    new: int
+    runs: tuple[tuple[int, int, bool], ...] = ()
+    forwards: int = 0
+    keeping: int = 0
+    passes: int = 1
+    own_code: bool = False
+    replayed: bool = False
+
+
+def costs(
+    modules: Iterable[nn.Module],
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attending: float = 1.0,
+) -> tuple[ModelCost, Machine] | Refusal:
+    """What the model of `modules` and `config` costs, and on what; or why that is not known."""
+    machine = Machine.of(device, dtype)
+    if machine is None:
+        return Reason.DEVICE_COST.of(device=device.type)
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
+        return Reason.DEVICE_UNMEASURED.of()
+    try:
+        return ModelCost.of(modules, config, attending), machine
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        return Reason.MODEL_COST.of(error=type(error).__name__)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether relaying a call is expected to pay.
+
+    Attributes:
+        gain: seconds that it is expected to save, at least; None: that is not known.
+        refused: why it is not expected to pay, or None.
+    """
+
+    gain: float | None
+    refused: Refusal | None
+
+
+def judge(
+    shape: Shape,
+    modules: Iterable[nn.Module],
+    config: PreTrainedConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    attending: float = 1.0,
+) -> Verdict:
+    """Whether relaying a call of the model of `modules` and `config` is expected to pay."""
+    known = costs(modules, config, device, dtype, attending)
+    if isinstance(known, Refusal):
+        return Verdict(None, known)
+    gain = expected_gain(shape, *known)
+    return Verdict(gain, None if gain > 0 else Reason.COSTS_MORE.of(milliseconds=-gain * 1e3))
+
+
+def run_gain(
+    tokens: int, ways: int, kept: bool, new: int, model: ModelCost, machine: Machine, replayed: bool = False
+) -> float:
+    """Seconds that sharing one more run is expected to save, over leaving its tokens to each of the `ways` on from it.
+
+    Saved are the prefill of all but one way (of all, if it is kept) and, in each of `new` steps, the reading of the
+    others' KV; it costs a forward of its own, unless it is kept, and in every layer of every step a part of attention
+    more.
+    """
+    copies = (ways - 1) * tokens
+    overhead = machine.replayed_overhead if replayed else machine.layer_overhead
+    step = model.layers * (copies * model.kv_bytes / machine.bandwidth - overhead)
+    prefill = (copies + kept * tokens) * 2 * model.parameters / machine.flops
+    return prefill - (not kept) * _forward(model, machine) + new * step
+
+
+def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
+    """Seconds that relaying is expected to save."""
+    stocks = sum(tokens * rows for tokens, rows, _ in shape.runs)
+    shared = sum(tokens for tokens, _, _ in shape.runs)
+    computed = sum(tokens for tokens, _, kept in shape.runs if not kept)
+    saved = stocks - computed + _RETURNS * shape.keeping
+    prefill = saved * 2 * model.parameters / machine.flops
+    passes = (shape.forwards + shape.passes - 1) * _forward(model, machine)
+
+    # A step takes what the device takes, or the host where that is longer.
+    device = model.parameters * model.itemsize / machine.bandwidth + model.layers * machine.layer_device
+    host = model.layers * machine.layer_host
+    token = model.layers * model.kv_bytes / machine.bandwidth
+    stock_step = max(host, device + _STOCK_COPIES * (stocks + shape.keeping) * token)
+    parts = len(shape.runs) or bool(shape.keeping)
+    once = model.layers * _KEEPING if shape.keeping else 0.0
+    device += (shared + shape.keeping) * token
+    if shape.replayed:
+        once += model.layers * machine.layer_capture
+        step = device + model.layers * machine.replayed_overhead * parts
+    else:
+        overhead = machine.layer_overhead * (_OWN_CODE if shape.own_code and shape.runs else parts)
+        step = max(host, device) + model.layers * overhead
+    return prefill - passes - once + shape.new * (stock_step - step)
+
+
+def _forward(model: ModelCost, machine: Machine) -> float:
+    """Seconds that one more forward takes beside its arithmetic: a pass over the weights, or the host's Python."""
+    return max(model.parameters * model.itemsize / machine.bandwidth, model.layers * _FORWARD_HOST)

@@ -1,0 +1,206 @@
+"""The graphs that a model keeps for calls to come, and the way into its forward."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..generation.call import current_call
+from ..model.compiling import CALL_PATH
+from ..model.device import ComputeContext
+from ..model.fingerprint.keeping import keeping_refusal
+from ..model.fingerprint.module_state import structure
+from . import capture
+from .decode_graph import DecodeGraph, signature
+
+if TYPE_CHECKING:
+    from ..cache_utils import RelayCache
+    from ..generation.call import GenerateCall
+    from ..relay import Relay
+    from .runner import GraphRunner
+
+_MOST = 8
+# Of the device's memory, that graphs may take between calls.
+_SHARE = 0.1
+# Steps that must be left for a capture to pay. It costs about three steps of the host's: one that is recorded, one that
+# is captured, and the making of the graph (0.13 s in all for 32 layers); each replay saves most of one.
+_PAYS = 12
+
+
+class GraphPool:
+    """Captured decode steps of one model.
+
+    While a generate() runs, calls of the model come here first, as they come to a compiled model's `torch.compile`:
+    a replay needs no hooks and no forward.
+
+    Attributes:
+        epoch: how often everything was dropped: what a call that began before that gives back is dropped too.
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._lock = threading.RLock()
+        self._kept: list[DecodeGraph] = []  # the least recently used first
+        self._refused: dict[Hashable, str] = {}
+        self._open = 0
+        self._reset = False  # the model's own `__dict__` has None there, by which a user undoes a compile()
+        self.epoch = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept between calls."""
+        with self._lock:
+            return sum(graph.nbytes for graph in self._kept)
+
+    @property
+    def least_steps(self) -> int:
+        """Decode steps that must follow for a capture."""
+        return 1 if self._relay.config.cuda_graphs is True else _PAYS
+
+    def expected(self, new: int, where: torch.device) -> bool:
+        """Whether most steps of a call for `new` tokens would be replays, as far as the device and options go."""
+        usable = self._relay.config.cuda_graphs is not False and capture.supports(where)
+        return usable and new > self.least_steps
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._kept)
+
+    def clear(self) -> None:
+        """Drop all of them."""
+        with self._lock:
+            self.epoch += 1
+            self._kept.clear()
+            self._refused.clear()
+
+    @contextmanager
+    def in_the_way(self) -> Iterator[bool]:
+        """Let calls of the model come here first, where a graph may be used at all; whether that is so."""
+        model = self._relay.model
+        used = self._relay.config.cuda_graphs is not False and capture.supports(model.device)
+        with self._lock:
+            used = used and (self._open > 0 or model.__dict__.get(CALL_PATH) is None)
+            if used:
+                if not self._open:
+                    self._reset = CALL_PATH in model.__dict__
+                self._open += 1
+                model.__dict__[CALL_PATH] = self._call_model
+        try:
+            with capture.generating():
+                yield used
+        finally:
+            if used:
+                with self._lock:
+                    self._open -= 1
+                    if not self._open:
+                        if self._reset:
+                            model.__dict__[CALL_PATH] = None
+                        else:
+                            model.__dict__.pop(CALL_PATH, None)
+
+    def refusal(self, cache: RelayCache, modules: Sequence[nn.Module], own_loop: bool) -> str | None:
+        """Why no decode step of a call is to be a graph, or None."""
+        model = self._relay.model
+        if self._relay.config.cuda_graphs is False:
+            return "cuda_graphs=False"
+        if not capture.supports(model.device):
+            self.clear()  # the model was on a device before that does
+            return f"there are no CUDA graphs on {model.device.type}"
+        if model.__dict__.get(CALL_PATH) != self._call_model:
+            return "the model is compiled"
+        if any("forward" in module.__dict__ for module in modules):
+            return "a module's forward was replaced"
+        if own_loop:
+            return "the decoding loop is the caller's"
+        if cache.state_layers or cache.rows.parted:
+            return "the model has recurrent layers or attention code of its own"
+        if cache.rows.holes is not None:
+            return "the mask has holes"
+        if torch.is_autocast_enabled(model.device.type):
+            return "autocast is on"
+        return None
+
+    def key(self, call: GenerateCall, cache: RelayCache, inputs: Hashable) -> tuple[Hashable, Hashable]:
+        """What must be equal for a graph of one call to serve another: where weights lie, and all else."""
+        rows, layers = cache.rows, cache.kv_layers
+        shapes = tuple(
+            (index, *((len(t), t.shape[1], t.shape[3], t.dtype) for t in layer.own_tensors()))
+            for index, layer in layers.items()
+        )
+        places, state = structure(call.modules)
+        context = (ComputeContext.of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
+        return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
+
+    def refuse(self, call: GenerateCall, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
+        """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
+        with self._lock:
+            if len(self._refused) >= _MOST:
+                self._refused.clear()
+            self._refused[self.key(call, cache, signature(inputs))] = why or ""
+
+    def refused(self, call: GenerateCall, cache: RelayCache, inputs: Mapping[str, Any]) -> str | None:
+        """Why such steps could not be captured before, or None."""
+        with self._lock:
+            return self._refused.get(self.key(call, cache, signature(inputs))) if self._refused else None
+
+    def find(self, call: GenerateCall, cache: RelayCache, steps: int, inputs: Hashable) -> DecodeGraph | None:
+        """A kept graph for the coming `steps` of a call, taken out, its buffers holding the call's rows."""
+        with self._lock:
+            if not self._kept:
+                return None
+            key = self.key(call, cache, inputs)
+            # Of weights that are no more, nothing is used again.
+            self._kept = [graph for graph in self._kept if graph.key[0] == key[0]]
+            own = max(layer.own_length for layer in cache.kv_layers.values())
+            for graph in sorted(self._kept, key=lambda graph: graph.capacity):
+                if graph.key != key or graph.capacity < own + steps:
+                    continue
+                place = self._kept.index(graph)
+                del self._kept[place]  # first: what is interrupted within may have left rows in its buffers
+                if graph.take_up(cache):
+                    return graph
+                self._kept.insert(place, graph)
+        return None
+
+    def give_back(self, graph: DecodeGraph, call: GenerateCall) -> None:
+        """Keep a graph that a call is done with, if there is room and the model is one that things are kept of."""
+        budget = self._budget()
+        if keeping_refusal(self._relay.model, call.modules) is not None or graph.nbytes > budget:
+            return
+        with self._lock:
+            if graph.epoch == self.epoch:
+                self._kept.append(graph)
+            while len(self._kept) > _MOST or sum(each.nbytes for each in self._kept) > budget:
+                self._kept.pop(0)
+
+    def stepper(self, call: GenerateCall, cache: RelayCache, steps: int, ahead: bool) -> GraphRunner:
+        """What runs the steps of a call behind its prefill; the arguments are the stepper's."""
+        from .runner import GraphRunner
+
+        return GraphRunner(self, call, cache, steps, self.refusal(cache, call.modules, call.own_loop), ahead)
+
+    def _budget(self) -> int:
+        where = self._relay.model.device
+        if where.type != "cuda":
+            return 2**30
+        return int(_SHARE * torch.cuda.get_device_properties(where).total_memory)
+
+    def _call_model(self, *args: Any, **kwargs: Any) -> Any:
+        """In the place of the model's `__call__`."""
+        forward: Callable[..., Any] = self._relay.model._call_impl
+        call = current_call.get()
+        if call is None or call.owner is not self._relay or call.stepper is None:
+            return forward(*args, **kwargs)
+        return call.stepper.run(forward, args, kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the model starts without any."""
+        return {"_relay": self._relay}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_relay"])  # type: ignore[misc]

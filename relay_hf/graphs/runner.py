@@ -1,0 +1,304 @@
+"""The decode steps of one call: the first is recorded, the second captured, and the others are replays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+from weakref import ref
+
+import torch
+from torch import Tensor
+
+from ..errors import RelayError
+from ..model.device import is_out_of_memory
+from ..model.fingerprint.module_state import adapter_state
+from ..model.upstream.names import given_caches
+from . import capture
+from .decode_graph import (
+    NOT_READ,
+    DecodeGraph,
+    DifferentStepError,
+    RowUsers,
+    UnfitStepError,
+    rows_of,
+    segments_of,
+    signature,
+    tensors_of,
+    unfit_input,
+)
+from .recorder import Operations
+
+if TYPE_CHECKING:
+    from ..attention.static_step import StaticStep
+    from ..cache_utils import RelayCache, RelayLayer
+    from ..generation.call import GenerateCall
+    from .pool import GraphPool
+
+logger = logging.getLogger("relay_hf")
+
+_TRIED_AGAIN = 4  # steps recorded in one call: each before outgrew its buffers, or lost its rows
+
+
+class GraphRunner:
+    """Runs the forwards of a call behind its prefill.
+
+    Args:
+        graphs: what the model keeps.
+        call: the generate() call.
+        cache: its cache, prefilled.
+        steps: decode steps that the call may make.
+        refused: why none of them is to be a graph, or None.
+        ahead: the loop feeds the very tokens that it shows its stopping criteria.
+
+    Attributes:
+        replayed: steps that were replays.
+        why_not: why none that follows is to be one, or None.
+        nbytes: of the graphs that the call used.
+    """
+
+    def __init__(
+        self,
+        graphs: GraphPool,
+        call: GenerateCall,
+        cache: RelayCache,
+        steps: int,
+        refused: str | None,
+        ahead: bool = False,
+    ) -> None:
+        self._graphs, self._call, self._cache, self._left = graphs, call, cache, steps
+        self._ahead = ahead
+        self.replayed, self.nbytes = 0, 0
+        self.why_not = refused
+        self._graph: DecodeGraph | None = None
+        self._recorded: tuple[Operations, Hashable, RowUsers] | None = None
+        self._noting: Operations | None = None
+        self._recordings = self._differed = self._lacked = 0
+        self._adapters = adapter_state(call.modules)
+        self._astray = False
+        self._waited = ""
+
+    @property
+    def reason(self) -> str:
+        """Why steps were no replays, or nothing."""
+        return self.why_not or self._waited
+
+    def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        """`forward(*args, **kwargs)`, by a graph where that is the same."""
+        if self.why_not is not None or not self._is_step(args, kwargs):
+            return forward(*args, **kwargs)
+        self._left -= 1
+        if self._adapters and adapter_state(self._call.modules) != self._adapters:
+            self._close()
+            self._refuse("adapters changed within the call")
+            return forward(**kwargs)
+        graph = self._graph
+        if graph is not None and not graph.leads_on(self._cache, kwargs):
+            self._close()
+            graph = None
+        if graph is None and self._recorded is None:
+            graph = self._graph = self._graphs.find(self._call, self._cache, self._left + 1, signature(kwargs))
+        if graph is not None:
+            return self._replay(graph, kwargs)
+        if self._recorded is not None:
+            return self._capture(forward, kwargs, *self._recorded)
+        return self._record(forward, kwargs)
+
+    def prepare(self, decoding: StaticStep) -> None:
+        """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
+        if self._noting is None:
+            return
+        from ..kernels.triton_path import DecodeTables
+
+        layers = [layer.buffers for layer in self._cache.kv_layers.values() if layer.own_tensors()]
+        if len({tensor.device for pair in layers for tensor in pair}) > 1:
+            self._refuse("the model lies on several devices")
+            return
+        try:
+            decoding.plan.tables = DecodeTables(layers, segments_of(self._cache))
+        except ValueError as error:
+            self._refuse(str(error))
+
+    def run_ahead(self, input_ids: Tensor) -> None:
+        """Start the step that the loop is about to ask for: it feeds the last of `input_ids` `[B, n]`."""
+        if self._graph is not None and self._ahead and self._left > 0:
+            self._graph.run_ahead(input_ids[:, -1:])
+
+    def check(self) -> None:
+        """Raise if a step ran ahead with other tokens than the loop then fed."""
+        if self._graph is not None:
+            self._astray |= self._graph.ran_astray()
+        if self._astray:
+            raise RelayError(
+                "the decoding loop fed other tokens or positions than it showed its stopping criteria, so a step was "
+                "computed from the wrong ones. Use cuda_graphs=False for this call."
+            )
+
+    def entered(self) -> None:
+        """Note that the forward begins: what came before, such as making the tables, was ours, and may come once."""
+        if self._noting is not None:
+            self._noting.noted.clear()
+
+    def finish(self) -> None:
+        """The call is over: its cache is let go. What others hold on to, it or its layers, gets memory of its own."""
+        layers = {index: ref(layer) for index, layer in self._cache.kv_layers.items()}
+        self._cache = self._call.cache = self._call.decoding = self._call.transcript = None  # type: ignore[assignment]
+        graph, self._graph, self._recorded = self._graph, None, None
+        if graph is not None:
+            graph.forget()
+            held = {index: layer() for index, layer in layers.items()}
+            self._give_back(graph, {index: layer for index, layer in held.items() if layer is not None})
+
+    def _close(self) -> None:
+        """Give the graph back in the middle of a call."""
+        graph, self._graph, self._recorded = self._graph, None, None
+        if graph is not None:
+            self._give_back(graph, self._cache.kv_layers)
+
+    def _give_back(self, graph: DecodeGraph, layers: Mapping[int, RelayLayer]) -> None:
+        graph.leave(layers)
+        if self._call.decoding is graph.decoding:
+            self._call.decoding = None
+        self._astray |= graph.ran_astray()
+        self._graphs.give_back(graph, self._call)
+
+    def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        ids = kwargs.get("input_ids")
+        mine = self._cache in given_caches(kwargs)
+        return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1
+
+    def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
+        if self._left < self._graphs.least_steps:
+            if not self.replayed:
+                self.why_not = "too few steps may follow for a capture to pay"
+            return forward(**kwargs)
+        self._recordings += 1
+        if self._recordings > _TRIED_AGAIN:
+            self._refuse("the call has changed its rows or outgrown its buffers too often")
+            return forward(**kwargs)
+        name = unfit_input(kwargs)
+        why = None if name is None else f"the model is given {name!r}, a {type(kwargs[name]).__name__}"
+        if why := why or self._graphs.refused(self._call, self._cache, kwargs):
+            self._refuse(why)
+            return forward(**kwargs)
+        outputs, operations = self._noted(forward, kwargs)
+        decoding = self._call.decoding
+        if decoding is None:
+            self._refuse("the steps are not static: they read masks, or attention takes what the cache does not store")
+        elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
+            self._refuse(self.why_not or "the kernels do not compute attention")
+        else:
+            self._recorded = operations, signature(kwargs), rows_of(self._cache)
+        return outputs
+
+    def _capture(
+        self,
+        forward: Callable[..., Any],
+        kwargs: dict[str, Any],
+        recorded: Operations,
+        inputs_were: Hashable,
+        rows_were: RowUsers,
+    ) -> Any:
+        """A step as a graph, if it does what the one before did."""
+        self._recorded = None
+        decoding, cache = self._call.decoding, self._cache
+        if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
+            return self._record(forward, kwargs)
+        if inputs_were != signature(kwargs) or rows_were.users != rows_of(cache).users:
+            self._call.decoding = None  # with tables of rows as they were
+            return self._record(forward, kwargs)
+        before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
+        transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
+        try:
+            with capture.one_capture:
+                graph = self._captured(forward, kwargs, recorded, decoding) if capture.may_capture() else None
+        except Exception as error:
+            lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
+            why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
+        else:
+            self._call.transcript = transcript
+            if graph is None:
+                self._waited = "other calls of generate() were running, beside which PyTorch before 2.13 can't capture"
+                self._recorded = recorded, inputs_were, rows_were  # perhaps the next step
+                return forward(**kwargs)
+            self._graph = graph
+            self.nbytes += graph.nbytes
+            self._note(kwargs)
+            return graph.launch(cache)
+        # Only now, as the error's frames are gone and with them what the capture has allocated.
+        for index, length in before.items():
+            cache.kv_layers[index].own_length = length
+        self._call.decoding, self._call.transcript = None, transcript
+        if lacking and not self._lacked:
+            self._lacked += 1
+            capture.give_memory_back(kwargs["input_ids"].device)
+            return self._record(forward, kwargs)
+        if differs and not self._differed:
+            self._differed += 1  # a first step may do what no other does; two that differ are no chance
+            return self._record(forward, kwargs)
+        self._refuse(why)
+        if not lacking:  # at another time there may be enough
+            self._graphs.refuse(self._call, cache, kwargs, why)
+        return forward(**kwargs)
+
+    def _captured(
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: StaticStep
+    ) -> DecodeGraph:
+        cache, where = self._cache, kwargs["input_ids"].device
+        inputs = {name: _kept(value) for name, value in kwargs.items() if name not in NOT_READ}
+        device_graph = capture.new_graph(where)
+        held = {index: layer.own_length for index, layer in cache.kv_layers.items() if layer.own_tensors()}
+        allocated = _held(where)
+
+        def run() -> Any:
+            outputs, operations = self._noted(forward, {**kwargs, **inputs})
+            if difference := recorded.differs(operations):
+                raise DifferentStepError(f"two steps of the model differ: {difference[:300]}")
+            return tensors_of(outputs, cache), type(outputs)
+
+        outputs, output_type = device_graph.capture(run)
+        if any(cache.kv_layers[index].own_length != length + 1 for index, length in held.items()):
+            raise UnfitStepError("a step does not add a token to every layer")
+        buffers = {index: cache.kv_layers[index].buffers for index in held}
+        nbytes = _held(where) - allocated
+        nbytes += sum(tensor.numel() * tensor.element_size() for pair in buffers.values() for tensor in pair)
+        key = self._graphs.key(self._call, cache, signature(kwargs))
+        epoch = self._graphs.epoch
+        graph = DecodeGraph(key, device_graph, decoding, buffers, inputs, outputs, output_type, nbytes, epoch)
+        graph.lend(cache)
+        return graph
+
+    def _noted(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[Any, Operations]:
+        try:
+            with Operations() as self._noting:
+                outputs = forward(**kwargs)
+            return outputs, self._noting
+        finally:
+            self._noting = None
+
+    def _replay(self, graph: DecodeGraph, kwargs: dict[str, Any]) -> Any:
+        self._call.decoding = graph.decoding
+        self._call.backends.add("triton")
+        self._note(kwargs)
+        return graph.replay(self._cache, kwargs)
+
+    def _note(self, kwargs: Mapping[str, Any]) -> None:
+        self.replayed += 1
+        if self._call.transcript is not None:
+            self._call.transcript.feed(self._cache, kwargs["input_ids"])
+
+    def _refuse(self, why: str) -> None:
+        self.why_not = why
+        if self._call.decoding is not None:
+            self._call.decoding.plan.tables = None  # nobody keeps them up to date any more
+        logger.info("relay_hf: decode steps of this call are not replayed as a CUDA graph: %s", why)
+
+
+def _kept(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _held(where: torch.device) -> int:
+    """Bytes that PyTorch holds on a device: a graph's own pool counts whole, though nothing in it may be in use."""
+    return torch.cuda.memory_reserved(where) if where.type == "cuda" else 0

@@ -1,7 +1,0 @@
-"""Keys, values and scores in a shared and an own part, for attention code that is a model's own."""
-
-from . import operations  # noqa: F401  (what can be done to the tensors)
-from .columns import Columns
-from .tensor import PartedTensor
-
-__all__ = ["Columns", "PartedTensor"]

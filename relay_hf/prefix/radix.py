@@ -1,0 +1,356 @@
+"""Prefixes kept between calls: a radix tree of token ids, under a byte budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import replace
+from functools import wraps
+from heapq import heapify, heappop, heappush
+from itertools import takewhile
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..cache_utils import LayerState, PrefixKV
+from .kept_prefix import ITEM, KeptPrefix, Match, Planned, RadixNode, overhead_bytes
+
+# A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
+# bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
+# so many are copied, a few times over.
+_JOINED_UP_TO = 4
+
+
+_Change = TypeVar("_Change", bound=Callable[..., Any])
+
+
+def _whole(change: _Change) -> _Change:
+    """A change of a store; one that is interrupted drops everything, for what is half-made must not serve.
+
+    An exception, such as where memory is lacking, leaves the store as it is: it comes from what a change makes first.
+    """
+
+    @wraps(change)
+    def changed(store: RadixTree, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return change(store, *args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            store.clear()
+            raise
+
+    return cast(_Change, changed)
+
+
+class RadixTree:
+    """Kept prefixes. Leaves leave first, by least recent use; pinned prefixes, and what they extend, stay.
+
+    Args:
+        budget: most bytes to hold.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.nbytes = 0
+        self._roots: dict[Hashable, RadixNode] = {}
+        self._nodes: set[KeptPrefix] = set()
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[KeptPrefix]:
+        """All prefixes, the least recently used first, and of those used together the longest."""
+        return iter(sorted(self._nodes, key=lambda node: (node.used, -len(node))))
+
+    def clear(self) -> None:
+        """Drop everything."""
+        roots, nodes = self._roots, self._nodes
+        self.nbytes, self._roots, self._nodes = 0, {}, set()
+        for node in (*roots.values(), *nodes):  # so that memory is free at once, and not when the garbage collector
+            node.children.clear()  # next runs
+        for prefix in nodes:
+            prefix.siblings = set()
+
+    @_whole
+    def release(self) -> None:
+        """Drop what is not pinned. Nothing is copied: what has a part in the memory of a pinned prefix stays too."""
+        staying = self._staying([])
+        while shared := {other for node in staying for other in node.siblings} - staying:
+            staying |= self._staying(shared)
+        for node in self._nodes - staying:
+            if node.parent.children.get(node.data[:ITEM]) is node:
+                del node.parent.children[node.data[:ITEM]]
+            node.children.clear()
+            node.siblings = set()
+            self._nodes.remove(node)
+            self.nbytes -= node.nbytes
+
+    def match(self, ids: Tensor, context: Hashable) -> Match:
+        """How much of the start of `ids` (`[n]` int64, on the host) is kept."""
+        path, seen = self._walk(ids, self._root(context))
+        length = seen
+        while path and not path[-1].resumable_at(length):
+            length = path.pop().run.start
+        return Match(seen, length, tuple(path), tuple(node.run for node in path))
+
+    @_whole
+    def ending(self, ids: Tensor, context: Hashable) -> KeptPrefix | None:
+        """The prefix of just these tokens (`[P]`), or None if not all of them are kept."""
+        root = self._root(context)
+        path, seen = self._walk(ids, root)
+        if not path or seen < len(ids):
+            return None
+        self._end(path, seen, root)
+        return self._walk(ids, root)[0][-1]
+
+    def touch(self, match: Match) -> None:
+        """Note a use."""
+        self._clock += 1
+        self._note(match.path)
+
+    def under(self, context: Hashable) -> Iterator[KeptPrefix]:
+        """The prefixes of a context, each after the one that it extends."""
+        stack = list(self._root(context).children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack += node.children.values()
+
+    @_whole
+    def add(
+        self,
+        ids: Tensor,
+        run: PrefixKV,
+        embedded: Tensor,
+        context: Hashable,
+        most: int | None = None,
+        join: bool = True,
+        pinned: bool = False,
+        behind: KeptPrefix | None = None,
+    ) -> KeptPrefix | None:
+        """Keep a prefix, and evict what the budget then does not hold.
+
+        Args:
+            ids: `[P]` int64, on the host: the whole prefix, or its tokens behind those of `behind`.
+            run: its last tokens; those before them must be kept already.
+            embedded: `[run.length, n]`, some elements of the embedding of each of these.
+            context: what else its KV depends on.
+            most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
+                so many bytes, and only the start of a larger one is kept.
+            join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
+            pinned: it stays, whatever else is to be kept.
+            behind: what it extends, kept and used just now: its tokens are not gone through again.
+
+        Returns:
+            The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
+        """
+        if behind is not None and behind not in self._nodes:
+            return None
+        start = self._roots.setdefault(context, RadixNode(context)) if behind is None else behind
+        before = 0 if behind is None else len(behind)
+        path, seen = self._walk(ids, start)
+        known = before + seen - run.start
+        if known < 0:
+            return None
+        end = self._end(path, before + seen, start)
+        if known < run.length:
+            new, looks = run.after(known), embedded[known:]
+            length = self._fitting(new, overhead_bytes(looks), end, most)
+            if length < new.length and (most is None or not length or run.recurrent):
+                return None
+            new = new.first(length)
+            new = run if new is run and most is None else new.clone()
+            looks = embedded if length == len(embedded) else looks[:length].clone()
+            node = self._append(end, ids[seen : seen + length], new, looks)
+        elif isinstance(end, KeptPrefix):
+            node = end
+            if run.recurrent and not node.resumable_at(len(node)):
+                layers = zip(node.run.layers, run.layers, strict=True)
+                whole = replace(node.run, layers=tuple(LayerState(old.kv, new.state) for old, new in layers))
+                if whole.nbytes - node.run.nbytes > self._room(node):
+                    return None
+                self._put(node, whole)
+        else:
+            return None
+        node.pinned = node.pinned or pinned
+        self._clock += 1
+        self._note(takewhile(lambda each: each is not behind, node.upward()))
+        self._evict()
+        if join:
+            self._join(node)
+        return node
+
+    @_whole
+    def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
+        """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
+
+        Args:
+            prefixes: each after the one that it extends.
+            context: what else their KV depends on.
+            make_room: where it is 0, let go at once what has to leave for all of them.
+        """
+        new, staying = self._needed(prefixes, context)
+        if make_room and new + staying <= self.budget:
+            self._evict(new)
+        return max(new + staying - self.budget, 0)
+
+    def _needed(self, prefixes: Iterable[Planned], context: Hashable) -> tuple[int, int]:
+        """Bytes of prefixes that are not kept yet, and of all that no eviction takes then."""
+        staying, new = self._staying([]), 0
+        # Where each one's tokens end in the tree: so many tokens into a node, or None, outside.
+        ends: list[tuple[RadixNode, int] | None] = []
+        self._clock += 1
+        for each in prefixes:
+            start = (self._root(context), 0) if each.parent is None else ends[each.parent]
+            path, seen = ([], 0) if start is None else self._walk(each.ids, *start)
+            staying.update(path)
+            self._note(path)
+            new += each.nbytes * min(len(each.ids) - seen, each.length) // each.length
+            ends.append(None if start is None or seen < len(each.ids) else _moved(*start, path, seen))
+        return new, sum(node.nbytes for node in staying)
+
+    def _note(self, used: Iterable[KeptPrefix]) -> None:
+        for node in used:
+            node.used = self._clock
+
+    def _root(self, context: Hashable) -> RadixNode:
+        return self._roots.get(context, RadixNode(context))
+
+    def _walk(self, ids: Tensor, start: RadixNode, inside: int | None = None) -> tuple[list[KeptPrefix], int]:
+        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all.
+
+        The first of `ids` comes behind `start`, or behind so many tokens `inside` of it.
+        """
+        data, at, path = ids.numpy().tobytes(), 0, list[KeptPrefix]()
+        if inside is not None and isinstance(start, KeptPrefix):
+            rest = start.data[inside * ITEM : inside * ITEM + len(data)]
+            if not data.startswith(rest):
+                return path, _common(data, rest)
+            at = len(rest)
+        children = start.children
+        while (node := children.get(data[at : at + ITEM])) is not None:
+            path.append(node)
+            children = node.children
+            if not data.startswith(node.data, at):
+                return path, at // ITEM + _common(data[at:], node.data)
+            at += len(node.data)
+        return path, at // ITEM
+
+    def _end(self, path: list[KeptPrefix], seen: int, start: RadixNode) -> RadixNode:
+        """The node that ends behind the first `seen` tokens of a prefix: the last of a path, divided if need be.
+
+        `start`: what the path goes on from.
+        """
+        if not path:
+            return start
+        tail = path[-1]
+        length = seen - tail.run.start
+        if length == tail.run.length:
+            return tail
+        first, rest, embedded = tail.run.first(length), tail.run.after(length), tail.embedded[length:].clone()
+        head = KeptPrefix(tail.parent, tail.data[: length * ITEM], tail.embedded[:length].clone())
+        head.recurrent, head.used = tail.recurrent, tail.used
+        head.children[tail.data[length * ITEM : (length + 1) * ITEM]] = tail
+        head.siblings = tail.siblings  # both are views of the same tensors now
+        head.siblings.add(head)
+        self._nodes.add(head)
+        tail.parent.children[head.data[:ITEM]] = head
+        tail.parent, tail.data, tail.embedded = head, tail.data[length * ITEM :], embedded
+        self._put(head, first)
+        self._put(tail, rest)
+        return head
+
+    def _append(self, parent: RadixNode, ids: Tensor, run: PrefixKV, embedded: Tensor) -> KeptPrefix:
+        node = KeptPrefix(parent, ids.numpy().tobytes(), embedded)
+        node.recurrent = run.recurrent
+        parent.children[node.data[:ITEM]] = node
+        self._nodes.add(node)
+        self._put(node, run)
+        return node
+
+    def _put(self, node: KeptPrefix, run: PrefixKV) -> None:
+        self.nbytes -= node.nbytes
+        node.run, node.nbytes = run, run.nbytes + overhead_bytes(node.embedded)
+        self.nbytes += node.nbytes
+
+    def _join(self, node: KeptPrefix) -> None:
+        """Take the tokens before a leaf into it, where nothing else follows them and they are not many more."""
+        while not node.recurrent and not node.children:
+            before = node.parent
+            if not isinstance(before, KeptPrefix) or before.pinned or len(before.children) > 1:
+                return
+            if before.run.length > _JOINED_UP_TO * node.run.length:
+                return
+            run, embedded = PrefixKV.joined([before.run, node.run]), torch.cat([before.embedded, node.embedded])
+            copies = self._copies(before, node)
+            node.data, node.embedded, node.siblings = before.data + node.data, embedded, {node}
+            self._put(node, run)
+            node.parent = before.parent
+            node.parent.children[node.data[:ITEM]] = node
+            self._forget(before, copies)
+
+    def _fitting(self, run: PrefixKV, more: int, behind: RadixNode, most: int | None) -> int:
+        """How many tokens of a run, and of `more` bytes beside, there is room for, with what stays anyway."""
+        nbytes = run.nbytes + more
+        most = nbytes if most is None else most
+        if nbytes <= min(self.budget - self.nbytes, most):
+            return run.length  # nothing has to leave
+        room = min(self._room(behind), most)
+        return run.length if nbytes <= room else max(room, 0) * run.length // nbytes
+
+    def _room(self, behind: RadixNode) -> int:
+        """Bytes that all but what is pinned, and the way to `behind`, would leave."""
+        return self.budget - sum(node.nbytes for node in self._staying([behind]))
+
+    def _staying(self, ends: Iterable[RadixNode]) -> set[KeptPrefix]:
+        """What no eviction takes: the ways to these ends, and to what is pinned."""
+        staying: set[KeptPrefix] = set()
+        for node in (*ends, *(node for node in self._nodes if node.pinned)):
+            while isinstance(node, KeptPrefix) and node not in staying:
+                staying.add(node)
+                node = node.parent
+        return staying
+
+    def _evict(self, room: int = 0) -> None:
+        """Let leaves go until there is `room` beside what is kept."""
+        if self.nbytes + room <= self.budget:
+            return
+        leaves = [(node.used, id(node), node) for node in self._nodes if not node.children and not node.pinned]
+        heapify(leaves)
+        while self.nbytes + room > self.budget:
+            leaf = heappop(leaves)[-1]
+            before, copies = leaf.parent, self._copies(leaf)
+            del before.children[leaf.data[:ITEM]]
+            self._forget(leaf, copies)
+            if isinstance(before, KeptPrefix) and not before.children and not before.pinned:
+                heappush(leaves, (before.used, id(before), before))
+
+    def _copies(self, *leaving: KeptPrefix) -> dict[KeptPrefix, PrefixKV]:
+        """What shares its memory with the first node, which is to leave, in memory of its own: views hold all of it."""
+        return {other: other.run.clone() for other in leaving[0].siblings - {*leaving}}
+
+    def _forget(self, node: KeptPrefix, copies: dict[KeptPrefix, PrefixKV]) -> None:
+        """Let a node go that no other refers to any more, and the memory of its tensors with it."""
+        self._nodes.remove(node)
+        self.nbytes -= node.nbytes
+        node.siblings = set()
+        for other, run in copies.items():
+            other.siblings = {other}
+            self._put(other, run)
+
+
+def _moved(node: RadixNode, inside: int, path: list[KeptPrefix], seen: int) -> tuple[RadixNode, int]:
+    """Where one gets from `inside` a node by `seen` tokens along a path."""
+    for each in path:
+        seen, inside, node = seen - (node.run.length - inside if isinstance(node, KeptPrefix) else 0), 0, each
+    return node, inside + seen
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """How many token ids two pieces of data start with alike."""
+    length = min(len(one), len(other)) // ITEM
+    same = np.frombuffer(one, np.int64, length) == np.frombuffer(other, np.int64, length)
+    return length if same.all() else int(same.argmin())
