@@ -18,7 +18,8 @@ import relay_hf
 from benchmarks.steps import decode_step
 from relay_hf.cache_utils import LayerKV, LayerState, PrefixKV
 from relay_hf.generation.decide import decide
-from relay_hf.generation.prefill_hook.prefill_hook import lay_out
+from relay_hf.generation.facts import PrefillInputs
+from relay_hf.generation.lay_out import lay_out
 from relay_hf.kernels.segment import Segment
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.model.fingerprint.module_state import all_modules
@@ -105,34 +106,35 @@ def before_the_first_forward(table: Table) -> None:
     config.max_length = 2048 + 32
     # As generate() has them: it makes a cache for each call, and drops a mask that is all ones.
     inputs = {
-        CACHE: DynamicCache(config=relay.text_config),
+        CACHE: DynamicCache(config=model.config),
         "attention_mask": None,
         "position_ids": torch.arange(2048).repeat(32, 1),
         "logits_to_keep": 1,
     }
 
-    def call(rows: Tensor, layout: bool) -> None:
-        with torch.no_grad(), relay.open_call():
-            decision = decide(relay, rows, config, inputs)
-            relay.keeper.touch(decision.matches)
+    def before(rows: Tensor, layout: bool) -> None:
+        with torch.no_grad(), relay.open_call() as call:
+            asked = PrefillInputs(rows, config, inputs)
+            decision = decide(call.facts, asked)
+            relay.store.touch(decision.matches)
             if layout:
-                lay_out(relay, decision, rows, config, inputs)
+                lay_out(call, decision, asked)
 
     what = "32 rows of 2048 tokens, 300 parameters"
-    table.add_row(f"detection, lookup and witness: {what}", f"{median_ms(lambda: call(rows, layout=False)):.2f}")
-    table.add_row("... of it the witness", f"{median_ms(lambda: ModelFingerprint(all_modules(model))):.2f}")
-    table.add_row("... and layout", f"{median_ms(lambda: call(rows, layout=True)):.2f}")
+    table.add_row(f"detection, lookup and fingerprint: {what}", f"{median_ms(lambda: before(rows, layout=False)):.2f}")
+    table.add_row("... of it the fingerprint", f"{median_ms(lambda: ModelFingerprint(all_modules(model))):.2f}")
+    table.add_row("... and layout", f"{median_ms(lambda: before(rows, layout=True)):.2f}")
     apart = torch.randint(3, 1000, (32, 2048))
-    table.add_row("... of as many rows that share nothing", f"{median_ms(lambda: call(apart, layout=False)):.2f}")
+    table.add_row("... of as many rows that share nothing", f"{median_ms(lambda: before(apart, layout=False)):.2f}")
 
 
 def the_check(table: Table) -> None:
     """Whether the model is still the one that a prefix was kept of, and its share of a short call."""
     model = model_with_parameters(1000)
-    witness = ModelFingerprint(all_modules(model))
+    fingerprint = ModelFingerprint(all_modules(model))
     tensors = len(list(model.parameters()))
-    check = median_ms(lambda: witness.holds(all_modules(model)))
-    table.add_row(f"witness of {tensors} parameters", f"{check:.2f}")
+    check = median_ms(lambda: fingerprint.holds(all_modules(model)))
+    table.add_row(f"fingerprint of {tensors} parameters", f"{check:.2f}")
     rows = torch.randint(3, 1000, (8, 550))
     rows[:, :500] = rows[0, :500]
     relay_hf.patch_model(model, policy="always")

@@ -13,6 +13,7 @@ from transformers import DynamicCache
 import relay_hf
 from helpers import CACHE, cache_of, generate
 from relay_hf.cache_utils import RelayCache
+from relay_hf.model.view import ModelView
 from relay_hf.testing import prompts, tiny_model
 
 RAGGED = (3, 7, 1, 5)
@@ -283,7 +284,7 @@ def test_a_cache_by_hand_is_given_back_filled_where_the_call_is_not_relayed(fami
     model = relay_hf.patch_model(tiny_model(family), policy="off")
     cache = relay_hf.RelayCache(model.config)
     with inside():
-        given = {model.relay.cache_name: cache}
+        given = {ModelView.of(model).cache_name: cache}
         out = generate(model, prompts(PREFIX, RAGGED), **given, return_dict_in_generate=True)
     assert cache_of(out) is cache
     if family == "mamba":

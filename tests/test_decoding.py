@@ -16,7 +16,7 @@ from helpers import CACHE, cache_of, generate
 from relay_hf.attention import layer
 from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayCache, RelayLayer
-from relay_hf.generation import prefill_hook
+from relay_hf.generation import lay_out
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
@@ -104,7 +104,7 @@ def recorded(monkeypatch):
 
 @pytest.mark.parametrize(("free", "room"), [(2**40, 700), (0, 512)])
 def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_memory(free, room, monkeypatch):
-    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: free)
+    monkeypatch.setattr(lay_out, "free_bytes", lambda device: free)
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     stop = [lambda ids, scores: torch.full((len(ids),), ids.shape[1] >= 30)]
     options = {"max_new_tokens": 700, "min_new_tokens": 0, "stopping_criteria": stop, "return_dict_in_generate": True}

@@ -7,8 +7,9 @@ SCRIPT = """
 import os, torch
 torch.set_num_threads(1)
 import relay_hf
+from relay_hf.generation.facts import PrefillInputs
 from relay_hf.generation.decide import decide
-from relay_hf.generation.prefill_hook import lay_out
+from relay_hf.generation.lay_out import lay_out
 from relay_hf.model.fingerprint.samples import samples
 from relay_hf.testing import tiny_model
 from relay_hf.model.upstream.names import CACHE
@@ -20,15 +21,16 @@ rows = torch.randint(3, 90, (32, 2048))
 rows[:, :2000] = rows[0, :2000]
 relay.warm(rows[0, :2000])
 config.max_length = 2060
-inputs = {CACHE: DynamicCache(config=relay.text_config), "attention_mask": None,
+inputs = {CACHE: DynamicCache(config=model.config), "attention_mask": None,
           "position_ids": torch.arange(2048).repeat(32, 1), "logits_to_keep": 1}
 torch.set_num_threads(2)
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
-with torch.no_grad(), relay.open_call():
-    decision = decide(relay, rows, config, inputs)
-    lay_out(relay, decision, rows, config, inputs)
-assert decision.witness is not None, "the model was not looked at"
+with torch.no_grad(), relay.open_call() as call:
+    asked = PrefillInputs(rows, config, inputs)
+    decision = decide(call.facts, asked)
+    lay_out(call, decision, asked)
+assert decision.fingerprint is not None, "the model was not looked at"
 print(threads() - before)
 torch.ones(2**17)
 print(threads() - before)

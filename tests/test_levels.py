@@ -141,19 +141,19 @@ def test_each_token_goes_through_the_model_once(rows, monkeypatch):
     seen = 0
 
     def counting(run):
-        def counted(relay, ids, inputs, cache, start, chunk):
+        def counted(facts, ids, inputs, cache, start, chunk):
             nonlocal seen
             mask = inputs["attention_mask"]
             mask = torch.ones_like(ids) if mask is None else mask
             own = torch.zeros_like(ids[:, 0]) if cache.rows.own_start is None else cache.rows.own_start
             columns = torch.arange(start, ids.shape[1])
             seen += int((mask[:, start:].bool() & (columns >= (start + own)[:, None])).sum())
-            return run(relay, ids, inputs, cache, start, chunk)
+            return run(facts, ids, inputs, cache, start, chunk)
 
         return counted
 
     for module in (prefix_prefill, prefill_hook, forward_rows):
-        monkeypatch.setattr(module, "run", counting(module.run))
+        monkeypatch.setattr(module, "forward_rows", counting(module.forward_rows))
     ours = relay_hf.patch_model(copy.deepcopy(pair("llama")[0]), policy="always", min_prefix_length=1)
     generate(ours, batch(rows), max_new_tokens=1, min_new_tokens=1)
     trie = {tuple(row[:end]) for row in rows for end in range(1, len(row))}

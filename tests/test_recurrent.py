@@ -8,6 +8,9 @@ from test_exactness import MODES, assert_same, run
 
 import relay_hf
 from helpers import cache_of
+from relay_hf.generation import prefill_hook
+from relay_hf.generation.forward_rows import forward_rows
+from relay_hf.model.view import ModelView
 from relay_hf.testing import prompts, tiny_model
 
 # Recurrent layers alone, that go on token by token and by many; beside attention; both in one layer; convolutions.
@@ -78,7 +81,7 @@ def test_a_second_turn_on_a_returned_cache(model, how):
     inputs = prompts(20, RAGGED)
     first = [run(m, inputs, eos_token_id=None) for m in (stock, ours)]
     assert_same(*first)
-    name = ours.relay.cache_name
+    name = ModelView.of(ours).cache_name
     caches = [cache_of(out) for out in first]
     assert isinstance(caches[1], relay_hf.RelayCache)
     holds_kv = bool(caches[1].kv_layers)
@@ -133,13 +136,12 @@ def test_a_pad_between_the_prefix_and_a_rows_own_tokens_would_be_seen(monkeypatc
     """Why rows go through in groups of one length."""
     stock = tiny_model("mamba2")
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
-    monkeypatch.setattr(relay_hf.generation.prefill_hook, "run_gapless", _with_pads)
+    monkeypatch.setattr(prefill_hook, "forward_by_length", _with_pads)
     expected, got = (run(model, prompts(20, RAGGED)) for model in (stock, ours))
     assert float((expected.logits[0] - got.logits[0]).abs().max()) > 0.01
 
 
-def _with_pads(relay, input_ids, inputs, cache, shared, chunk):
-    relay_hf.generation.call.open_call().cache = cache
-    return relay_hf.generation.forward_rows.run(
-        relay, input_ids, {**inputs, "attention_mask": None}, cache, cache.rows.offset, None
-    )
+def _with_pads(call, asked, cache, shared):
+    call.cache = cache
+    unmasked = {**asked.inputs, "attention_mask": None}
+    return forward_rows(call.facts, asked.input_ids, unmasked, cache, cache.rows.offset, None)

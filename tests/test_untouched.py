@@ -276,7 +276,7 @@ def test_a_static_cache_by_default_of_the_model_is_not_the_callers_wish():
 
 def test_nothing_that_goes_wrong_in_deciding_reaches_the_caller(monkeypatch):
     stock, ours = pair()
-    monkeypatch.setattr(relay_hf.generation.decision, "shared_runs", lambda prompts, own: 1 / 0)
+    monkeypatch.setattr(relay_hf.generation.sharing, "shared_runs", lambda prompts, own: 1 / 0)
     assert_untouched(stock, ours, "raised ZeroDivisionError")
 
 

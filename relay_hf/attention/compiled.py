@@ -1,7 +1,7 @@
 """What torch.compile sees of a relayed forward: each layer's attention is one operation.
 
-The operation finds the frame and the cache by itself when it runs. So a graph holds none of what differs from call to
-call and from step to step, and serves them all.
+The operation finds the forward's context and the cache by itself when it runs. So a graph holds none of what differs
+from call to call and from step to step, and serves them all.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import RelayError
-from .context import active_frame
-from .layer import AttentionRequest, attend_layer
+from .context import active_context
+from .layer import AttentionRequest, Operands, ScoreOptions, attend_layer
 
 _LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
 _LIBRARY.define(
@@ -25,52 +25,32 @@ _LIBRARY.define(
 )
 
 
-def traced(
-    asked: AttentionRequest,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor:
+def traced(request: AttentionRequest, operands: Operands, options: ScoreOptions) -> Tensor:
     """`attend_layer` as an operation of a graph."""
     # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
-    device_type = query.device.type
+    device_type = operands.query.device.type
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    return torch.ops.relay_hf.layer_attention(
-        query,
-        key,
-        value,
-        mask,
-        scaling,
-        softcap,
-        sinks,
-        *asked,
-        autocast,
-    )
+    return torch.ops.relay_hf.layer_attention(*operands, *options, *request, autocast)
 
 
 def _layer_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    *rest: Any,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, *rest: Any
 ) -> Tensor:
-    asked, autocast = AttentionRequest(*rest[:-1]), rest[-1]
-    frame = active_frame.get()
-    if frame is None:
+    softcap, sinks, *asked, autocast = rest
+    context = active_context()
+    if context is None:
         raise RelayError(
             "a compiled graph of a forward with a RelayCache runs in one without: another thread has switched the "
             "model's attention meanwhile. Generate in one thread at a time, or without torch.compile."
         )
     with torch.autocast(query.device.type, autocast, enabled=autocast is not None):
-        return attend_layer(frame, asked, frame.cache.config, query, key, value, mask, scaling, softcap, sinks)
+        return attend_layer(
+            context,
+            AttentionRequest(*asked),
+            context.cache.config,
+            Operands(query, key, value, mask),
+            ScoreOptions(scaling, softcap, sinks),
+        )
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: object) -> Tensor:

@@ -1,71 +1,67 @@
-"""The forward that is running now: what its cache, its masks and its attention layers tell one another.
-
-Transformers passes neither the cache to the attention function nor our arguments through `generate()`. So the forward
-that runs with a RelayCache is held in a ContextVar from the model's pre-hook to its forward hook, and every layer
-finds it there: each thread sees its own, and nothing is seen outside such a forward.
-"""
+"""The forward that is running now: how it is relayed, and what was seen of it so far."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from ..cache_utils import RelayCache, RelayLayer
+from ..cache_utils.active import ActiveForward, active_forward
+from ..kernels.plan import Plan
+from ..model.attention_choice import deselect, select
+from .mask_registry import MaskRegistry
+from .split_tensor import Columns, SplitTensor
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-    from transformers import PreTrainedConfig
-
-    from ..cache_utils import RelayCache, RelayLayer
-    from ..kernels.plan import Plan
     from .static_step import StaticStep
 
+Capture = dict[int, tuple[Tensor, Tensor]]  # K and V, by layer
 
-@dataclass(eq=False)
-class ForwardContext:
-    """One relayed forward.
+
+@dataclass(frozen=True, eq=False)
+class ForwardSettings:
+    """How a forward is relayed: known when it begins.
 
     Attributes:
         cache: the RelayCache that the forward reads and writes.
-        owner: who opened the frame: the model's handle.
-        configs: the configs whose attention implementation is switched meanwhile.
-        outer: the frame around this one, if forwards nest.
+        model: the patched model that runs.
+        configs: the configurations whose attention implementation is switched meanwhile.
         backend: what is to compute attention, as configured.
-        own_mask: `[B, S]` bool, own columns that may be attended to, or None when only left padding is masked.
-        parts: gives a layer's keys and values of whole rows, to attention code that is the model's own.
-        decoding: what makes it a static decode step, or None.
+        own_mask: `[B, S]` bool, own columns that may be attended to; None when only left padding is masked.
+        static_step: what makes it a static decode step, or None.
         capture: where layers leave K and V as their attention sees them, if the cache stores something else; or None.
-        causal: the model made a plain causal mask in this forward.
-        windows: the other masks handed out, by storage, with their sliding window (tokens, infinitely many for a
-            causal one), or None for a pattern that attention can't follow.
-        preparing: masks are made for the decode steps to come: causal ones are handed out too.
-        hits: the layers whose attention was served.
-        updates: the layers whose keys and values were stored.
-        plans: what all layers with as many queries share, built by the first one.
-        backends: what computed it.
+    """
+
+    cache: RelayCache
+    model: PreTrainedModel
+    configs: Sequence[PreTrainedConfig]
+    backend: str = "auto"
+    own_mask: Tensor | None = None
+    static_step: StaticStep | None = None
+    capture: Capture | None = None
+
+
+@dataclass(eq=False)
+class Observations:
+    """What was seen of a forward while it ran.
+
+    Attributes:
+        attended: the layers whose attention was served.
+        updated: the layers whose keys and values were handed to the cache.
+        backends: what computed attention.
         attends_stored: so far attention took keys and values just as the cache stores them.
         names_layers: so far every module named the cache layer that it attends to.
         rechosen: the user has chosen another attention implementation meanwhile.
     """
 
-    cache: RelayCache
-    owner: object
-    configs: Sequence[PreTrainedConfig]
-    outer: ForwardContext | None
-    parts: Callable[[RelayLayer], tuple[Tensor, Tensor]]
-    backend: str = "auto"
-    own_mask: Tensor | None = None
-    decoding: StaticStep | None = None
-    capture: dict[int, tuple[Tensor, Tensor]] | None = None
-    causal: bool = False
-    windows: dict[int, tuple[Tensor, float | None]] = field(default_factory=dict)
-    preparing: bool = False
-    hits: set[int] = field(default_factory=set)
-    updates: set[int] = field(default_factory=set)
-    plans: dict[int, Plan] = field(default_factory=dict)
+    attended: set[int] = field(default_factory=set)
+    updated: set[int] = field(default_factory=set)
     backends: set[str] = field(default_factory=set)
     attends_stored: bool = True
     names_layers: bool = True
@@ -74,24 +70,94 @@ class ForwardContext:
     _pending: set[int] = field(default_factory=set)
 
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
-        """Note that a layer stored keys, and was handed `keys` for attention."""
-        self.updates.add(layer_idx)
+        """Note that a layer's keys are known, and that its attention is handed `keys`."""
+        self.updated.add(layer_idx)
         self._sources[keys.data_ptr(), keys.shape] = layer_idx, keys  # held, so that no other comes to lie there
         self._pending.add(layer_idx)
 
     def source(self, key: Tensor, layer_idx: int | None) -> int | None:
-        """The layer whose keys and values a layer attends to: another one's, where it was handed those.
-
-        `layer_idx` where `key` is none that a layer was handed.
-        """
+        """The layer whose keys a module attends to: that which was handed them, or `layer_idx` if none was."""
         found = self._sources.get((key.data_ptr(), key.shape))
         return layer_idx if found is None else found[0]
 
     def takes(self, layer_idx: int) -> bool:
-        """Whether attention comes for the first time for what a layer was given."""
+        """Whether attention comes for the first time for what a layer was handed."""
         first = layer_idx in self._pending
         self._pending.discard(layer_idx)
         return first
 
 
-active_frame: ContextVar[ForwardContext | None] = ContextVar("relay_hf_active_frame", default=None)
+@dataclass(eq=False)
+class ForwardContext:
+    """A forward that runs with a RelayCache.
+
+    Attributes:
+        settings: how it is relayed.
+        outer: the forward around this one, if forwards nest.
+        masks: the masks that it has handed to the model.
+        plans: what all layers with as many queries share, by the number of queries; the first layer makes it.
+        seen: what was seen of it so far.
+    """
+
+    settings: ForwardSettings
+    outer: ActiveForward | None
+    masks: MaskRegistry = field(default_factory=MaskRegistry)
+    plans: dict[int, Plan] = field(default_factory=dict)
+    seen: Observations = field(default_factory=Observations)
+    _columns: Columns | None = None
+
+    @property
+    def cache(self) -> RelayCache:
+        """The RelayCache that the forward reads and writes."""
+        return self.settings.cache
+
+    @property
+    def stores_late(self) -> bool:
+        """Whether keys and values are stored when attention comes for them: in a static decode step."""
+        return self.settings.static_step is not None
+
+    def saw_update(self, layer_idx: int, keys: Tensor) -> None:
+        """Note that a layer's keys are known, and that its attention is handed `keys`."""
+        self.seen.saw_update(layer_idx, keys)
+
+    def whole_rows(self, layer: RelayLayer) -> tuple[Tensor, Tensor]:
+        """Keys and values of whole rows, which hold the shared part once, for attention code that is a model's own."""
+        rows = self.cache.rows
+        keys, values = layer.own()
+        if len(layer.shared) != 1 or layer.shared[0].segment.rows is not None:
+            return layer.joined(0), layer.joined(1)
+        (shared_length,) = rows.shared_lengths  # models that need this share one prefix among all rows, or none
+        # One object for all layers: it knows the masks of the layers before.
+        self._columns = columns = self._columns or Columns(len(keys), rows.offset, shared_length, rows.own_start)
+        shared = [part[None] for part in layer.shared[0].stored]
+        return SplitTensor(shared[0], keys, 2, columns), SplitTensor(shared[1], values, 2, columns)
+
+
+def active_context() -> ForwardContext | None:
+    """The forward that runs in this thread with a RelayCache and our attention, or None."""
+    found = active_forward.get()
+    return found if isinstance(found, ForwardContext) else None
+
+
+def open_context(settings: ForwardSettings) -> ForwardContext:
+    """Enter a relayed forward: the configurations name our attention, and every layer finds the context."""
+    step = settings.static_step
+    context = ForwardContext(settings, active_forward.get())
+    if step is not None:
+        context.plans, context.masks = {1: step.plan}, step.masks.copy()
+    active_forward.set(context)  # first: what follows is undone by `close_context`, wherever an interrupt comes
+    settings.cache.in_static_step = step is not None
+    select(settings.configs, context)
+    return context
+
+
+def close_context(context: ForwardContext) -> None:
+    """Leave a relayed forward, and any inside it that an interrupt left open."""
+    inner = active_context()
+    while inner is not None:
+        deselect(inner.settings.configs, inner)
+        inner.cache.in_static_step = False
+        active_forward.set(inner.outer)
+        if inner is context:
+            return
+        inner = active_context()

@@ -1,27 +1,109 @@
-"""Around a model's forward: opening and closing the frame of one that runs with a RelayCache."""
+"""Around every forward of a patched model: one that is given a RelayCache is relayed.
+
+`enter` and `leave` are what the model's forward hooks do. A forward without a RelayCache is left alone.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..cache_utils import RelayCache, RelayLayer, StateLayer
+from ..cache_utils import RelayCache, StateLayer
+from ..cache_utils.columns import own_columns
 from ..errors import RECHOSEN, RelayError, UnfitModelError
-from ..model.attention_choice import deselect, select
-from ..model.device import on_host
-from .context import ForwardContext, active_frame
-from .split_tensor import Columns, SplitTensor
+from ..model.attention_choice import attention_configs, chosen_since, users_implementation
+from .context import ForwardContext, ForwardSettings, active_context, close_context, open_context
+from .listener import ForwardListener, listener
+from .masks import prepare_masks
+from .static_step import static_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from transformers import PreTrainedModel
 
-    from transformers import PreTrainedConfig
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-    from .static_step import StaticStep
+
+def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Arguments | None:
+    """Open the context of a forward that is given a RelayCache.
+
+    Returns:
+        Other arguments for the forward, positional and by name: a static decode step is given no mask, or prepared
+        ones. None where they stay.
+
+    Raises:
+        RelayError: the forward asks for attention weights, or its mask does not go with the cache.
+    """
+    stale = active_context()
+    if stale is not None and stale.settings.model is model:
+        close_context(stale)
+    cache, mask, ids = forward_arguments(model.forward, args, kwargs)
+    if cache is None:
+        return None
+    told = listener.get()
+    if told is not None:
+        told.tokens(cache, ids)
+    if told is not None and told.knows_masks(cache):
+        return _enter_known(model, backend, told, cache, ids, (args, kwargs))
+    configs = attention_configs(model.modules()) if told is None else told.configs
+    if cache.rows.parted:
+        configs = ()  # the cache hands the model's own code whole rows
+    elif kwargs.get("output_attentions") and "eager" in map(users_implementation, configs):
+        raise RelayError(
+            "output_attentions=True: attention over a RelayCache has no weights to return. Pass what its "
+            "to_dynamic() returns, or leave output_attentions out."
+        )
+    open_context(ForwardSettings(cache, model, configs, backend, own_columns(cache.rows, mask)))
+    return None
+
+
+def _enter_known(
+    model: PreTrainedModel,
+    backend: str,
+    told: ForwardListener,
+    cache: RelayCache,
+    ids: Tensor | None,
+    arguments: _Arguments,
+) -> _Arguments | None:
+    """`enter` of a forward whose mask is known without a look at it; it may be a static decode step."""
+    args, kwargs = arguments
+    by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
+    before, step = told.static_step, static_step(cache, told.static_step, ids, by_name)
+    told.static_step = step
+    configs = () if cache.rows.parted else told.configs
+    settings = ForwardSettings(cache, model, configs, backend, cache.rows.holes, step, told.capture)
+    context = open_context(settings)
+    if step is None:
+        return None
+    if step is not before:
+        # The masks of this step and of those to come.
+        step.given_masks = prepare_masks(context, len(step.own_length), step.own_length.device)
+        step.masks = context.masks.copy()
+        told.prepare(step)
+    told.entered()
+    unmasked = step.given_masks is None and kwargs.get("attention_mask") is None
+    return None if unmasked else (args, {**kwargs, "attention_mask": step.given_masks})
+
+
+def leave(model: PreTrainedModel, complete: bool) -> None:
+    """Close the context of a forward, and check that every layer attended to its shared prefix.
+
+    `complete`: the forward has returned something, and has not raised.
+    """
+    context = active_context()
+    if context is None or context.settings.model is not model:
+        return
+    seen, cache, told = context.seen, context.cache, listener.get()
+    seen.rechosen = chosen_since(context.settings.configs, context)
+    close_context(context)
+    if told is not None:
+        told.left(seen)
+    if complete:
+        check_attended(context)
+        cache.attends_stored = bool(seen.attended) and seen.attends_stored
+        cache.traceable = cache.attends_stored and seen.names_layers
 
 
 def forward_arguments(
@@ -34,124 +116,18 @@ def forward_arguments(
     return cache, kwargs.get("attention_mask"), kwargs.get("input_ids")
 
 
-def open_frame(
-    cache: RelayCache,
-    owner: object,
-    configs: Sequence[PreTrainedConfig],
-    backend: str,
-    own_mask: Tensor | None,
-    decoding: StaticStep | None = None,
-    capture: dict[int, tuple[Tensor, Tensor]] | None = None,
-) -> ForwardContext:
-    """Enter a relayed forward: the configs name our attention, and every layer finds the frame.
-
-    Where the cache joins shared and own KV for the model, attention stays the user's.
-    """
-    if cache.rows.parted:
-        configs = ()
-    plans, windows, causal = {}, {}, False
-    if decoding is not None:
-        plans, windows, causal = {1: decoding.plan}, dict(decoding.windows), decoding.causal
-    frame = ForwardContext(
-        cache,
-        owner,
-        configs,
-        active_frame.get(),
-        _parts_of(cache),
-        backend,
-        own_mask,
-        decoding,
-        capture,
-        causal=causal,
-        windows=windows,
-        plans=plans,
-    )
-    active_frame.set(frame)  # first: what follows is undone where the frame is closed, wherever an interrupt comes
-    cache.in_static_step = decoding is not None
-    select(configs, frame)
-    return frame
-
-
-def _parts_of(cache: RelayCache) -> Callable[[RelayLayer], tuple[Tensor, Tensor]]:
-    """What gives a layer's keys and values of whole rows, in parts; one per forward, for its masks."""
-    rows, columns = cache.rows, None
-
-    def parts(layer: RelayLayer) -> tuple[Tensor, Tensor]:
-        nonlocal columns
-        keys, values = layer.own()
-        if len(layer.shared) != 1 or layer.shared[0].segment.rows is not None:
-            return layer.joined(0), layer.joined(1)
-        (shared_length,) = rows.shared_lengths  # models that need this share one run among all rows, or none
-        columns = columns or Columns(len(keys), rows.offset, shared_length, rows.own_start)
-        shared = [part[None] for part in layer.shared[0].stored]
-        return SplitTensor(shared[0], keys, 2, columns), SplitTensor(shared[1], values, 2, columns)
-
-    return parts
-
-
-def close_frame(frame: ForwardContext) -> None:
-    """Leave a relayed forward, and any inside it that an interrupt left open."""
-    inner = active_frame.get()
-    while inner is not None:
-        deselect(inner.configs, inner)
-        inner.cache.in_static_step = False
-        active_frame.set(inner.outer)
-        if inner is frame:
-            return
-        inner = inner.outer
-
-
-def check_hits(frame: ForwardContext) -> None:
+def check_attended(context: ForwardContext) -> None:
     """Raise unless every layer that holds anything of the rows was served from the cache in this forward."""
-    cache = frame.cache
+    cache, seen = context.cache, context.seen
     # A layer with both need not use both; any other that stores nothing mixes tokens in a way that the cache can't see.
     holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
-    attended = frame.updates if cache.rows.parted else frame.hits
+    attended = seen.updated if cache.rows.parted else seen.attended
     if not cache.rows.parted:
         holding |= cache.reusing
     if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
         raise UnfitModelError("the model does not use the cache that it is given")
     if missed := sorted(holding - attended):
-        if frame.rechosen:
+        if seen.rechosen:
             raise RelayError(RECHOSEN)
         what = f"layers {missed} did not"
         raise UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
-
-
-def own_columns(cache: RelayCache, attention_mask: Tensor | None) -> Tensor | None:
-    """The own columns that may be attended to, from the caller's mask; None where only left padding is masked.
-
-    Args:
-        cache: the cache, its layout set.
-        attention_mask: `[B, n]` over the caller's columns, those of the coming forward included; or None.
-
-    Returns:
-        `[B, n - offset]` bool, where the mask is, or None.
-
-    Raises:
-        RelayError: the mask hides a token of the shared prefix, shows padding that was hidden before, or is of other
-            rows.
-    """
-    rows = cache.rows
-    if attention_mask is None:
-        if rows.padded:
-            raise RelayError("the rows of this RelayCache are padded: attention_mask is needed")
-        return None
-    if attention_mask.dim() != 2:
-        raise RelayError(
-            f"attention_mask must be [rows, columns]; got {attention_mask.dim()} dimensions. For a mask of your "
-            "own pass what the cache's to_dynamic() returns."
-        )
-    attended = on_host(attention_mask)
-    if rows.own_start is not None and len(attended) != len(rows.own_start):
-        raise RelayError(f"attention_mask has {len(attended)} rows, and this RelayCache {len(rows.own_start)}")
-    columns = np.arange(attended.shape[1])
-    own_start = 0 if rows.own_start is None else rows.own_start.cpu().numpy()[:, None]
-    prefix_end = rows.offset + own_start
-    before_own = columns < prefix_end
-    in_prefix = before_own & (columns >= prefix_end - np.array(rows.shared_lengths)[:, None])
-    if ((attended & before_own) != in_prefix).any():
-        raise RelayError("attention_mask differs from the padding that this RelayCache was filled with")
-    if (attended | before_own).all():
-        return None
-    return torch.from_numpy(attended[:, rows.offset :]).to(attention_mask.device)

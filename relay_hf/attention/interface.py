@@ -1,4 +1,4 @@
-"""Transformers' attention function, answered from the active frame's RelayCache.
+"""Transformers' attention function, answered from the RelayCache of the forward that runs.
 
 Registered once under one name, with the mask function of `masks.py`. Where no relayed forward is active, both hand over
 to what the user had chosen.
@@ -16,8 +16,8 @@ from ..errors import RelayError
 from ..model.attention_choice import ATTENTION_NAME, users_implementation
 from ..model.upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
 from .compiled import traced
-from .context import active_frame
-from .layer import AttentionRequest, attend_layer
+from .context import active_context
+from .layer import AttentionRequest, Operands, ScoreOptions, attend_layer
 from .masks import relay_mask
 
 
@@ -46,15 +46,16 @@ def relay_attention_forward(
         RelayError: the layer asks for something that a relayed forward can't give.
     """
     compiling = torch.compiler.is_compiling()
-    frame = None if compiling else active_frame.get()
-    if frame is None and not compiling:
+    context = None if compiling else active_context()
+    if context is None and not compiling:
         return _users_attention(module)(module, query, key, value, attention_mask, **arguments)
     given = AttentionArguments.of(module, arguments)
-    layer = AttentionRequest(layer_index(module), type(module).__name__, given.causal, given.dropout, given.unknown)
-    how = (given.scaling, given.softcap, given.sinks)
-    if frame is None:
-        return traced(layer, query, key, value, attention_mask, *how), None
-    return attend_layer(frame, layer, module.config, query, key, value, attention_mask, *how), None
+    request = AttentionRequest(layer_index(module), type(module).__name__, given.causal, given.dropout, given.unknown)
+    operands = Operands(query, key, value, attention_mask)
+    options = ScoreOptions(given.scaling, given.softcap, given.sinks)
+    if context is None:
+        return traced(request, operands, options), None
+    return attend_layer(context, request, module.config, operands, options), None
 
 
 def _users_attention(module: nn.Module) -> Callable:

@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.plan import Plan
-from .masks import prepare_masks
+from .mask_registry import MaskRegistry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import PreTrainedModel
-
     from ..cache_utils import RelayCache, RelayLayer
-    from .context import ForwardContext
 
 
 class StaticStep:
@@ -36,8 +33,8 @@ class StaticStep:
         position: `[1]` int64, the own column that the step's token takes.
         own_length: `[B]` int64, own columns that a row has with the step's token.
         plan: the geometry of the step.
-        masks: what the model is given for its masks: prepared ones, or None to make them itself.
-        windows, causal: what the prepared ones stand for, as in `ForwardContext`.
+        given_masks: what the model is given for its masks: prepared ones, or None to make them itself.
+        masks: what the prepared ones stand for.
     """
 
     def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
@@ -45,9 +42,8 @@ class StaticStep:
         self._cache: RelayCache | None = cache
         self._layer: RelayLayer | None = layer
         self._changes = rows.changes
-        self.masks: Any = None
-        self.windows: dict[int, tuple[Tensor, float | None]] = {}
-        self.causal = False
+        self.given_masks: Any = None
+        self.masks = MaskRegistry()
         batch = len(keys)
         self.capacity = layer.capacity
         self._columns = layer.own_length
@@ -69,11 +65,6 @@ class StaticStep:
             own_length=self.own_length,
             own_mask=self._mask,
         )
-
-    def prepare(self, frame: ForwardContext, model: PreTrainedModel) -> None:
-        """Make the masks of this step and those to come; `frame` is this step's."""
-        self.masks = prepare_masks(frame, model, len(self.own_length), self.own_length.device)
-        self.windows, self.causal = dict(frame.windows), frame.causal
 
     def leads_on(self, cache: RelayCache, batch: int) -> bool:
         """Whether `cache` stands where this step has left it, in the same memory, with room for another of all rows.

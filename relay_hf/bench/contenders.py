@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 import relay_hf
-from relay_hf.generation import decide, decision
+from relay_hf.generation import decide, sharing
 from relay_hf.generation.decision import Decision
+from relay_hf.generation.facts import CallFacts
+from relay_hf.generation.sharing import SharingRules
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.prefix import Prompts
-from relay_hf.reasons import Refusal
-from relay_hf.relay import Relay
 
 from .workloads import Workload
 
@@ -126,15 +126,8 @@ def one_level(bench: Bench) -> Call:
     """The patched model, with nothing kept, sharing only what all rows do."""
     bench.twin.relay.clear()
 
-    def find(
-        relay: Relay,
-        prompts: Prompts,
-        unkept: Refusal | None,
-        one_level: bool,
-        recurrent: str | None,
-        reuse: bool = True,
-    ) -> Decision:
-        return decision.find(relay, prompts, unkept, True, recurrent, reuse)
+    def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
+        return sharing.find(facts, prompts, rules._replace(one_level=True))
 
     def call() -> Tensor:
         with mock.patch.object(decide, "find", find):

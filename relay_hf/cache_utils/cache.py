@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from ..attention.context import active_frame
 from ..errors import RelayError
 from ..model.architectures import architecture_of
 from ..model.upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
 from ..model.upstream.models import looped_layers, reusing_layers
+from .active import active_forward
 from .hybrid_layer import HybridLayer
 from .layer import RelayLayer
 from .prefix_kv import LayerState, PrefixKV
@@ -152,27 +152,27 @@ class RelayCache(Cache):
         if torch.compiler.is_compiling():
             if self.traceable:
                 return key_states, value_states
-            from ..attention import uncompiled
+            from ..model import uncompiled
 
-            return uncompiled.store(self, key_states, value_states, layer_idx)
+            return uncompiled.call(self.store, key_states, value_states, layer_idx)
         return self.store(key_states, value_states, layer_idx)
 
     def store(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """`update`, when nothing is compiled."""
-        frame = active_frame.get()
-        if frame is None or frame.cache is not self:
+        forward = active_forward.get()
+        if forward is None or forward.cache is not self:
             raise RelayError(
                 "this RelayCache was updated outside a forward of a model patched by relay_hf, where its shared prefix "
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model) and call all of it, "
                 "or pass what its to_dynamic() returns."
             )
-        if frame.decoding is not None:  # stored when attention comes for them
-            frame.saw_update(layer_idx, key_states)
+        if forward.stores_late:
+            forward.saw_update(layer_idx, key_states)
             return key_states, value_states
         layer = self.layers[layer_idx]
         keys, values = layer.update(key_states, value_states)
-        frame.saw_update(layer_idx, keys)
-        return frame.parts(layer) if self.rows.parted and self.rows.offset else (keys, values)
+        forward.saw_update(layer_idx, keys)
+        return forward.whole_rows(layer) if self.rows.parted and self.rows.offset else (keys, values)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Columns that the model gets after `query_length` more, and the caller's column of the first.

@@ -13,6 +13,7 @@ import relay_hf
 from relay_hf.generation.cost_model import ModelCost
 from relay_hf.generation.decide import decide
 from relay_hf.generation.decision import Decision
+from relay_hf.generation.facts import PrefillInputs
 from relay_hf.model.upstream.caches import attending
 from relay_hf.prefix import walk
 
@@ -90,15 +91,15 @@ def _decide(
 ) -> tuple[Decision, int | None]:
     """What a policy makes of the call, and KV of a token (bytes)."""
     # Nothing is kept of a model without weights, and nothing looked up.
-    with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call():
-        relay = model.relay
-        cache = relay.default_cache()
-        inputs = {"attention_mask": mask, relay.cache_name: cache}
-        if "position_ids" in relay.forward_inputs:
+    with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call() as call:
+        view = call.facts.view
+        cache = view.default_cache()
+        inputs = {"attention_mask": mask, view.cache_name: cache}
+        if "position_ids" in view.forward_inputs:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        decision = decide(relay, ids, config, inputs, device=device)
+        decision = decide(call.facts, PrefillInputs(ids, config, inputs), device)
         try:
-            cost = ModelCost.of(model.modules(), relay.text_config, attending(cache))
+            cost = ModelCost.of(view.modules, view.text_config, attending(cache))
         except (AttributeError, RuntimeError, TypeError, ValueError):
             return decision, None
         return decision, cost.kv_bytes * cost.layers

@@ -1,96 +1,104 @@
-"""The generate() call that runs now: what its prefill decided, for the hooks and the report."""
+"""One generate() call while it runs: what its prefill, its forwards and its report tell one another.
+
+`warm`, `save`, `load` and `explain` run within one too: they put tokens through the model as a call does.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from contextlib import suppress
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import ModelOutput
 
+from ..attention.context import Capture, Observations, active_context, close_context
+from ..attention.listener import listener
+from ..attention.static_step import StaticStep
 from ..cache_utils import RelayCache
+from ..cache_utils.active import active_forward
+from ..graphs import GraphRunner
+from ..graphs.active import active_runner
+from ..model.device import is_out_of_memory
 from ..model.upstream.caches import mark_as_users
-from ..model.upstream.models import is_librarys
-from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
 from ..report import RelayReport
+from .facts import CallFacts
+from .reports import guarded
+from .row_recorder import RowRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from ..attention.static_step import StaticStep
-    from ..graphs import GraphRunner
-    from .row_recorder import RowRecorder
-
 
 @dataclass(eq=False)
 class GenerateCall:
-    """One generate() call.
+    """A call while it runs. It hears of the model's forwards (`ForwardListener`).
 
     Attributes:
-        owner: the handle of the model that generates.
-        modules: all modules of the model, listed once.
-        configs: those of them whose attention implementation a relayed forward switches.
-        given: names of all arguments that the caller gave to generate(); None outside of it.
-        inputs: names of the model's inputs that the caller gave to generate(), the first apart; None outside of it.
-        names_cache: the caller named a cache implementation.
-        own_loop: the decoding loop is the caller's (`custom_generate`).
-        callers_code: code of the caller's runs between the steps, and may do anything to the model meanwhile.
+        facts: what is known of it when it begins.
         report: what was decided; None until the prefill, or for good in a mode that has none.
         cache: the RelayCache that the call fills.
-        masks_known: its masks are the prefill's with ones appended, so that decode steps need not read them (on a GPU
-            that read would wait for the device). Not so in a loop of the caller's own.
+        masks_known: the masks of its forwards are the prompt's with ones appended. In a loop of the caller's own they
+            may be others.
         rechosen: the user has chosen another attention implementation during a forward.
         backends: what computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
-        transcript: what is to be kept of a single row when the call ends, or None.
-        decoding: the latest decode step, if it was a static one.
-        stepper: what runs the forwards behind the prefill, by CUDA graphs where it can; None before.
-        capture: what the layers of the forward that runs now leave in the frame's `capture`, or None.
+        recorder: what is to be kept of a single row when the call ends, or None.
+        runner: what runs the forwards behind the prefill, by CUDA graphs where it can; None before.
+        static_step, capture: see `ForwardListener`.
     """
 
-    owner: object
-    modules: list[nn.Module]
-    configs: list[PreTrainedConfig]
-    given: frozenset[str] | None = None
-    inputs: frozenset[str] | None = None
-    names_cache: bool = False
-    own_loop: bool = False
-    callers_code: bool = False
+    facts: CallFacts
     report: RelayReport | None = None
     cache: RelayCache | None = None
     masks_known: bool = True
     rechosen: bool = False
-    stand_in: tuple[RelayCache, DynamicCache] | None = None
-    transcript: RowRecorder | None = None
-    decoding: StaticStep | None = None
-    stepper: GraphRunner | None = None
-    capture: dict[int, tuple[Tensor, Tensor]] | None = None
     backends: set[str] = field(default_factory=set)
+    stand_in: tuple[RelayCache, DynamicCache] | None = None
+    recorder: RowRecorder | None = None
+    runner: GraphRunner | None = None
+    static_step: StaticStep | None = None
+    capture: Capture | None = None
 
-    def note_arguments(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """What the arguments of generate() say of the call. Those that don't fit are left to generate() itself."""
-        arguments = dict(kwargs)
-        if args:
-            with suppress(TypeError):
-                arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        self.given = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys())
-        self.inputs = self.given - GENERATE_ARGUMENTS
-        config = arguments.get("generation_config")
-        self.names_cache = bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None))
-        self.own_loop = arguments.get("custom_generate") is not None
-        given = [arguments.get(name) for name in CALLERS_CODE]
-        each = [one for group in given for one in (group if isinstance(group, list) else [group]) if one is not None]
-        # A class that is derived from one of Transformers', as streamers are, is the caller's.
-        self.callers_code = not all(is_librarys(type(one).__module__) for one in each)
+    # -- of its forwards ---------------------------------------------------------------------------------------------
 
-    def asked(self, *names: str) -> bool:
-        """Whether an option or input is the caller's, as far as that is known: of a generation_config, all may be."""
-        return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
+    @property
+    def configs(self) -> Sequence[PreTrainedConfig]:
+        """The configurations whose attention implementation is switched during a forward."""
+        return self.facts.view.configs
+
+    def tokens(self, cache: RelayCache, input_ids: Tensor | None) -> None:
+        """A forward of `input_ids` with `cache` is about to begin."""
+        if self.recorder is not None and not (self.runner is not None and self.runner.capturing):
+            self.recorder.feed(cache, input_ids)
+
+    def knows_masks(self, cache: RelayCache) -> bool:
+        """Whether the mask of a forward with `cache` is the prompt's, with ones behind it."""
+        return self.masks_known and self.cache is cache
+
+    def prepare(self, step: StaticStep) -> None:
+        """A static step was made anew."""
+        if self.runner is not None:
+            self.runner.prepare(step)
+
+    def entered(self) -> None:
+        """A static step's forward begins."""
+        if self.runner is not None:
+            self.runner.entered()
+
+    def computed_by(self, backend: str) -> None:
+        """A forward was replayed whose attention a backend computes."""
+        self.backends.add(backend)
+
+    def left(self, seen: Observations) -> None:
+        """A forward is over."""
+        self.rechosen |= seen.rechosen
+        self.backends |= seen.backends
+
+    # -- of its caches -----------------------------------------------------------------------------------------------
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
         """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""
@@ -108,13 +116,45 @@ class GenerateCall:
                 outputs[name] = given
         return outputs
 
+    # -- of its end --------------------------------------------------------------------------------------------------
 
-current_call: ContextVar[GenerateCall | None] = ContextVar("relay_hf_call", default=None)
+    def keep_row(self) -> None:
+        """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""
+        recorder, self.recorder = self.recorder, None
+        if recorder is None:
+            return
+        with guarded("the row of this call could not be kept for later ones"), torch.no_grad():
+            recorder.keep()
+
+    def let_go(self) -> None:
+        """Hold on to no cache, so that it is seen who else does."""
+        self.cache = self.static_step = self.recorder = None
 
 
-def open_call() -> GenerateCall:
-    """The call that runs in this context; an error outside of one."""
-    call = current_call.get()
-    if call is None:
-        raise RuntimeError("no generate() call is open")
-    return call
+def current_call() -> GenerateCall | None:
+    """The call that runs in this context, or None."""
+    found = listener.get()
+    return found if isinstance(found, GenerateCall) else None
+
+
+@contextmanager
+def running(call: GenerateCall) -> Iterator[GenerateCall]:
+    """Within it the call hears of the model's forwards. At its end no forward is left open, whatever was raised."""
+    before, runner, outer = listener.get(), active_runner.get(), active_forward.get()
+    try:
+        listener.set(call)
+        active_runner.set(None)
+        yield call
+    except BaseException as error:
+        if is_out_of_memory(error):
+            call.facts.free_memory()
+        raise
+    finally:
+        try:
+            # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
+            while (context := active_context()) is not outer and context is not None:
+                close_context(context)
+        finally:
+            listener.set(before)
+            active_runner.set(runner)
+            call.runner = None  # which refers to the call: the memory of an interrupted one is free at once

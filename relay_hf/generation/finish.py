@@ -3,82 +3,53 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
-from ..model.device import ComputeContext, is_out_of_memory
 from ..model.upstream.models import has_loops_of_its_own
-from ..reasons import Reason, Refusal, Source
+from ..reasons import Reason, Refusal
 from ..report import RelayReport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..relay import Relay
-    from .call import GenerateCall
+from .call import GenerateCall
+from .reports import guarded, tell
 
 logger = logging.getLogger("relay_hf")
 
-# What the reason of a call ends with that goes on from a returned cache, but not relayed.
-CONTINUED = "; continued on a DynamicCache"
 
-
-def finish(relay: Relay, call: GenerateCall) -> RelayReport:
+def finish(call: GenerateCall) -> RelayReport:
     """Hand back what a call has used, and report it; no Exception leaves this."""
-    report = call.report or RelayReport.untouched(_without_prefill(relay, call))
-    stepper = call.stepper
+    report = call.report or RelayReport.untouched(_without_prefill(call))
+    runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
-        _fill_given(relay, call)
+        _fill_given(call)
     if report.relayed:
         report.backend = "+".join(sorted(call.backends)) or "model"
     if call.cache is not None and report.relayed:
         with guarded("the KV of this call could not be counted"):
             report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
-    if stepper is not None:
+    if runner is not None:
+        call.let_go()
         with guarded("the CUDA graph of this call could not be given back"):
-            stepper.finish()
+            runner.finish()
         if report.relayed:
-            report.graph_steps, report.graph_bytes = stepper.replayed, stepper.nbytes
-            report.graph_reason = stepper.reason
+            report.graph_steps, report.graph_bytes = runner.replayed, runner.nbytes
+            report.graph_reason = runner.reason
     with guarded("the report of this call could not be logged"):
         logger.info("%s", report)
-        tell(relay, report.reason, report.reason_source)
+        tell(call.facts, report.reason, report.reason_source)
     return report
 
 
-def _without_prefill(relay: Relay, call: GenerateCall) -> Refusal:
+def _without_prefill(call: GenerateCall) -> Refusal:
     """Why a call's prefill was not seen: its mode has none in common, or the model's own loop leaves it out."""
-    own = not call.own_loop and has_loops_of_its_own(relay.model)
+    own = not call.facts.arguments.own_loop and has_loops_of_its_own(call.facts.view.model)
     return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
 
 
-def tell(relay: Relay, reason: str, source: Source | None) -> None:
-    """Warn of a call that is left to stock, once for a model and a reason, unless the reason is its caller's own."""
-    reason = reason.removesuffix(CONTINUED)
-    if source in ("model", "transformers") and relay.is_news(reason):
-        what = type(relay.model).__name__
-        more = "This is said once; model.relay.last has the reason of each call."
-        logger.warning("relay_hf: a call of this %s goes on as stock: %s. %s", what, reason, more)
-
-
-def _fill_given(relay: Relay, call: GenerateCall) -> None:
+def _fill_given(call: GenerateCall) -> None:
     """The caller's RelayCache, with what stood in for it."""
     if call.stand_in is None:
         return
     given, dynamic = call.stand_in
     try:
-        given.adopt(dynamic, ComputeContext.of(relay.model))
+        given.adopt(dynamic, call.facts.view.context)
     except BaseException:
         given.reset()  # some of its layers hold all, others nothing: it must not look as if it could be gone on from
         raise
-
-
-@contextmanager
-def guarded(what: str) -> Iterator[None]:
-    """Within it an Exception becomes a warning: what the caller is to see is how the call ended."""
-    try:
-        yield
-    except Exception as error:
-        with suppress(Exception):  # a handler of the log may raise too
-            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
-            logger.warning("relay_hf: %s", what, exc_info=not is_out_of_memory(error))

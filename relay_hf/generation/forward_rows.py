@@ -1,89 +1,81 @@
-"""Putting tokens through the model with a RelayCache."""
+"""Putting rows of tokens through the model with a RelayCache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attention.forward import enter, leave
 from ..cache_utils import PrefixKV, RelayCache
 from ..errors import RelayError
-from ..model.architectures import architecture_of
 from ..model.compiling import is_compiled
 from ..model.upstream.models import prepare_inputs
-from .call import open_call
-
-if TYPE_CHECKING:
-    from ..relay import Relay
+from .call import GenerateCall
+from .facts import CallFacts, PrefillInputs
 
 
-def run(
-    relay: Relay, input_ids: Tensor, inputs: dict[str, Any], cache: RelayCache, start: int, chunk: int | None
+def forward_rows(
+    facts: CallFacts, input_ids: Tensor, inputs: dict[str, Any], cache: RelayCache, start: int, chunk: int | None
 ) -> Any:
     """Put the columns of `input_ids` from `start` on through the model, as `GenerationMixin._prefill` does.
 
     That method is not called itself: chunked, it begins at column 0 whatever the cache holds (5.17).
     """
-    model, columns = relay.model, input_ids.shape[1]
+    model, columns = facts.view.model, input_ids.shape[1]
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     outputs = None
     for begin in range(start, columns, chunk or columns):
         end = min(begin + chunk, columns) if chunk else columns
-        step = {**inputs, relay.cache_name: cache}
+        step = {**inputs, facts.view.cache_name: cache}
         step["attention_mask"] = None if mask is None else mask[:, :end]
         if positions is not None:
             step["position_ids"] = positions[:, :end]
         model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
             raise RelayError("the model counts columns, and rows are padded")
-        outputs = as_it_is(relay, {**model_inputs, "return_dict": True})
+        outputs = forward_uncompiled(facts, {**model_inputs, "return_dict": True})
     return outputs
 
 
-def as_it_is(relay: Relay, inputs: dict[str, Any]) -> Any:
+def forward_uncompiled(facts: CallFacts, inputs: dict[str, Any]) -> Any:
     """The model's forward, uncompiled: generate() does not compile its prefill where it compiles a model itself.
 
     torch.compile can't follow a prefill with a RelayCache as a whole, and compiles each module apart. It makes at most
     8 graphs of one piece of code. Since Transformers 5.24 a decorator is the code of all modules' forwards, so a
     prefill would use up the 8, and the decode steps would get none.
     """
-    model = relay.model
+    model, backend = facts.view.model, facts.config.backend
     if not is_compiled(model):
         return model(**inputs)
-    entered = relay.before_forward(model, (), inputs)
+    entered = enter(model, backend, (), inputs)
     args, inputs = ((), inputs) if entered is None else entered
     output = None
     try:
         output = torch.compiler.disable(model.forward)(*args, **inputs)
     finally:
-        relay.after_forward(model, args, output)
+        leave(model, output is not None)
     return output
 
 
-def run_gapless(
-    relay: Relay,
-    input_ids: Tensor,
-    inputs: dict[str, Any],
-    cache: RelayCache,
-    shared: Sequence[tuple[tuple[int, ...], PrefixKV]],
-    chunk: int | None,
+def forward_by_length(
+    call: GenerateCall, asked: PrefillInputs, cache: RelayCache, shared: Sequence[tuple[tuple[int, ...], PrefixKV]]
 ) -> Any:
-    """`run` over the own tokens of rows of a model with recurrent layers, which see padding as tokens.
+    """`forward_rows` over the own tokens of rows of a model with recurrent layers, which see padding as tokens.
 
     Rows of equal own length go through the model together, without the padding before their own tokens, each group
-    with a cache of its own that holds what they share, of `shared` (rows and runs); `cache` (its layout set, its own KV
-    empty) gathers what they leave.
+    with a cache of its own that holds what they share, of `shared` (rows and prefixes). `cache`, its layout set and its
+    own KV empty, gathers what they leave.
 
     Returns:
         The model's outputs, with the logits of the last token alone: `[B, 1, vocabulary]`.
     """
-    call, rows, columns = open_call(), cache.rows, input_ids.shape[1]
-    if shared and architecture_of(relay.text_config).recurrent == "steps":
-        chunk = 1
-    batch = len(input_ids)
+    facts, rows, input_ids = call.facts, cache.rows, asked.input_ids
+    view, (batch, columns) = facts.view, input_ids.shape
+    chunk = 1 if shared and view.architecture.recurrent == "steps" else asked.chunk
     starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
     lengths = rows.shared_lengths if len(rows.shared_lengths) == batch else rows.shared_lengths * batch
     groups: dict[tuple[int, bool], list[int]] = {}
@@ -99,19 +91,19 @@ def run_gapless(
             own_start=None,
             reserve=columns - begin,
         )
-        part = RelayCache(relay.text_config)
+        part = RelayCache(view.text_config)
         part.share(among(shared, indices), own, len(indices), cache.context)
         call.cache = part
-        taken = {name: _rows_of(value, members, len(input_ids)) for name, value in inputs.items()}
+        taken = {name: _rows_of(value, members, batch) for name, value in asked.inputs.items()}
         if not rows.parted:
             taken["attention_mask"] = None  # nothing is hidden from a group, and the mask is as wide as the prompt
-        outputs = run(relay, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
+        outputs = forward_rows(facts, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
         parts.append((part, members))
         logits.append(outputs.logits[:, -1:])
-    cache.gather(parts, len(input_ids), columns - rows.offset)
+    cache.gather(parts, batch, columns - rows.offset)
     order = torch.cat([members for _, members in parts]).argsort()
     outputs.logits = torch.cat(logits)[order.to(logits[0].device)]
-    outputs[relay.cache_name] = cache
+    outputs[view.cache_name] = cache
     return outputs
 
 

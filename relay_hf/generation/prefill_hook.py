@@ -3,73 +3,48 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..attention.forward import own_columns
-from ..cache_utils import RelayCache, RowLayout
+from ..cache_utils import RelayCache
 from ..errors import RECHOSEN, RelayError, TokenIdError, UnfitForwardError, UnfitModelError
-from ..graphs import own_copy
-from ..model.architectures import architecture_of
-from ..model.device import ComputeContext, device_of, free_bytes, is_out_of_memory, on_host
-from ..model.upstream.behaviour import CHUNKS_GO_ON
-from ..model.upstream.models import new_tokens
+from ..graphs import GraphRunner
+from ..graphs.active import active_runner
+from ..model.device import is_out_of_memory
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
-from .call import current_call, open_call
-from .decide import decide, refusal
+from .call import GenerateCall
+from .decide import decide
 from .decision import Decision
-from .eligibility import padding_refusal
-from .finish import CONTINUED, guarded, tell
-from .forward_rows import run, run_gapless
-from .prefix_prefill import Filled, fill, fill_and_keep
+from .facts import PrefillInputs
+from .forward_rows import forward_by_length, forward_rows
+from .lay_out import lay_out
+from .reports import guarded, tell
+from .returned_cache import go_on
 from .row_recorder import RowRecorder
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import GenerationConfig
-
-    from ..cache_utils import PrefixKV
-    from ..relay import Relay
 
 logger = logging.getLogger("relay_hf")
 
-# The share of the memory left that may be reserved for tokens to come. A call that says max_new_tokens=4096 for 32 rows
-# of a 7B model in bf16 speaks of 64 GiB, and may stop early: it should not fail for want of them, nor starve others.
-_SHARE_RESERVED = 0.25
 
-
-def prefill(
-    relay: Relay,
-    stock: Callable[..., Any],
-    input_ids: Tensor,
-    generation_config: GenerationConfig,
-    model_kwargs: dict[str, Any],
-    is_first_iteration: bool = True,
-) -> Any:
-    """generate()'s prefill, in the shape of `GenerationMixin._prefill`; `stock` is the model's own."""
-    arguments = (input_ids, generation_config, model_kwargs)
-    call = current_call.get()
-    if call is None or call.owner is not relay:  # a decoding loop that was started without generate()
-        return stock(*arguments, is_first_iteration)
-    given = model_kwargs.get(relay.cache_name)
+def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs) -> Any:
+    """generate()'s prefill, with what rows share computed once; `stock` is the model's own `_prefill`."""
+    facts, model_kwargs = call.facts, asked.inputs
+    cache_name = facts.view.cache_name
+    given = model_kwargs.get(cache_name)
     if isinstance(given, RelayCache) and given.is_filled:
-        call.report = _continue(relay, given, *arguments, is_first_iteration)
+        call.report = go_on(call, given, asked)
         call.cache = given if call.report.relayed else None
-        outputs = stock(*arguments, is_first_iteration)
-        _prefilled(relay, input_ids, generation_config)
+        outputs = stock(*asked)
+        _hand_over(call, asked)
         return outputs
     unfit = unforeseen = lacking = False
     try:
-        decision = decide(relay, input_ids, generation_config, model_kwargs, is_first_iteration)
-        relay.keeper.touch(decision.matches)
+        decision = decide(facts, asked)
+        facts.store.touch(decision.matches)
         if decision.relays:
-            outputs = _relayed(relay, decision, *arguments)
-            _prefilled(relay, input_ids, generation_config)
-            model_kwargs[relay.cache_name] = call.cache  # last: where anything fails they are stock's inputs still
+            outputs = _relayed(call, decision, asked)
+            _hand_over(call, asked)
+            model_kwargs[cache_name] = call.cache  # last: where anything fails they are stock's inputs still
             return outputs
     except TokenIdError:
         raise
@@ -87,34 +62,44 @@ def prefill(
         if lacking:
             logger.warning("relay_hf: the call goes on as stock: %s", failure)
         with guarded("the reason why this call goes on as stock could not be logged"):
-            tell(relay, failure, failure.source)
+            tell(facts, failure, failure.source)
     finally:
         call.capture = None
-    call.cache = call.transcript = None
+    call.cache = call.recorder = None
     if lacking:
-        relay.free_memory()
-    call.report = _counted(decision.report(), input_ids, model_kwargs)
+        facts.free_memory()
+    call.report = _counted(decision.report(), asked)
     if isinstance(given, RelayCache):
-        model_kwargs[relay.cache_name] = call.stand_in_for(given)
-    outputs = stock(*arguments, is_first_iteration)
+        model_kwargs[cache_name] = call.stand_in_for(given)
+    outputs = stock(*asked)
     # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
     if unfit:
-        relay.model_refusal = decision.refused
+        facts.findings.refusal = decision.refused
     elif unforeseen:
-        relay.unexplained += 1
-        if relay.unexplained > 1:  # once may be the moment's fault, twice is the model's
-            relay.model_refusal = decision.refused
+        facts.findings.unexplained += 1
+        if facts.findings.unexplained > 1:  # once may be the moment's fault, twice is the model's
+            facts.findings.refusal = decision.refused
     return outputs
 
 
-def _prefilled(relay: Relay, input_ids: Tensor, generation_config: GenerationConfig) -> None:
-    """Note that what follows are decode steps."""
-    call = open_call()
-    call.masks_known = not call.own_loop
-    if call.cache is not None:
-        steps = max((generation_config.max_length or 0) - input_ids.shape[1] - 1, 0)  # one token is the prefill's
-        ahead = (generation_config.num_beams or 1) == 1  # beams are reordered before they are fed
-        call.stepper = relay.graphs.stepper(call, call.cache, steps, ahead)
+def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
+    """Note that what follows are decode steps, of generate()'s loop."""
+    facts, own_loop = call.facts, call.facts.arguments.own_loop
+    call.masks_known = not own_loop
+    if call.cache is None:
+        return
+    config = asked.generation_config
+    steps = max((config.max_length or 0) - asked.input_ids.shape[1] - 1, 0)  # one token is the prefill's
+    call.runner = GraphRunner(
+        facts.graphs,
+        call,
+        facts.view.modules,
+        call.cache,
+        steps,
+        facts.graphs.refusal(call.cache, facts.view.modules, own_loop),
+        ahead=(config.num_beams or 1) == 1,  # beams are reordered before they are fed
+    )
+    active_runner.set(call.runner)
 
 
 def _failure(error: Exception, lacking: bool) -> Refusal:
@@ -127,129 +112,34 @@ def _failure(error: Exception, lacking: bool) -> Refusal:
     return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's are pages
 
 
-def _relayed(
-    relay: Relay, decision: Decision, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
-) -> Any:
-    call, prompts = open_call(), decision.prompts
-    chunk = generation_config.prefill_chunk_size
-    cache, shared = lay_out(relay, decision, input_ids, generation_config, inputs)
+def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> Any:
+    """A prefill that shares: the rows' own tokens go through the model behind what they share."""
+    facts, prompts = call.facts, decision.prompts
+    cache, shared = lay_out(call, decision, asked)
     call.cache = cache
     call.report = decision.report()
-    transcript = None
+    recorder = None
     if decision.keep_row:
-        steps_alike = architecture_of(relay.text_config).steps_alike
-        goes_on = steps_alike and not prompts.holes and not call.callers_code
+        steps_alike = facts.view.architecture.steps_alike
+        goes_on = steps_alike and not prompts.holes and not facts.arguments.callers_code
         shared_length = decision.shared_lengths[0]
-        transcript = RowRecorder(relay, cache, prompts.row(0), shared_length, goes_on, decision.witness)
-        call.capture = transcript.expanded
+        recorder = RowRecorder(facts, cache, prompts.row(0), shared_length, goes_on, decision.fingerprint)
+        call.capture = recorder.expanded
     if cache.state_layers:  # filled group by group
-        outputs = run_gapless(relay, input_ids, inputs, cache, shared, chunk)
+        outputs = forward_by_length(call, asked, cache, shared)
         call.cache = cache
     else:
-        outputs = run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
-    call.transcript = transcript
-    if transcript is not None and transcript.ends_with_prompt:
-        relay.keep_row(call)
+        outputs = forward_rows(facts, asked.input_ids, asked.inputs, cache, cache.rows.offset, asked.chunk)
+    call.recorder = recorder
+    if recorder is not None and recorder.ends_with_prompt:
+        call.keep_row()
     return outputs
 
 
-def lay_out(
-    relay: Relay, decision: Decision, input_ids: Tensor, generation_config: GenerationConfig, inputs: dict[str, Any]
-) -> tuple[RelayCache, list[tuple[tuple[int, ...], PrefixKV]]]:
-    """The cache that the rows' own tokens are to go through the model with, and what is shared in it, with its rows.
-
-    What is not kept of that is prefilled. Arguments as for `decide`.
-    """
-    given, prompts = inputs.get(relay.cache_name), decision.prompts
-    cache = given if isinstance(given, RelayCache) else RelayCache(relay.text_config, like=given)
-    filled = _fill(relay, decision, inputs, generation_config.prefill_chunk_size)
-    lengths = decision.shared_lengths
-    ends = [start + length for start, length in zip(prompts.start.tolist(), lengths, strict=True)]
-    offset = min(ends)
-    own_start = [end - offset for end in ends]
-    rows = RowLayout(
-        offset=offset,
-        shared_length=lengths,
-        own_start=torch.tensor(own_start) if any(own_start) else None,
-        reserve=input_ids.shape[1] - offset + new_tokens(generation_config, input_ids.shape[1]),
-        spare=_spare(relay, cache),
-    )
-    shared = [(each.rows, piece) for each, own in filled for piece in own]
-    cache.share(shared, rows, len(prompts.ids), ComputeContext.of(relay.model))
-    rows.holes = own_columns(cache, prompts.attended)  # all of it on the host, and only then to the device
-    rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
-    rows.own_start = None if rows.own_start is None else rows.own_start.to(device_of(relay.model))
-    return cache, shared
-
-
-def _spare(relay: Relay, cache: RelayCache) -> int:
-    """Bytes that a layer of the cache may take for tokens to come."""
-    return int(_SHARE_RESERVED * free_bytes(device_of(relay.model))) // max(len(cache.kv_layers), 1)
-
-
-def _fill(relay: Relay, decision: Decision, inputs: dict[str, Any], chunk: int | None) -> Filled:
-    """What the rows share: from the store, from the model, or both."""
-    given = {name for name, value in inputs.items() if value is not None}
-    if decision.keep:
-        return fill_and_keep(relay, decision.runs, decision.held, given, chunk, decision.witness)[0]
-    return fill(relay, decision.runs, decision.held, given, chunk)
-
-
-def _counted(report: RelayReport, input_ids: Tensor, inputs: dict[str, Any]) -> RelayReport:
+def _counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
     """With the rows and tokens of a call whose prompts were not looked at."""
+    input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
     if not report.rows and input_ids.dim() == 2:
-        mask = inputs.get("attention_mask")
         report.rows = len(input_ids)
         report.prompt_tokens_computed = input_ids.numel() if mask is None else int(mask.sum())
     return report
-
-
-def _continue(
-    relay: Relay,
-    cache: RelayCache,
-    input_ids: Tensor,
-    generation_config: GenerationConfig,
-    inputs: dict[str, Any],
-    first: bool,
-) -> RelayReport:
-    """A RelayCache that an earlier call filled, given back: goes on as it is, or as a DynamicCache where it can't."""
-    if not cache.kv_layers:  # nothing in it says how many columns it has seen
-        inputs[relay.cache_name] = open_call().stand_in_for(cache)
-        return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
-    past, mask = cache.get_seq_length(), inputs.get("attention_mask")
-    attended = None if mask is None else torch.from_numpy(on_host(mask))
-    refused = refusal(relay, input_ids, generation_config, inputs, first, cache) or padding_refusal(attended)
-    if refused is None and cache.context not in (None, ComputeContext.of(relay.model)):
-        refused = Reason.CACHE_ELSEWHERE.of()
-    if generation_config.prefill_chunk_size is not None and not CHUNKS_GO_ON:
-        refused = Reason.CHUNKS_ON_CACHE.of()
-    if refused is None and not cache.is_shared:
-        # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
-        refused = Reason.CACHE_UNSHARED.of()
-    if refused is None and attended is not None and attended.shape[1] <= past:
-        # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
-        refused = Reason.CACHE_LONGER.of()
-    try:
-        holes = own_columns(cache, attended)
-        cache.rows.holes = None if holes is None else holes.to(input_ids.device)
-    except RelayError as error:
-        refused = refused or Reason.UNFIT_CALL.of(why=error)
-    columns = max(input_ids.shape[1] - past, 0)
-    computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
-    if refused is not None:
-        inputs[relay.cache_name] = open_call().stand_in_for(cache)
-        report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
-        report.reason += CONTINUED
-        return report
-    if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
-        cache.rows.own_start = own_copy(cache.rows.own_start)  # it would be one for good
-    cache.rows.reserve = max((generation_config.max_length or 0) - cache.rows.offset, 0)
-    cache.rows.spare = _spare(relay, cache)
-    return RelayReport(
-        relayed=True,
-        reason="a returned cache, continued",
-        rows=len(input_ids),
-        prefix_length=max(cache.rows.shared_lengths),
-        prompt_tokens_computed=computed,
-        levels=cache.levels,
-    )

@@ -1,45 +1,40 @@
-"""Prefilling a forest of shared runs: level by level, the runs of a level as one batch."""
+"""Prefilling a forest of shared prefixes: level by level, the nodes of a level as one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..cache_utils import PrefixKV, RelayCache, RowLayout
-from ..model.device import device_of, store_key
-from ..model.fingerprint.embedding import embedding_samples
+from ..model.fingerprint import ModelFingerprint, embedding_samples
+from ..prefix import KeptPrefix, PrefixNode
 from ..prefix.store import Prefilled
-from .call import open_call
-from .forward_rows import run
+from .call import GenerateCall
+from .forward_rows import forward_rows
 
-if TYPE_CHECKING:
-    from ..model.fingerprint.fingerprint import ModelFingerprint
-    from ..prefix import KeptPrefix, PrefixNode
-    from ..relay import Relay
-
-# A kept run in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
+# A kept node in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
 # step another part of attention, 0.06 ms with tiny operands. The states of recurrent layers keep a conversation in as
 # many pieces as it has turns.
 _MOST_PIECES = 4
 
-Filled = list[tuple["PrefixNode", list[PrefixKV]]]  # runs, and what the model keeps of them, in pieces
-_Path = tuple[tuple["PrefixNode", list[PrefixKV]], ...]  # a run with those before it, from the first one on
+PrefilledTree = list[tuple[PrefixNode, list[PrefixKV]]]  # nodes, and what the model keeps of them, in pieces
+_Path = tuple[tuple[PrefixNode, list[PrefixKV]], ...]  # a node with those before it, from the first one on
 
 
-def fill(
-    relay: Relay,
+def prefill_tree(
+    call: GenerateCall,
     runs: list[PrefixNode],
     held: Callable[[PrefixNode], list[PrefixKV]],
     inputs: Collection[str],
     chunk: int | None = None,
-) -> Filled:
+) -> PrefilledTree:
     """A forest of runs with their KV: from the store, or prefilled. Each token goes through the model once.
 
     Args:
-        relay: the model's handle.
+        call: the call that runs.
         runs: a forest.
         held: what there is of a run that is kept.
         inputs: names of the keyword inputs that the forwards of the call have.
@@ -48,7 +43,7 @@ def fill(
     Returns:
         Every run with what there is of it now, each after the run before it.
     """
-    done: Filled = []
+    done: PrefilledTree = []
     ready: list[tuple[PrefixNode, _Path]] = [(each, ()) for each in runs]
     while ready:
         level, missing = ready, []
@@ -62,45 +57,46 @@ def fill(
                 missing.append((each, path))
         ready = []
         # Asked only where anything is missing: 0.7 ms for 33 layers.
-        gapless = bool(missing) and bool(RelayCache(relay.text_config).state_layers)
+        gapless = bool(missing) and bool(RelayCache(call.facts.view.text_config).state_layers)
         for batch in _batches(missing, gapless):
-            for (each, path), own in zip(batch, _prefill(relay, batch, inputs, chunk), strict=True):
+            for (each, path), own in zip(batch, _prefill(call, batch, inputs, chunk), strict=True):
                 done.append((each, [own]))
                 ready += [(child, (*path, done[-1])) for child in each.children]
     return done
 
 
-def fill_and_keep(
-    relay: Relay,
+def prefill_and_store(
+    call: GenerateCall,
     runs: list[PrefixNode],
     held: Callable[[PrefixNode], list[PrefixKV]],
     inputs: Collection[str],
     chunk: int | None = None,
     before: ModelFingerprint | None = None,
     pin: bool = False,
-) -> tuple[Filled, list[KeptPrefix | None]]:
-    """`fill`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
+) -> tuple[PrefilledTree, list[KeptPrefix | None]]:
+    """`prefill_tree`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
 
     `before`: the model when it was looked up what is kept; None: nothing was. `pin`: what is kept is to stay.
 
     Returns:
-        What `fill` does, and the prefixes that are kept now, in the order of the runs that were not.
+        What `prefill_tree` does, and the prefixes that are kept now, in the order of the nodes that were not.
     """
     missing = [(each, ids) for each, ids in _with_ids(runs) if not each.kept]
     if not missing:
-        return fill(relay, runs, held, inputs, chunk), []
-    modules, embedding = open_call().modules, relay.model.get_input_embeddings()
-    before = before or relay.keeper.witness(modules)
+        return prefill_tree(call, runs, held, inputs, chunk), []
+    view, store = call.facts.view, call.facts.store
+    before = before or store.fingerprint(view.modules)
     lengths = [len(each.ids) for each, _ in missing]
-    looks = embedding_samples(embedding, torch.cat([each.ids for each, _ in missing]))  # one for all
-    rows = [each.clone() for each in looks.split(lengths)]
-    reach = store_key(relay.model)
-    filled = fill(relay, runs, held, inputs, chunk)
-    if store_key(relay.model) != reach:
-        return filled, [None for _ in missing]  # a part is of each setting: another thread may change one
+    samples = embedding_samples(view.embedding, torch.cat([each.ids for each, _ in missing]))  # one look for all
+    rows = [each.clone() for each in samples.split(lengths)]
+    key = view.store_key
+    filled = prefill_tree(call, runs, held, inputs, chunk)
+    if view.store_key != key:
+        # Another thread has changed how PyTorch computes: some of the KV was computed in one way, some in another.
+        return filled, [None for _ in missing]
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
-    return filled, relay.keeper.keep(before, modules, new, reach)
+    return filled, store.keep(before, view.modules, new, key)
 
 
 def _with_ids(runs: list[PrefixNode]) -> Iterator[tuple[PrefixNode, Tensor]]:
@@ -132,12 +128,13 @@ def _batches(level: list[tuple[PrefixNode, _Path]], gapless: bool) -> Iterator[l
 
 
 def _prefill(
-    relay: Relay, batch: Sequence[tuple[PrefixNode, _Path]], inputs: Collection[str], chunk: int | None
+    call: GenerateCall, batch: Sequence[tuple[PrefixNode, _Path]], inputs: Collection[str], chunk: int | None
 ) -> list[PrefixKV]:
     """Each run as a row of a batch, behind the runs on its path."""
     runs = [each for each, _ in batch]
     width, widest = max(each.end for each in runs), max(len(each.ids) for each in runs)
-    device = device_of(relay.model)
+    view = call.facts.view
+    device = view.device
     own_start = [widest - len(each.ids) for each in runs]
     rows = RowLayout(
         offset=width - widest,
@@ -153,13 +150,12 @@ def _prefill(
             pieces[each] = own
     # A run is met before those that follow it.
     shared = [(tuple(indices), piece) for each, indices in users.items() for piece in pieces[each]]
-    cache = RelayCache(relay.text_config)
+    cache = RelayCache(view.text_config)
     cache.share(shared, rows, len(batch))
-    call = open_call()
     captured: dict[int, tuple[Tensor, Tensor]] = {}
     call.cache, call.capture = cache, captured
     ids, own_inputs = _inputs(runs, width, inputs, device)
-    run(relay, ids, own_inputs, cache, rows.offset, chunk)
+    forward_rows(call.facts, ids, own_inputs, cache, rows.offset, chunk)
     call.capture = None
     alone = len(batch) == 1  # copied otherwise: views would hold the whole batch
     return [

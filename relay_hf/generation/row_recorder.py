@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..cache_utils import RelayCache
-from ..model.device import store_key
-from ..model.fingerprint.embedding import embedding_samples
-from ..model.fingerprint.keeping import keeping_refusal
-from ..model.fingerprint.module_state import all_modules
+from ..model.fingerprint import ModelFingerprint, embedding_samples, keeping_refusal
+from ..model.view import ModelView
 from ..prefix.store import Prefilled
-from .call import open_call
-from .eligibility import hook_refusal, rope_refusal
-
-if TYPE_CHECKING:
-    from ..model.fingerprint.fingerprint import ModelFingerprint
-    from ..relay import Relay
+from .eligibility import rope_refusal
+from .eligible_models import hook_refusal
+from .facts import CallFacts
 
 # A row is kept before it is known whether its start returns: at most so much of the store is given to one.
 _SHARE_OF_STORE = 0.5
 
 
 class RowRecorder:
-    """What goes through the model in a call of one row, from the prompt's prefill on.
+    """Notes what goes through the model in a call of one row, from the prompt's prefill on.
 
     Attributes:
         expanded: K and V of the prompt as attention saw them, by layer, where the cache stores something else (MLA).
 
     Args:
-        relay: the model's handle.
+        facts: of the call.
         cache: the call's cache.
         prompt: `[P]`, the row's tokens, on the host, up to its first hole.
         shared: how many of them are in segments.
@@ -42,21 +35,21 @@ class RowRecorder:
 
     def __init__(
         self,
-        relay: Relay,
+        facts: CallFacts,
         cache: RelayCache,
         prompt: Tensor,
         shared: int,
         goes_on: bool,
         before: ModelFingerprint | None,
     ) -> None:
-        self._relay = relay
+        self._facts = facts
         self._cache = cache
         self._prompt = prompt.clone()  # a view of the caller's own tensor, as a rule
         self._shared = shared
         self._goes_on = goes_on
-        self._reach = store_key(relay.model)
-        self._before = before or relay.keeper.witness(open_call().modules)
-        self._embedded = embedding_samples(relay.model.get_input_embeddings(), prompt[shared:])
+        self._store_key = facts.view.store_key
+        self._before = before or facts.store.fingerprint(facts.view.modules)
+        self._samples = embedding_samples(facts.view.embedding, prompt[shared:])
         self._fed: list[Tensor] = []
         self.expanded: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -73,12 +66,14 @@ class RowRecorder:
 
     def keep(self) -> None:
         """Keep the row, up to the last token that went through the model."""
-        relay, cache, prompt = self._relay, self._cache, self._prompt
-        modules = all_modules(relay.model)  # as they are now
-        if keeping_refusal(relay.model, modules) or hook_refusal(modules, relay):
+        facts, cache, prompt = self._facts, self._cache, self._prompt
+        view = ModelView.of(facts.view.model)  # as it is now
+        if keeping_refusal(view.model, view.modules) or hook_refusal(view):
             return
-        if store_key(relay.model) != self._reach:
-            return  # of each setting there is a part: a tokenizer behind a streamer, or another thread, has changed one
+        if view.store_key != self._store_key:
+            # Another thread, or a tokenizer of a streamer, has changed how PyTorch computes: some of the KV was
+            # computed in one way, and some in another.
+            return
         answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
         total = len(prompt) + len(answer)
         own = total - self._shared
@@ -86,12 +81,12 @@ class RowRecorder:
         columns = min(held, default=own)  # behind a hole there are more
         if len(held) > 1 or (columns != own if self._goes_on else columns < own):
             return  # somebody has cropped the cache, or fed it by another way
-        if rope_refusal(open_call().configs, total):
+        if rope_refusal(facts.view.configs, total):
             if cache.state_layers:
                 return  # states belong to the last token
             answer = answer[:0]
         ids = torch.cat([prompt, answer])
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
-        rows = torch.cat([self._embedded, embedding_samples(relay.model.get_input_embeddings(), answer)])
-        most = int(relay.keeper.budget * _SHARE_OF_STORE)
-        relay.keeper.keep(self._before, modules, [Prefilled(ids, run, rows)], self._reach, most)
+        samples = torch.cat([self._samples, embedding_samples(view.embedding, answer)])
+        most = int(facts.store.budget * _SHARE_OF_STORE)
+        facts.store.keep(self._before, view.modules, [Prefilled(ids, run, samples)], self._store_key, most)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import RelayError
-from ..model.device import store_key
-from ..model.fingerprint.embedding import embedding_samples
+from ..model.fingerprint import embedding_samples
 from ..model.identity import difference, identity_of
 from ..model.vocabulary import check_prefix
 from ..prefix import KeptPrefix, Planned, PrefixFile, is_there, overhead_bytes, write
 from ..prefix.headers import printable
 from ..prefix.layout import rebuilt
-from ..prefix.store import Prefilled, beside_token
-from .call import open_call
-from .warm import check_keepable, of_one_token
-
-if TYPE_CHECKING:
-    from ..relay import Relay
+from ..prefix.store import Prefilled, token_overhead
+from .call import GenerateCall
+from .facts import CallFacts
+from .warm import check_keepable, kv_of_one_token
 
 
-def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | None) -> tuple[KeptPrefix, ...]:
-    """Write kept prefixes, and what they extend; inside an open call."""
-    keeper, modules, embedding = relay.keeper, open_call().modules, relay.model.get_input_embeddings()
+def save_prefixes(facts: CallFacts, path: Path, chosen: Collection[KeptPrefix] | None) -> tuple[KeptPrefix, ...]:
+    """Write kept prefixes, and what they extend."""
+    view, store = facts.view, facts.store
     if not is_there(path) and not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
     if chosen is not None and not chosen:
         raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
-    nodes, stored, before = keeper.stored(modules, embedding, store_key(relay.model), chosen)
+    nodes, stored, before = store.stored(view.modules, view.embedding, view.store_key, chosen)
     held = {node.ids.numpy().tobytes() for node in nodes}
     gone = [each for each in chosen or () if each.ids.numpy().tobytes() not in held]
     if gone:
@@ -42,53 +38,53 @@ def save_prefixes(relay: Relay, path: Path, chosen: Collection[KeptPrefix] | Non
             "no prefix is kept, so there is nothing to save. Warm one, or generate; what was kept is dropped when the "
             "model changes, and serves only the device, dtype, autocast, arithmetic and CUDA stream it was kept under."
         )
-    identity = identity_of(relay.model, before)
-    if not before.same(keeper.witness(modules)):
+    identity = identity_of(view, before)
+    if not before.same(store.fingerprint(view.modules)):
         raise RelayError("the model changed while its weights were read; save again.")
     write(path, identity, stored)
     return tuple(nodes)
 
 
-def load_prefixes(relay: Relay, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
-    """Keep the prefixes of a file, all or none, if they are this model's; inside an open call."""
-    model, keeper, modules, context = relay.model, relay.keeper, open_call().modules, store_key(relay.model)
-    embedding = model.get_input_embeddings()
+def load_prefixes(call: GenerateCall, path: Path, mmap: bool) -> tuple[KeptPrefix, ...]:
+    """Keep the prefixes of a file, all or none, if they are this model's."""
+    facts, view, store = call.facts, call.facts.view, call.facts.store
+    key, embedding = view.store_key, view.embedding
     with PrefixFile(path) as file:
-        before = keeper.witness(modules)
-        check_keepable(relay, 1)
-        template = of_one_token(relay)  # puts a token through the model, which sets buffers that depend on the length
-        other = difference(file.identity, model)
+        before = store.fingerprint(view.modules)
+        check_keepable(facts, 1)
+        template = kv_of_one_token(call)  # puts a token through the model, which sets buffers that depend on the length
+        other = difference(file.identity, view)
         if other is not None:
             raise file.error(f"has prefixes of {other}")
-        size = file.check(template, beside_token(embedding))
+        size = file.check(template, token_overhead(embedding))
         holds = f"{printable(path)} holds {size} bytes"
-        if size > keeper.budget:
-            raise RelayError(f"{holds}, more than the store's budget of {keeper.budget}: {_RAISE}.")
+        if size > store.budget:
+            raise RelayError(f"{holds}, more than the store's budget of {store.budget}: {_RAISE}.")
         stored = file.read(template, mmap)
     longest = max((each.run.end for each in stored), default=1)
     try:
         for each in stored:
-            check_prefix(model, each.ids, longest, "its prefixes")
+            check_prefix(view.model, each.ids, longest, "its prefixes")
     except ValueError as error:
         raise file.error(f"has token ids that this model does not take ({error})") from None
-    check_keepable(relay, longest)
-    runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(model.device)) for each in stored]
+    check_keepable(facts, longest)
+    runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(view.model.device)) for each in stored]
     rows = [embedding_samples(embedding, each.ids) for each in stored]
     planned = [
         Planned(each.ids, run.length, run.nbytes + overhead_bytes(seen), each.parent)
         for each, run, seen in zip(stored, runs, rows, strict=True)
     ]
-    short = keeper.lacks(planned, context, make_room=True)
+    short = store.lacks(planned, key, make_room=True)
     if short:
         raise RelayError(
-            f"{holds}, and pinned prefixes leave {short} too few of the store's budget of {keeper.budget}: {_RAISE}, "
+            f"{holds}, and pinned prefixes leave {short} too few of the store's budget of {store.budget}: {_RAISE}, "
             "or let some of them go."
         )
     new = (
         Prefilled(each.ids, run, seen, each.pinned, each.parent)
         for each, run, seen in zip(stored, runs, rows, strict=True)
     )
-    kept = keeper.keep(before, modules, new, context, join=False)
+    kept = store.keep(before, view.modules, new, key, join=False)
     found = tuple(each for each in kept if each is not None)
     if len(found) < len(stored):
         what = "could not be kept: the model changed meanwhile; load them again."

@@ -1,4 +1,4 @@
-"""Prefixes ahead of their first request, and what a call would do without running it."""
+"""Prefixes that are prefilled and kept ahead of their first request."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..cache_utils import PrefixKV
 from ..errors import RelayError
-from ..model.architectures import architecture_of
-from ..model.device import is_out_of_memory, store_key
-from ..model.fingerprint.keeping import keeping_refusal
+from ..model.device import is_out_of_memory
+from ..model.fingerprint import keeping_refusal
 from ..model.upstream.caches import keeps_state
 from ..model.vocabulary import check_prefix
 from ..prefix import KeptPrefix, Planned, PrefixNode, divided
-from ..prefix.store import beside_token
-from . import eligibility
-from .call import open_call
-from .decision import match
-from .prefix_prefill import fill, fill_and_keep
+from ..prefix.store import token_overhead
+from . import eligibility, eligible_models
+from .call import GenerateCall
+from .facts import CallFacts
+from .prefix_prefill import prefill_and_store, prefill_tree
 from .progress import progress_bar
+from .sharing import match
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from ..cache_utils import PrefixKV
-    from ..relay import Relay
 
 
 def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
@@ -51,38 +49,83 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     return ids
 
 
-def warm(relay: Relay, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
-    """Prefill what is not kept of `ids` (`[P]`), `chunk` tokens at a time, and keep it; inside an open call.
+def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
+    """Prefill what is not kept of `ids` (`[P]`), `chunk` tokens at a time, and keep it.
 
     Each chunk is kept before the next one, which goes on from it: so it takes no mask, and an interrupt loses little.
     Models with recurrent layers take all at once: where their chunks begin changes stock's own output.
     """
-    check_keepable(relay, len(ids))
-    if keeps_state(relay.default_cache()):
+    facts, view = call.facts, call.facts.view
+    check_keepable(facts, len(ids))
+    if keeps_state(view.default_cache()):
         chunk = None
-    done = match(relay, [ids])[0][0].length
+    done = match(facts, [ids])[0][0].length
     ends = [*range(done + (chunk or len(ids)), len(ids), chunk or len(ids)), len(ids)]
     if len(ends) > 1:
-        size = of_one_token(relay).nbytes + beside_token(relay.model.get_input_embeddings())
-        if relay.keeper.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], store_key(relay.model)):
-            raise _too_large(relay, len(ids) * size)
+        size = kv_of_one_token(call).nbytes + token_overhead(view.embedding)
+        if facts.store.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], view.store_key):
+            raise _too_large(facts, len(ids) * size)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:
-            prefix = _keep_prefix(relay, ids[:end], pin and end == len(ids))
+            prefix = _keep_prefix(call, ids[:end], pin and end == len(ids))
             reached(end)
     return prefix
 
 
-def of_one_token(relay: Relay) -> PrefixKV:
+def kv_of_one_token(call: GenerateCall) -> PrefixKV:
     """What the model keeps of a token, which is put through it: which tensors, of which dtypes and shapes."""
     run = PrefixNode(0, torch.zeros(1, dtype=torch.int64), (0,))
     with _named_failure():
-        ((_, (found,)),) = fill(relay, [run], lambda _: [], _prefill_inputs(relay))
+        ((_, (found,)),) = prefill_tree(call, [run], lambda _: [], _prefill_inputs(call.facts))
     return found
 
 
-def _prefill_inputs(relay: Relay) -> set[str]:
-    return relay.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
+def check_keepable(facts: CallFacts, length: int) -> None:
+    """Raise a RelayError that says why no prefix of `length` tokens can be kept now."""
+    view = facts.view
+    cache = view.default_cache()
+    refused = (
+        facts.findings.refusal
+        or eligible_models.model_refusal(view)
+        or eligible_models.attention_refusal(view)
+        or eligibility.cache_refusal(cache)
+        or keeping_refusal(view.model, view.modules)
+        or eligible_models.hook_refusal(view)
+        or eligibility.rope_refusal(view.configs, length)
+    )
+    if not refused and keeps_state(cache):
+        refused = eligible_models.recurrent_refusal(view)
+    if refused:
+        raise RelayError(f"no prefix of this model can be kept: {refused}")
+
+
+def _keep_prefix(call: GenerateCall, ids: Tensor, pin: bool) -> KeptPrefix:
+    facts, view = call.facts, call.facts.view
+    (found,), before = match(facts, [ids])
+    reused = found.length
+    missing = len(ids) - reused
+    # Token by token, or with the code for a single token, its state would be another than stock's prefill leaves.
+    by_steps = view.architecture.recurrent == "steps" or missing == 1
+    if missing and by_steps and keeps_state(view.default_cache()):
+        reused = 0
+    runs = divided([PrefixNode(0, ids, (0,))], lambda row, first: reused, [ids])
+    with _named_failure():
+        filled, kept = prefill_and_store(
+            call, runs, lambda run: found.runs(run.start, run.end), _prefill_inputs(facts), before=before, pin=pin
+        )
+    prefix = kept[-1] if kept else facts.store.ending(ids, view.store_key, pin)
+    if prefix is None:
+        token = token_overhead(view.embedding)
+        size = sum(piece.nbytes + piece.length * token for _, own in filled for piece in own)
+        if size > facts.store.budget or any(each.pinned for each in facts.store.prefixes):
+            raise _too_large(facts, size)
+        what = "the model changed or clear() was called while the prefix was prefilled"
+        raise RelayError(f"{what}; warm it again")
+    return prefix
+
+
+def _prefill_inputs(facts: CallFacts) -> set[str]:
+    return facts.view.forward_inputs.keys() & {"position_ids", "logits_to_keep"}
 
 
 @contextmanager
@@ -97,52 +140,9 @@ def _named_failure() -> Iterator[None]:
         raise RelayError(f"no prefix of this model can be kept: {what}") from error
 
 
-def _too_large(relay: Relay, size: int) -> RelayError:
-    pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in relay.prefixes) else ""
-    budget = relay.keeper.budget
+def _too_large(facts: CallFacts, size: int) -> RelayError:
+    pinned = ", of which pinned prefixes take a part" if any(each.pinned for each in facts.store.prefixes) else ""
+    budget = facts.store.budget
     return RelayError(
         f"the prefix takes {size} bytes, more than the store's budget of {budget}{pinned}; raise max_store_bytes"
     )
-
-
-def _keep_prefix(relay: Relay, ids: Tensor, pin: bool) -> KeptPrefix:
-    architecture = architecture_of(relay.text_config)
-    recurrent = keeps_state(relay.default_cache())
-    (found,), witness = match(relay, [ids])
-    reused = found.length
-    missing = len(ids) - reused
-    # Token by token, or with the code for a single token, its state would be another than stock's prefill leaves.
-    if recurrent and missing and (architecture.recurrent == "steps" or missing == 1):
-        reused = 0
-    runs = divided([PrefixNode(0, ids, (0,))], lambda row, first: reused, [ids])
-    with _named_failure():
-        filled, kept = fill_and_keep(
-            relay, runs, lambda run: found.runs(run.start, run.end), _prefill_inputs(relay), before=witness, pin=pin
-        )
-    prefix = kept[-1] if kept else relay.keeper.ending(ids, store_key(relay.model), pin)
-    if prefix is None:
-        token = beside_token(relay.model.get_input_embeddings())
-        size = sum(piece.nbytes + piece.length * token for _, own in filled for piece in own)
-        if size > relay.keeper.budget or any(each.pinned for each in relay.prefixes):
-            raise _too_large(relay, size)
-        what = "the model changed or clear() was called while the prefix was prefilled"
-        raise RelayError(f"{what}; warm it again")
-    return prefix
-
-
-def check_keepable(relay: Relay, length: int) -> None:
-    """Raise a RelayError that says why no prefix of `length` tokens can be kept now; inside an open call."""
-    model, call, cache = relay.model, open_call(), relay.default_cache()
-    refused = (
-        relay.model_refusal
-        or eligibility.model_refusal(model)
-        or eligibility.attention_refusal(call.modules, call.configs)
-        or eligibility.cache_refusal(cache)
-        or keeping_refusal(model, call.modules)
-        or eligibility.hook_refusal(call.modules, relay)
-        or eligibility.rope_refusal(call.configs, length)
-    )
-    if not refused and keeps_state(cache):
-        refused = eligibility.recurrent_refusal(architecture_of(relay.text_config), model)
-    if refused:
-        raise RelayError(f"no prefix of this model can be kept: {refused}")

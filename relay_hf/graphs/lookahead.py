@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from ..generation.call import current_call
 from ..model.upstream.names import CRITERIA, CRITERIA_POSITION
+from .active import active_runner
 
 
 class LookaheadCriterion(StoppingCriteria):
@@ -21,9 +21,9 @@ class LookaheadCriterion(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """`[B]` bool, all False."""
-        call = current_call.get()
-        if call is not None and call.stepper is not None:
-            call.stepper.run_ahead(input_ids)
+        runner = active_runner.get()
+        if runner is not None:
+            runner.run_ahead(input_ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 

@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..generation.call import current_call
+from ..cache_utils import RelayCache
+from ..config import RelayConfig
 from ..model.compiling import CALL_PATH
 from ..model.device import ComputeContext
-from ..model.fingerprint.keeping import keeping_refusal
-from ..model.fingerprint.module_state import structure
+from ..model.fingerprint import keeping_refusal, structure
 from . import capture
+from .active import active_runner
 from .decode_graph import DecodeGraph, signature
 
 if TYPE_CHECKING:
-    from ..cache_utils import RelayCache
-    from ..generation.call import GenerateCall
-    from ..relay import Relay
-    from .runner import GraphRunner
+    from transformers import PreTrainedModel
 
 _MOST = 8
 # Of the device's memory, that graphs may take between calls.
@@ -38,18 +36,27 @@ class GraphPool:
     While a generate() runs, calls of the model come here first, as they come to a compiled model's `torch.compile`:
     a replay needs no hooks and no forward.
 
+    Args:
+        model: the model.
+        config: the options in force.
+
     Attributes:
         epoch: how often everything was dropped: what a call that began before that gives back is dropped too.
     """
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
+    def __init__(self, model: PreTrainedModel, config: RelayConfig) -> None:
+        self._model, self._config = model, config
         self._lock = threading.RLock()
         self._kept: list[DecodeGraph] = []  # the least recently used first
         self._refused: dict[Hashable, str] = {}
         self._open = 0
         self._reset = False  # the model's own `__dict__` has None there, by which a user undoes a compile()
         self.epoch = 0
+
+    def configure(self, config: RelayConfig) -> None:
+        """Take other options; what was captured under those before is dropped."""
+        self._config = config
+        self.clear()
 
     @property
     def nbytes(self) -> int:
@@ -60,11 +67,11 @@ class GraphPool:
     @property
     def least_steps(self) -> int:
         """Decode steps that must follow for a capture."""
-        return 1 if self._relay.config.cuda_graphs is True else _PAYS
+        return 1 if self._config.cuda_graphs is True else _PAYS
 
     def expected(self, new: int, where: torch.device) -> bool:
         """Whether most steps of a call for `new` tokens would be replays, as far as the device and options go."""
-        usable = self._relay.config.cuda_graphs is not False and capture.supports(where)
+        usable = self._config.cuda_graphs is not False and capture.supports(where)
         return usable and new > self.least_steps
 
     def __len__(self) -> int:
@@ -81,8 +88,8 @@ class GraphPool:
     @contextmanager
     def in_the_way(self) -> Iterator[bool]:
         """Let calls of the model come here first, where a graph may be used at all; whether that is so."""
-        model = self._relay.model
-        used = self._relay.config.cuda_graphs is not False and capture.supports(model.device)
+        model = self._model
+        used = self._config.cuda_graphs is not False and capture.supports(model.device)
         with self._lock:
             used = used and (self._open > 0 or model.__dict__.get(CALL_PATH) is None)
             if used:
@@ -105,8 +112,8 @@ class GraphPool:
 
     def refusal(self, cache: RelayCache, modules: Sequence[nn.Module], own_loop: bool) -> str | None:
         """Why no decode step of a call is to be a graph, or None."""
-        model = self._relay.model
-        if self._relay.config.cuda_graphs is False:
+        model = self._model
+        if self._config.cuda_graphs is False:
             return "cuda_graphs=False"
         if not capture.supports(model.device):
             self.clear()  # the model was on a device before that does
@@ -125,35 +132,35 @@ class GraphPool:
             return "autocast is on"
         return None
 
-    def key(self, call: GenerateCall, cache: RelayCache, inputs: Hashable) -> tuple[Hashable, Hashable]:
+    def key(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Hashable) -> tuple[Hashable, Hashable]:
         """What must be equal for a graph of one call to serve another: where weights lie, and all else."""
         rows, layers = cache.rows, cache.kv_layers
         shapes = tuple(
             (index, *((len(t), t.shape[1], t.shape[3], t.dtype) for t in layer.own_tensors()))
             for index, layer in layers.items()
         )
-        places, state = structure(call.modules)
-        context = (ComputeContext.of(self._relay.model), self._relay.config.backend, torch.is_inference_mode_enabled())
+        places, state = structure(modules)
+        context = (ComputeContext.of(self._model), self._config.backend, torch.is_inference_mode_enabled())
         return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
 
-    def refuse(self, call: GenerateCall, cache: RelayCache, inputs: Mapping[str, Any], why: str | None) -> None:
+    def refuse(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Mapping[str, Any], why: str) -> None:
         """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
         with self._lock:
             if len(self._refused) >= _MOST:
                 self._refused.clear()
-            self._refused[self.key(call, cache, signature(inputs))] = why or ""
+            self._refused[self.key(modules, cache, signature(inputs))] = why
 
-    def refused(self, call: GenerateCall, cache: RelayCache, inputs: Mapping[str, Any]) -> str | None:
+    def refused(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Mapping[str, Any]) -> str | None:
         """Why such steps could not be captured before, or None."""
         with self._lock:
-            return self._refused.get(self.key(call, cache, signature(inputs))) if self._refused else None
+            return self._refused.get(self.key(modules, cache, signature(inputs))) if self._refused else None
 
-    def find(self, call: GenerateCall, cache: RelayCache, steps: int, inputs: Hashable) -> DecodeGraph | None:
+    def find(self, modules: Sequence[nn.Module], cache: RelayCache, steps: int, inputs: Hashable) -> DecodeGraph | None:
         """A kept graph for the coming `steps` of a call, taken out, its buffers holding the call's rows."""
         with self._lock:
             if not self._kept:
                 return None
-            key = self.key(call, cache, inputs)
+            key = self.key(modules, cache, inputs)
             # Of weights that are no more, nothing is used again.
             self._kept = [graph for graph in self._kept if graph.key[0] == key[0]]
             own = max(layer.own_length for layer in cache.kv_layers.values())
@@ -167,10 +174,10 @@ class GraphPool:
                 self._kept.insert(place, graph)
         return None
 
-    def give_back(self, graph: DecodeGraph, call: GenerateCall) -> None:
+    def give_back(self, graph: DecodeGraph, modules: Sequence[nn.Module]) -> None:
         """Keep a graph that a call is done with, if there is room and the model is one that things are kept of."""
         budget = self._budget()
-        if keeping_refusal(self._relay.model, call.modules) is not None or graph.nbytes > budget:
+        if keeping_refusal(self._model, modules) is not None or graph.nbytes > budget:
             return
         with self._lock:
             if graph.epoch == self.epoch:
@@ -178,29 +185,16 @@ class GraphPool:
             while len(self._kept) > _MOST or sum(each.nbytes for each in self._kept) > budget:
                 self._kept.pop(0)
 
-    def stepper(self, call: GenerateCall, cache: RelayCache, steps: int, ahead: bool) -> GraphRunner:
-        """What runs the steps of a call behind its prefill; the arguments are the stepper's."""
-        from .runner import GraphRunner
-
-        return GraphRunner(self, call, cache, steps, self.refusal(cache, call.modules, call.own_loop), ahead)
-
     def _budget(self) -> int:
-        where = self._relay.model.device
+        where = self._model.device
         if where.type != "cuda":
             return 2**30
         return int(_SHARE * torch.cuda.get_device_properties(where).total_memory)
 
     def _call_model(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of the model's `__call__`."""
-        forward: Callable[..., Any] = self._relay.model._call_impl
-        call = current_call.get()
-        if call is None or call.owner is not self._relay or call.stepper is None:
+        forward: Callable[..., Any] = self._model._call_impl
+        runner = active_runner.get()
+        if runner is None or runner.pool is not self:
             return forward(*args, **kwargs)
-        return call.stepper.run(forward, args, kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy of the model starts without any."""
-        return {"_relay": self._relay}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_relay"])  # type: ignore[misc]
+        return runner.run(forward, args, kwargs)

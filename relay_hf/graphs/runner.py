@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..attention.listener import ForwardListener
+from ..attention.static_step import StaticStep
+from ..cache_utils import RelayCache, RelayLayer
 from ..errors import RelayError
 from ..model.device import is_out_of_memory
-from ..model.fingerprint.module_state import adapter_state
+from ..model.fingerprint import adapter_state
 from ..model.upstream.names import given_caches
 from . import capture
 from .decode_graph import (
@@ -27,13 +30,8 @@ from .decode_graph import (
     tensors_of,
     unfit_input,
 )
+from .pool import GraphPool
 from .recorder import Operations
-
-if TYPE_CHECKING:
-    from ..attention.static_step import StaticStep
-    from ..cache_utils import RelayCache, RelayLayer
-    from ..generation.call import GenerateCall
-    from .pool import GraphPool
 
 logger = logging.getLogger("relay_hf")
 
@@ -44,37 +42,42 @@ class GraphRunner:
     """Runs the forwards of a call behind its prefill.
 
     Args:
-        graphs: what the model keeps.
-        call: the generate() call.
-        cache: its cache, prefilled.
+        pool: what the model keeps.
+        call: who runs the steps.
+        modules: all modules of the model.
+        cache: the call's cache, prefilled.
         steps: decode steps that the call may make.
         refused: why none of them is to be a graph, or None.
         ahead: the loop feeds the very tokens that it shows its stopping criteria.
 
     Attributes:
         replayed: steps that were replays.
+        capturing: a step is being captured: its tokens are what the graph is to read, not what is fed.
         why_not: why none that follows is to be one, or None.
         nbytes: of the graphs that the call used.
     """
 
     def __init__(
         self,
-        graphs: GraphPool,
-        call: GenerateCall,
+        pool: GraphPool,
+        call: ForwardListener,
+        modules: Sequence[nn.Module],
         cache: RelayCache,
         steps: int,
         refused: str | None,
         ahead: bool = False,
     ) -> None:
-        self._graphs, self._call, self._cache, self._left = graphs, call, cache, steps
+        self.pool, self._call, self._modules, self._left = pool, call, modules, steps
+        self._cache = cache
         self._ahead = ahead
         self.replayed, self.nbytes = 0, 0
+        self.capturing = False
         self.why_not = refused
         self._graph: DecodeGraph | None = None
         self._recorded: tuple[Operations, Hashable, RowUsers] | None = None
         self._noting: Operations | None = None
         self._recordings = self._differed = self._lacked = 0
-        self._adapters = adapter_state(call.modules)
+        self._adapters = adapter_state(modules)
         self._astray = False
         self._waited = ""
 
@@ -88,7 +91,7 @@ class GraphRunner:
         if self.why_not is not None or not self._is_step(args, kwargs):
             return forward(*args, **kwargs)
         self._left -= 1
-        if self._adapters and adapter_state(self._call.modules) != self._adapters:
+        if self._adapters and adapter_state(self._modules) != self._adapters:
             self._close()
             self._refuse("adapters changed within the call")
             return forward(**kwargs)
@@ -97,14 +100,14 @@ class GraphRunner:
             self._close()
             graph = None
         if graph is None and self._recorded is None:
-            graph = self._graph = self._graphs.find(self._call, self._cache, self._left + 1, signature(kwargs))
+            graph = self._graph = self.pool.find(self._modules, self._cache, self._left + 1, signature(kwargs))
         if graph is not None:
             return self._replay(graph, kwargs)
         if self._recorded is not None:
             return self._capture(forward, kwargs, *self._recorded)
         return self._record(forward, kwargs)
 
-    def prepare(self, decoding: StaticStep) -> None:
+    def prepare(self, step: StaticStep) -> None:
         """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
         if self._noting is None:
             return
@@ -115,7 +118,7 @@ class GraphRunner:
             self._refuse("the model lies on several devices")
             return
         try:
-            decoding.plan.tables = DecodeTables(layers, segments_of(self._cache))
+            step.plan.tables = DecodeTables(layers, segments_of(self._cache))
         except ValueError as error:
             self._refuse(str(error))
 
@@ -142,7 +145,7 @@ class GraphRunner:
     def finish(self) -> None:
         """The call is over: its cache is let go. What others hold on to, it or its layers, gets memory of its own."""
         layers = {index: ref(layer) for index, layer in self._cache.kv_layers.items()}
-        self._cache = self._call.cache = self._call.decoding = self._call.transcript = None  # type: ignore[assignment]
+        self._cache = None  # type: ignore[assignment]
         graph, self._graph, self._recorded = self._graph, None, None
         if graph is not None:
             graph.forget()
@@ -157,10 +160,10 @@ class GraphRunner:
 
     def _give_back(self, graph: DecodeGraph, layers: Mapping[int, RelayLayer]) -> None:
         graph.leave(layers)
-        if self._call.decoding is graph.decoding:
-            self._call.decoding = None
+        if self._call.static_step is graph.decoding:
+            self._call.static_step = None
         self._astray |= graph.ran_astray()
-        self._graphs.give_back(graph, self._call)
+        self.pool.give_back(graph, self._modules)
 
     def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
         ids = kwargs.get("input_ids")
@@ -169,7 +172,7 @@ class GraphRunner:
 
     def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
-        if self._left < self._graphs.least_steps:
+        if self._left < self.pool.least_steps:
             if not self.replayed:
                 self.why_not = "too few steps may follow for a capture to pay"
             return forward(**kwargs)
@@ -179,11 +182,11 @@ class GraphRunner:
             return forward(**kwargs)
         name = unfit_input(kwargs)
         why = None if name is None else f"the model is given {name!r}, a {type(kwargs[name]).__name__}"
-        if why := why or self._graphs.refused(self._call, self._cache, kwargs):
+        if why := why or self.pool.refused(self._modules, self._cache, kwargs):
             self._refuse(why)
             return forward(**kwargs)
         outputs, operations = self._noted(forward, kwargs)
-        decoding = self._call.decoding
+        decoding = self._call.static_step
         if decoding is None:
             self._refuse("the steps are not static: they read masks, or attention takes what the cache does not store")
         elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
@@ -202,14 +205,14 @@ class GraphRunner:
     ) -> Any:
         """A step as a graph, if it does what the one before did."""
         self._recorded = None
-        decoding, cache = self._call.decoding, self._cache
+        decoding, cache = self._call.static_step, self._cache
         if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
             return self._record(forward, kwargs)
         if inputs_were != signature(kwargs) or rows_were.users != rows_of(cache).users:
-            self._call.decoding = None  # with tables of rows as they were
+            self._call.static_step = None  # with tables of rows as they were
             return self._record(forward, kwargs)
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
-        transcript, self._call.transcript = self._call.transcript, None  # it would note what the graph's next input is
+        self.capturing = True
         try:
             with capture.one_capture:
                 graph = self._captured(forward, kwargs, recorded, decoding) if capture.may_capture() else None
@@ -217,7 +220,7 @@ class GraphRunner:
             lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
             why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
         else:
-            self._call.transcript = transcript
+            self.capturing = False
             if graph is None:
                 self._waited = "other calls of generate() were running, beside which PyTorch before 2.13 can't capture"
                 self._recorded = recorded, inputs_were, rows_were  # perhaps the next step
@@ -226,10 +229,11 @@ class GraphRunner:
             self.nbytes += graph.nbytes
             self._note(kwargs)
             return graph.launch(cache)
+        self.capturing = False
         # Only now, as the error's frames are gone and with them what the capture has allocated.
         for index, length in before.items():
             cache.kv_layers[index].own_length = length
-        self._call.decoding, self._call.transcript = None, transcript
+        self._call.static_step = None
         if lacking and not self._lacked:
             self._lacked += 1
             capture.give_memory_back(kwargs["input_ids"].device)
@@ -239,7 +243,7 @@ class GraphRunner:
             return self._record(forward, kwargs)
         self._refuse(why)
         if not lacking:  # at another time there may be enough
-            self._graphs.refuse(self._call, cache, kwargs, why)
+            self.pool.refuse(self._modules, cache, kwargs, why)
         return forward(**kwargs)
 
     def _captured(
@@ -263,8 +267,8 @@ class GraphRunner:
         buffers = {index: cache.kv_layers[index].buffers for index in held}
         nbytes = _held(where) - allocated
         nbytes += sum(tensor.numel() * tensor.element_size() for pair in buffers.values() for tensor in pair)
-        key = self._graphs.key(self._call, cache, signature(kwargs))
-        epoch = self._graphs.epoch
+        key = self.pool.key(self._modules, cache, signature(kwargs))
+        epoch = self.pool.epoch
         graph = DecodeGraph(key, device_graph, decoding, buffers, inputs, outputs, output_type, nbytes, epoch)
         graph.lend(cache)
         return graph
@@ -278,20 +282,19 @@ class GraphRunner:
             self._noting = None
 
     def _replay(self, graph: DecodeGraph, kwargs: dict[str, Any]) -> Any:
-        self._call.decoding = graph.decoding
-        self._call.backends.add("triton")
+        self._call.static_step = graph.decoding
+        self._call.computed_by("triton")
         self._note(kwargs)
         return graph.replay(self._cache, kwargs)
 
     def _note(self, kwargs: Mapping[str, Any]) -> None:
         self.replayed += 1
-        if self._call.transcript is not None:
-            self._call.transcript.feed(self._cache, kwargs["input_ids"])
+        self._call.tokens(self._cache, kwargs["input_ids"])
 
     def _refuse(self, why: str) -> None:
         self.why_not = why
-        if self._call.decoding is not None:
-            self._call.decoding.plan.tables = None  # nobody keeps them up to date any more
+        if self._call.static_step is not None:
+            self._call.static_step.plan.tables = None  # nobody keeps them up to date any more
         logger.info("relay_hf: decode steps of this call are not replayed as a CUDA graph: %s", why)
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import RelayError
-from ..generation.call import open_call
 from ..prefix.headers import shown
 from .buffers import alike, computed_buffers
 from .device import autocast_of
@@ -21,6 +20,7 @@ from .fingerprint.contents import PLAIN
 from .fingerprint.module_state import adapter_state
 from .upstream.models import PASSING_ATTRIBUTES, rope_limit
 from .upstream.version import INSTALLED
+from .view import ModelView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,15 +60,16 @@ _WORDS = {
 }
 
 
-def identity_of(model: PreTrainedModel, seen: ModelFingerprint | None = None) -> dict[str, Any]:
-    """All of it, as JSON has it; inside an open call.
+def identity_of(view: ModelView, seen: ModelFingerprint | None = None) -> dict[str, Any]:
+    """All of it, as JSON has it.
 
-    `seen`: the witness of what is to be written; with it comes the digest of all weights and adapters, for which every
-    byte of them is read, and buffers that the model's own forward rewrites are left open.
+    `seen`: the fingerprint of the model that prefixes are to be written of. With it comes the digest of all weights and
+    adapters, for which every byte of them is read; and buffers that the model's own forward rewrites are left open.
 
     Raises:
         RelayError: the configuration can't be written as JSON.
     """
+    model = view.model
     autocast = autocast_of(model)
     try:
         config = _relevant(json.loads(model.config.to_json_string(use_diff=False)))
@@ -79,20 +80,20 @@ def identity_of(model: PreTrainedModel, seen: ModelFingerprint | None = None) ->
         "config": config,
         "dtype": str(model.dtype),
         "autocast": None if autocast is None else str(autocast),
-        "rope_limit": min(filter(None, map(rope_limit, open_call().configs)), default=None),
+        "rope_limit": min(filter(None, map(rope_limit, view.configs)), default=None),
         "modules": _modules_digest(model),
         "buffers": computed_buffers(model, frozenset() if seen is None else seen.ignore),
         "transformers": INSTALLED,
         "torch": torch.__version__,
     }
-    return known if seen is None else known | {_WEIGHTS: _weights_digest(model)}
+    return known if seen is None else known | {_WEIGHTS: _weights_digest(view)}
 
 
-def difference(stored: dict[str, Any], model: PreTrainedModel) -> str | None:
-    """How the model differs from the one that an identity is of, in words; None if it doesn't. Inside an open call."""
-    known = identity_of(model)
+def difference(stored: dict[str, Any], view: ModelView) -> str | None:
+    """How the model differs from the one that an identity is of, in words; None if it doesn't."""
+    known = identity_of(view)
     for name, words in _WORDS.items():  # the weights last: they take time
-        here = _weights_digest(model) if name == _WEIGHTS else known[name]
+        here = _weights_digest(view) if name == _WEIGHTS else known[name]
         there = stored.get(name)
         if not (alike(there, here) if name == "buffers" else here == there):
             return f"{words}: {_contrast(there, here)}"
@@ -113,14 +114,14 @@ def _modules_digest(model: PreTrainedModel) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _weights_digest(model: PreTrainedModel) -> str:
+def _weights_digest(view: ModelView) -> str:
     """Of parameters, buffers that are saved with a model, and the state of peft's layers."""
-    tensors = list(model.named_parameters())
-    for path, module in model.named_modules():
+    tensors = list(view.model.named_parameters())
+    for path, module in view.model.named_modules():
         for name, buffer in module.named_buffers(path, recurse=False):
             if name.rpartition(".")[2] not in module._non_persistent_buffers_set:
                 tensors.append((name, buffer))
-    return digest_of_all(tensors, adapter_state(open_call().modules))
+    return digest_of_all(tensors, adapter_state(view.modules))
 
 
 def _relevant(config: Any) -> Any:

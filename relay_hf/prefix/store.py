@@ -1,4 +1,4 @@
-"""What a model keeps between calls: prefixes, and the witness that they still hold."""
+"""What a model keeps between calls: prefixes, and the fingerprint of the model that they belong to."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ class Snapshot:
     """The model that some prefixes are kept of, as it was.
 
     Attributes:
-        witness: of the model.
-        embedded: the tokens of each of them, `[n]`, and elements of the embedding of these, `[n, e]`. Not the prefix
+        fingerprint: of the model.
+        samples: the tokens of each of them, `[n]`, and elements of the embedding of these, `[n, e]`. Not the prefix
             itself, which may be divided at any time.
     """
 
-    witness: ModelFingerprint
-    embedded: tuple[tuple[Tensor, Tensor], ...]
+    fingerprint: ModelFingerprint
+    samples: tuple[tuple[Tensor, Tensor], ...]
 
 
 class PrefixStore:
     """Kept prefixes of one model. All that it does is done under one lock.
 
     A prefix is kept only if the model was the same before and after its prefill, and it serves only while the model
-    is still the same: all kept prefixes belong to the one witness.
+    is still the same: all kept prefixes belong to one fingerprint.
 
     Args:
         budget: gives the most bytes to hold, at first use (the device that the model is on by then decides).
@@ -66,41 +66,41 @@ class PrefixStore:
     def __init__(self, budget: Callable[[], int]) -> None:
         self._budget = budget
         self._lock = threading.RLock()
-        self._witness: ModelFingerprint | None = None
-        self._store: RadixTree | None = None
+        self._fingerprint: ModelFingerprint | None = None
+        self._tree: RadixTree | None = None
 
     @property
-    def store(self) -> RadixTree:
+    def tree(self) -> RadixTree:
         """The kept prefixes."""
         with self._lock:
-            if self._store is None:
-                self._store = RadixTree(self._budget())
-            return self._store
+            if self._tree is None:
+                self._tree = RadixTree(self._budget())
+            return self._tree
 
     @property
     def prefixes(self) -> tuple[KeptPrefix, ...]:
         """What is kept, the least recently used first."""
         with self._lock:
-            return () if self._store is None else tuple(self._store)
+            return () if self._tree is None else tuple(self._tree)
 
     @property
     def budget(self) -> int:
         """The most bytes to hold, as things are now."""
         with self._lock:
-            return self._budget() if self._store is None else self._store.budget
+            return self._budget() if self._tree is None else self._tree.budget
 
     def clear(self) -> None:
         """Drop everything."""
         with self._lock:
-            if self._store is not None:
-                self._store.clear()
-            self._store = self._witness = None
+            if self._tree is not None:
+                self._tree.clear()
+            self._tree = self._fingerprint = None
 
     def release(self) -> None:
         """Drop what is not pinned."""
         with self._lock:
-            if self._store is not None:
-                self._store.release()
+            if self._tree is not None:
+                self._tree.release()
 
     def match(
         self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
@@ -112,26 +112,30 @@ class PrefixStore:
             nothing is kept.
         """
         with self._lock:
-            if not self._store or self._witness is None:
+            if not self._tree or self._fingerprint is None:
                 return [Match()] * len(rows), None
-            if next(self._store.under(context), None) is None:
+            if next(self._tree.under(context), None) is None:
                 # The model may have been moved, and what is kept of it then holds memory where it was.
-                if not self._witness.holds(modules):
+                if not self._fingerprint.holds(modules):
                     self._drop()
                 return [Match()] * len(rows), None
-            matches = [self._store.match(ids, context) for ids in rows]
-            return matches, _kept_of(self._witness, dict.fromkeys(node for match in matches for node in match.path))
+            matches = [self._tree.match(ids, context) for ids in rows]
+            return matches, _snapshot_of(
+                self._fingerprint, dict.fromkeys(node for match in matches for node in match.path)
+            )
 
-    def look(self, kept: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
+    def look(self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
         """The model now, if it is the one that something is kept of; None if not, and then all that is kept is dropped.
 
         What goes on from a kept prefix may be kept, by `keep`, only if the model has not changed since.
         """
         with self._lock:
-            now = ModelFingerprint(modules, kept.witness.ignore)
-            if kept.witness.same(now) and _embeddings_hold(embedding, kept):
+            now = ModelFingerprint(modules, snapshot.fingerprint.ignore)
+            if snapshot.fingerprint.same(now) and _embeddings_hold(embedding, snapshot):
                 return now
-            if self._witness is kept.witness:  # else it was another thread's, which has looked at the model since
+            if (
+                self._fingerprint is snapshot.fingerprint
+            ):  # else it was another thread's, which has looked at the model since
                 self._drop()
             return None
 
@@ -155,13 +159,17 @@ class PrefixStore:
             The prefixes, each after the one that it extends; the same as a file has them; the model at this moment.
         """
         with self._lock:
-            nodes = list(self.store.under(context))
+            nodes = list(self.tree.under(context))
             if chosen is not None:
                 # One that has been joined with what follows it since is still kept, as a part of that.
-                ends = [self.store.ending(each.ids, context) for each in chosen]
+                ends = [self.tree.ending(each.ids, context) for each in chosen]
                 wanted = {node for end in ends if end is not None for node in end.path()}
-                nodes = [node for node in self.store.under(context) if node in wanted]
-            now = None if self._witness is None else self.look(_kept_of(self._witness, nodes), modules, embedding)
+                nodes = [node for node in self.tree.under(context) if node in wanted]
+            now = (
+                None
+                if self._fingerprint is None
+                else self.look(_snapshot_of(self._fingerprint, nodes), modules, embedding)
+            )
             if now is None:
                 return [], [], None
             places: dict[RadixNode, int] = {node: place for place, node in enumerate(nodes)}
@@ -171,26 +179,26 @@ class PrefixStore:
     def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
         """The kept prefix of just these tokens (`[P]`), pinned if it is to be, or None if not all of them are kept."""
         with self._lock:
-            found = self.store.ending(ids, context)
+            found = self.tree.ending(ids, context)
             if found is not None:
                 found.pinned = found.pinned or pin
             return found
 
     def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
-        """Bytes that the budget is short of for all of these to be kept at once, or 0: see `PrefixStore.lacks`."""
+        """Bytes that the budget is short of for all of these to be kept at once, or 0: see `RadixTree.lacks`."""
         with self._lock:
-            return self.store.lacks(prefixes, context, make_room)
+            return self.tree.lacks(prefixes, context, make_room)
 
     def touch(self, matches: Iterable[Match]) -> None:
         """Note the use of kept prefixes."""
         with self._lock:
             for match in matches:
-                self.store.touch(match)
+                self.tree.touch(match)
 
-    def witness(self, modules: Sequence[nn.Module]) -> ModelFingerprint:
+    def fingerprint(self, modules: Sequence[nn.Module]) -> ModelFingerprint:
         """The model now, to be given to `keep` after a prefill."""
         with self._lock:
-            return ModelFingerprint(modules, frozenset() if self._witness is None else self._witness.ignore)
+            return ModelFingerprint(modules, frozenset() if self._fingerprint is None else self._fingerprint.ignore)
 
     def keep(
         self,
@@ -203,7 +211,7 @@ class PrefixStore:
     ) -> list[KeptPrefix | None]:
         """Keep what was prefilled since `before`, unless the model changed meanwhile.
 
-        `context`, `most`, `join` and what is returned: see `PrefixStore.add`.
+        `context`, `most`, `join` and what is returned: see `RadixTree.add`.
         """
         with self._lock:
             # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
@@ -211,15 +219,15 @@ class PrefixStore:
             after = after.without(before.rewritten(after))
             if not before.without(after.ignore).same(after):
                 return [None for _ in prefixes]
-            if self._witness is None or not self._witness.without(after.ignore).same(after):
-                self.store.clear()  # and what goes on from a prefix that was kept finds none to go on from
-            self._witness = after
+            if self._fingerprint is None or not self._fingerprint.without(after.ignore).same(after):
+                self.tree.clear()  # and what goes on from a prefix that was kept finds none to go on from
+            self._fingerprint = after
             kept: list[KeptPrefix | None] = []
             for each in prefixes:
                 behind = None if each.parent is None else kept[each.parent]
                 lost = each.parent is not None and behind is None
                 given = (each.ids, each.run, each.embedded, context, most, join, each.pinned, behind)
-                kept.append(None if lost else self.store.add(*given))
+                kept.append(None if lost else self.tree.add(*given))
             return kept
 
     def __getstate__(self) -> dict[str, object]:
@@ -230,16 +238,16 @@ class PrefixStore:
         self.__init__(state["_budget"])  # type: ignore[misc]
 
 
-def _kept_of(witness: ModelFingerprint, prefixes: Iterable[KeptPrefix]) -> Snapshot:
-    return Snapshot(witness, tuple((prefix.tokens, prefix.embedded) for prefix in prefixes))
+def _snapshot_of(fingerprint: ModelFingerprint, prefixes: Iterable[KeptPrefix]) -> Snapshot:
+    return Snapshot(fingerprint, tuple((prefix.tokens, prefix.embedded) for prefix in prefixes))
 
 
-def _embeddings_hold(embedding: nn.Module, kept: Snapshot) -> bool:
+def _embeddings_hold(embedding: nn.Module, snapshot: Snapshot) -> bool:
     """Whether tokens are embedded as they were; all in one look, since on a GPU each waits for it."""
-    tokens, before = [each for each, _ in kept.embedded], [each for _, each in kept.embedded]
+    tokens, before = [each for each, _ in snapshot.samples], [each for _, each in snapshot.samples]
     return not tokens or torch.equal(torch.cat(before), embedding_samples(embedding, torch.cat(tokens)))
 
 
-def beside_token(embedding: nn.Module) -> int:
-    """Bytes that are kept of a token beside what the model keeps of it."""
+def token_overhead(embedding: nn.Module) -> int:
+    """Bytes that are kept of a token beside its KV."""
     return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64)))

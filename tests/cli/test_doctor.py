@@ -65,7 +65,7 @@ def test_every_check_fails_where_attention_is_wrong(run, monkeypatch):
 
 def test_a_call_that_is_left_to_stock_is_wrong(run, monkeypatch):
     no_reason = Reason.UNFIT_MODEL.of(why="no reason at all")
-    monkeypatch.setattr(relay_hf.generation.eligibility, "model_refusal", lambda *arguments: no_reason)
+    monkeypatch.setattr(relay_hf.generation.eligible_models, "model_refusal", lambda *arguments: no_reason)
     monkeypatch.setattr("relay_hf.cli.checks._triton_dtypes", lambda device: [])
     done = run("doctor")
     assert done.code == 1

@@ -122,11 +122,11 @@ def test_a_call_that_begins_while_the_model_is_unpatched_is_stock_from_its_start
 
 
 def test_the_store_is_made_once(meanwhile):
-    other = meanwhile(lambda: keeper.store)
+    other = meanwhile(lambda: keeper.tree)
 
     def budget():
         other()
         return 1000
 
     keeper = PrefixStore(budget)
-    assert keeper.store is other.result()
+    assert keeper.tree is other.result()

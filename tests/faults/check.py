@@ -9,15 +9,14 @@ import torch
 from transformers import DynamicCache
 
 from helpers import CACHE, held_bytes, members
-from relay_hf.attention.context import active_frame
-from relay_hf.generation.call import current_call
+from relay_hf.attention.listener import listener
+from relay_hf.cache_utils.active import active_forward
 from relay_hf.model.attention_choice import _holders
 
 
 def assert_whole(model: Any) -> None:
     """Every kept prefix is what the model computes of its tokens, and the store's books are right."""
-    keeper = model.relay.keeper
-    store = keeper._store
+    store = model.relay.store._tree
     if store is None:
         return
     nodes = set(store)
@@ -59,8 +58,8 @@ class Alive:
 
 def assert_let_go(model: Any, before: dict, caches: Alive) -> None:
     """No call is open, the model is as it was between calls, and no cache is held; all without the collector."""
-    assert current_call.get() is None
-    assert active_frame.get() is None
+    assert listener.get() is None
+    assert active_forward.get() is None
     assert not _holders
     assert members(model) == before
     assert not caches.since()

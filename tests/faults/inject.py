@@ -23,8 +23,8 @@ CPU_MESSAGE = (
     "4096 bytes. Error code 12 (Cannot allocate memory)"
 )
 
-# The end of `Relay.open_call`.
-LAST = ("current_call.set(before)", "self._open.discard(call)", "call.stepper = None")
+# The end of `Relay.open_call` and of `running`.
+LAST = ("listener.set(before)", "active_runner.set(runner)", "self._open.discard(call)", "call.runner = None")
 
 # Made where they are raised: one that is made before would hold on to the frames that it went through.
 KINDS = {

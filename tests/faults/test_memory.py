@@ -14,7 +14,7 @@ from relay_hf import RelayCache
 from relay_hf.cache_utils import PrefixKV
 from relay_hf.cache_utils import layer as cache_layer
 from relay_hf.cache_utils.layer import RelayLayer
-from relay_hf.generation import prefill_hook
+from relay_hf.generation import lay_out
 from relay_hf.model.device import is_out_of_memory
 from relay_hf.testing import prompts, tiny_model
 
@@ -153,7 +153,7 @@ def test_a_buffer_that_can_not_grow_raises_and_lets_go_of_all(kind, monkeypatch)
     caches = held()
     stock, model = patched_pair()
     expected = generate(stock, INPUTS)
-    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(lay_out, "free_bytes", lambda device: 0)
     monkeypatch.setattr(cache_layer, "_LEAST_RESERVED", 2)
     grow = RelayLayer._grow
     seen = []

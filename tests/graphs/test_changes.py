@@ -9,7 +9,7 @@ import torch
 import relay_hf
 from helpers import cache_of, generate
 from relay_hf.cache_utils import layer
-from relay_hf.generation import prefill_hook
+from relay_hf.generation import lay_out
 from relay_hf.testing import prompts, tiny_model
 
 from .cpu_graph import CpuGraph
@@ -49,7 +49,7 @@ def test_numbers_and_tensors_of_modules_are_looked_at(graphs, change):
     patch(model)
     generate(model, INPUTS)
     change(steer)
-    model.relay.keeper.clear()  # what is kept of a prefix knows nothing of these
+    model.relay.store.clear()  # what is kept of a prefix knows nothing of these
     ours = generate(model, INPUTS)
     assert len(graphs) == 2
     relay_hf.unpatch_model(model)
@@ -240,7 +240,7 @@ def test_a_call_that_is_not_for_the_models_own_loop_is_left_as_it_is(graphs):
 
 
 def test_a_call_that_outgrows_its_buffers_near_its_end_goes_on_step_by_step(graphs, monkeypatch):
-    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(lay_out, "free_bytes", lambda device: 0)
     monkeypatch.setattr(layer, "_LEAST_RESERVED", 30)
     model = patch(tiny_model("llama"), cuda_graphs="auto")
     generate(model, prompts(20, (3, 5)), max_new_tokens=40, min_new_tokens=40)

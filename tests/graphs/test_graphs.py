@@ -11,8 +11,8 @@ from anatomy import anatomy
 from helpers import CACHE, cache_of, generate
 from relay_hf.cache_utils import layer
 from relay_hf.errors import RelayError
-from relay_hf.generation import prefill_hook
-from relay_hf.generation.call import open_call
+from relay_hf.generation import lay_out
+from relay_hf.generation.call import current_call
 from relay_hf.testing import prompts, tiny_model
 
 
@@ -104,7 +104,7 @@ def test_a_cache_that_somebody_held_on_to_is_not_written_to_by_the_next_call(gra
     held = []
 
     def hold(input_ids, scores):
-        held[:] = [open_call().cache]
+        held[:] = [current_call().cache]
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
     generate(model, prompts(20, (3, 5)), stopping_criteria=[hold])
@@ -216,7 +216,7 @@ def test_auto_captures_where_enough_steps_may_follow(graphs):
 
 
 def test_a_call_that_outgrows_its_buffers_is_captured_again(graphs, monkeypatch):
-    monkeypatch.setattr(prefill_hook, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(lay_out, "free_bytes", lambda device: 0)
     monkeypatch.setattr(layer, "_LEAST_RESERVED", 6)
     model = tiny_model("llama")
     inputs = prompts(20, (3, 5))

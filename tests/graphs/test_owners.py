@@ -13,7 +13,7 @@ import relay_hf
 from helpers import CACHE, cache_of, generate
 from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayLayer
-from relay_hf.generation.call import open_call
+from relay_hf.generation.call import current_call
 from relay_hf.graphs import capture
 from relay_hf.testing import prompts, tiny_model
 
@@ -98,7 +98,7 @@ def test_what_a_caller_took_of_a_cache_during_the_call_stays(patch, monkeypatch,
     monkeypatch.setattr(RelayLayer, "move_out", lambda layer: moves.append(layer) or move_out(layer))
 
     def hold(ids, scores):
-        held[:] = [take(open_call().cache)]
+        held[:] = [take(current_call().cache)]
         return scores
 
     generate(model, prompts(20, (3, 5)), logits_processor=[hold])
@@ -117,7 +117,7 @@ def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
     outputs = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True)
     cache = weakref.ref(cache_of(outputs))
     key = weakref.ref(cache_of(outputs).layers[1].shared[0].segment.key)
-    model.relay.keeper.clear()
+    model.relay.store.clear()
     del outputs
     gc.collect()
     assert len(model.relay.graphs) == 1
@@ -130,7 +130,7 @@ def test_the_memory_of_a_call_is_free_as_soon_as_it_ends_or_is_interrupted(patch
     model, caches = patch(tiny_model("llama")), []
 
     def watch(ids, scores):
-        caches.append(weakref.ref(open_call().cache))
+        caches.append(weakref.ref(current_call().cache))
         if ids.shape[1] == columns:
             raise KeyboardInterrupt
         return scores

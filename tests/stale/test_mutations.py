@@ -13,8 +13,9 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, LlamaRMSNorm
 
 import relay_hf
+import relay_hf.model.view
 from helpers import generate
-from relay_hf.generation import decision, eligibility
+from relay_hf.generation import eligible_models
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.keeping import keeping_refusal
 from relay_hf.testing import tiny_model
@@ -91,7 +92,7 @@ def test_another_dtype_has_prefixes_of_its_own(dtype, monkeypatch):
         assert torch.equal(tokens, generate(stock, INPUTS))
     with monkeypatch.context() as context:
         blind(context)
-        context.setattr(decision, "store_key", lambda model: kept_in)
+        context.setattr(relay_hf.model.view, "store_key", lambda model: kept_in)
         wrong = logits(unguarded)
     stale_or_refused = unguarded.relay.last.prefix_tokens_reused == 30 or "raised" in unguarded.relay.last.reason
     assert stale_or_refused, unguarded.relay.last
@@ -132,7 +133,7 @@ def test_a_forward_hook_is_left_to_stock_and_its_prefix_is_back_when_it_is_gone(
         assert "a forward hook on" in ours.relay.last.reason
         right = logits(ours)
         with monkeypatch.context() as context:
-            context.setattr(eligibility, "hook_refusal", lambda *_: None)
+            context.setattr(eligible_models, "hook_refusal", lambda *_: None)
             wrong = logits(ours)
             assert ours.relay.last.prefix_tokens_reused == 30
         assert (wrong - right).abs().max() > 1e-3

@@ -8,7 +8,7 @@ import torch
 from models.trial import TOLERANCE
 
 import relay_hf
-from relay_hf.generation import eligibility
+from relay_hf.generation import eligible_models
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import prompts, tiny_model
 
@@ -83,7 +83,7 @@ def test_prompt_learning_is_untouched(method, patch_first):
 
 
 def no_guard(monkeypatch):
-    monkeypatch.setattr(eligibility, "model_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "model_refusal", lambda *args: None)
 
 
 @pytest.mark.parametrize("method", ["prompt tuning", "p-tuning"])
@@ -142,7 +142,7 @@ def test_what_one_adapter_keeps_is_not_used_by_others():
 
 
 def test_adapters_by_row_need_the_guard(monkeypatch):
-    monkeypatch.setattr(eligibility, "hook_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "hook_refusal", lambda *args: None)
     models = two_adapters()
     assert_untouched(
         copy.deepcopy(models), INPUTS, "Length of `adapter_names` should be the same", adapter_names=BY_ROW

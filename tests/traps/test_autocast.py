@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from relay_hf.generation import prefill_hook
-from relay_hf.prefix import store
+from relay_hf.model.device import ComputeContext
 from relay_hf.testing import prompts
 
 from .compare import LEAST_WRONG, error, pair, run
@@ -57,8 +56,7 @@ def test_a_prefix_kept_under_one_precision_is_not_used_under_another(model_type,
 
 
 def one_context(monkeypatch):
-    for module in (prefill_hook, store):
-        monkeypatch.setattr(module, "context_of", lambda model: "any")
+    monkeypatch.setattr(ComputeContext, "of", classmethod(lambda kind, model: "any"))
 
 
 @pytest.mark.parametrize(("first", "second"), SWITCHES[:2])

@@ -6,7 +6,7 @@ from models.trial import TOLERANCE
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
 from helpers import CACHE
-from relay_hf.generation import eligibility
+from relay_hf.generation import eligibility, eligible_models
 from relay_hf.testing import PAD, VOCABULARY, prompts, tiny_model
 
 from .compare import (
@@ -110,7 +110,7 @@ def test_an_encoder_and_a_decoder_have_four_guards(monkeypatch):
     models = bart()
     decoded = {"decoder_input_ids": prompts(20, (5, 5, 5), seed=5)["input_ids"]}
     assert_untouched(models, EQUAL, "encoder-decoder models are not relayed", **decoded)
-    monkeypatch.setattr(eligibility, "model_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "model_refusal", lambda *args: None)
     assert_untouched(models, EQUAL, "an input that is not relayed, 'encoder_outputs'", **decoded)
     all_inputs_known(monkeypatch)
     assert_untouched(models, EQUAL, "generate() uses a EncoderDecoderCache here", **decoded)

@@ -8,7 +8,7 @@ from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
 from relay_hf.attention import masks
-from relay_hf.generation import eligibility, prefill_hook
+from relay_hf.generation import eligible_models, lay_out
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts
@@ -62,7 +62,7 @@ def test_holes_behind_the_prefix(model_type, where):
 
 @pytest.mark.parametrize("where", BEHIND)
 def test_holes_behind_the_prefix_may_not_be_seen(where, monkeypatch):
-    monkeypatch.setattr(prefill_hook, "own_columns", lambda cache, mask: None)
+    monkeypatch.setattr(lay_out, "own_columns", lambda cache, mask: None)
     assert_wrong(pair("llama"), BEHIND[where])
 
 
@@ -100,7 +100,7 @@ def test_a_hole_in_the_prefix_may_not_be_seen(where, monkeypatch):
     inputs = {**INSIDE, **IN_FRONT}[where]
     blind_for_holes(monkeypatch)
     assert_untouched(pair("llama"), inputs, "attention_mask differs from the padding that this RelayCache was filled")
-    monkeypatch.setattr(prefill_hook, "own_columns", lambda cache, mask: None)
+    monkeypatch.setattr(lay_out, "own_columns", lambda cache, mask: None)
     assert_wrong(pair("llama"), inputs)
 
 
@@ -117,7 +117,7 @@ def second_turn(models):
 
 def test_a_second_turn_that_hides_a_token_of_the_prefix_needs_the_guard(monkeypatch):
     """Which leaves it to stock: `test_a_second_turn_that_masks_the_prefix_goes_on_as_stock` in `test_cache.py`."""
-    monkeypatch.setattr(prefill_hook, "own_columns", lambda cache, mask: None)
+    monkeypatch.setattr(lay_out, "own_columns", lambda cache, mask: None)
     models = pair("llama")
     assert second_turn(models) > LEAST_WRONG
     assert models[1].relay.last.reason == "a returned cache, continued"
@@ -192,5 +192,5 @@ def test_attention_that_is_bidirectional_by_configuration_is_untouched(model_typ
 @pytest.mark.parametrize("model_type", SERVED)
 def test_attention_that_is_bidirectional_by_configuration_needs_the_guard(model_type, monkeypatch):
     models = pair(model_type, **BY_CONFIGURATION[model_type])
-    monkeypatch.setattr(eligibility, "model_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "model_refusal", lambda *args: None)
     assert_wrong(models if model_type in ARCHITECTURES else all_say_causal(models), EQUAL)

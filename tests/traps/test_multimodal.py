@@ -136,13 +136,13 @@ def test_a_prefix_does_not_overwrite_rope_deltas():
 
 def test_a_prefix_may_not_ask_generate_for_its_positions(monkeypatch):
     """Which is where the model writes what images have shifted."""
-    fill = prefix_prefill.fill
+    fill = prefix_prefill.prefill_tree
 
-    def asking(relay, runs, *args):
-        relay.model._prepare_position_ids_for_generation(runs[0].ids[None], {})
-        return fill(relay, runs, *args)
+    def asking(call, runs, *args):
+        call.facts.view.model._prepare_position_ids_for_generation(runs[0].ids[None], {})
+        return fill(call, runs, *args)
 
-    monkeypatch.setattr(prefix_prefill, "fill", asking)
+    monkeypatch.setattr(prefix_prefill, "prefill_tree", asking)
     (expected, deltas), (got, ours) = (two_turns(model, warm) for model in images.qwen2_vl())
     assert ours != deltas
     assert error(expected, got) > LEAST_WRONG

@@ -36,12 +36,12 @@ def test_the_roberta_family_is_relayed(model_type):
 
 @pytest.mark.parametrize("model_type", ROBERTAS)
 def test_the_roberta_family_needs_positions_for_its_prefix(model_type, monkeypatch):
-    fill = prefix_prefill.fill
+    fill = prefix_prefill.prefill_tree
 
-    def without_positions(relay, runs, held, inputs, *args):
-        return fill(relay, runs, held, set(inputs) - {"position_ids"}, *args)
+    def without_positions(call, runs, held, inputs, *args):
+        return fill(call, runs, held, set(inputs) - {"position_ids"}, *args)
 
-    monkeypatch.setattr(prefix_prefill, "fill", without_positions)
+    monkeypatch.setattr(prefix_prefill, "prefill_tree", without_positions)
     assert_wrong(pair(model_type), RAGGED)
 
 

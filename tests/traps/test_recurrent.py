@@ -9,7 +9,7 @@ from models.trial import TOLERANCE
 
 from helpers import CACHE, cache_of
 from relay_hf.cache_utils import state_layer
-from relay_hf.generation import decision, eligibility, prefill_hook
+from relay_hf.generation import eligibility, eligible_models, prefill_hook, sharing
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import shared_runs
 from relay_hf.testing import prompts, tiny_model
@@ -41,20 +41,20 @@ def test_rows_start_from_the_shared_state(model_type):
     assert_relayed(pair(model_type), RAGGED)
 
 
-def with_gaps(relay, input_ids, inputs, cache, shared, chunk):
+def with_gaps(call, asked, cache, shared):
     """All rows in one go, as models without recurrent layers run: with their padding before their own tokens."""
-    return prefill_hook.run(relay, input_ids, inputs, cache, cache.rows.offset, chunk)
+    return prefill_hook.forward_rows(call.facts, asked.input_ids, asked.inputs, cache, cache.rows.offset, asked.chunk)
 
 
 @pytest.mark.parametrize("model_type", SPLIT)
 def test_a_pad_between_prefix_and_own_tokens_is_seen(model_type, monkeypatch):
-    monkeypatch.setattr(prefill_hook, "run_gapless", with_gaps)
+    monkeypatch.setattr(prefill_hook, "forward_by_length", with_gaps)
     assert_wrong(pair(model_type), RAGGED)
 
 
 def test_without_a_pad_there_is_no_gap(monkeypatch):
     """What makes the difference above is the padding alone."""
-    monkeypatch.setattr(prefill_hook, "run_gapless", with_gaps)
+    monkeypatch.setattr(prefill_hook, "forward_by_length", with_gaps)
     assert_relayed(pair("qwen3_next"), EQUAL)
 
 
@@ -67,7 +67,7 @@ def test_several_tokens_at_once_start_from_zero(model_type, monkeypatch):
 def test_so_does_a_chunk_of_a_prefill(monkeypatch):
     models = pair("jamba")
     assert_untouched(models, EQUAL, "chunked prefill", prefill_chunk_size=4)
-    monkeypatch.setattr(eligibility, "recurrent_refusal", lambda *args: None)
+    monkeypatch.setattr(eligibility, "state_refusal", lambda *args: None)
     assert_wrong(models, EQUAL, prefill_chunk_size=4)
 
 
@@ -118,7 +118,7 @@ def test_a_type_that_is_not_known_to_split_is_untouched(model_type, monkeypatch)
 
 def test_a_type_that_is_not_known_to_split_needs_the_guard(monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "mamba")
-    monkeypatch.setattr(eligibility, "recurrent_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "recurrent_refusal", lambda *args: None)
     assert_wrong(pair("mamba"), EQUAL)
 
 
@@ -129,7 +129,7 @@ def test_holes_are_untouched(model_type):
 
 @pytest.mark.parametrize("model_type", ["mamba", "mamba2"])
 def test_holes_need_the_guard(model_type, monkeypatch):
-    monkeypatch.setattr(eligibility, "recurrent_refusal", lambda *args: None)
+    monkeypatch.setattr(eligibility, "state_refusal", lambda *args: None)
     assert_wrong(pair(model_type), HOLES)
 
 
@@ -142,7 +142,7 @@ def test_a_state_outside_of_the_cache_needs_its_row(monkeypatch):
     monkeypatch.delitem(ARCHITECTURES, "recurrent_gemma")
     models = pair("recurrent_gemma")
     assert_untouched(models, EQUAL, "go on from a shared state" if RECENT else "layers [0] did not")
-    monkeypatch.setattr(eligibility, "recurrent_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_models, "recurrent_refusal", lambda *args: None)
     if RECENT:
         assert_wrong(models, EQUAL)
     else:
@@ -167,7 +167,7 @@ def test_rows_keep_two_tokens_of_their_own(model_type):
 @pytest.mark.parametrize("model_type", ["zamba2", "nemotron_h"])
 def test_a_single_own_token_runs_through_other_code(model_type, monkeypatch):
     """The code of decode steps is off by little, but by more than rounding."""
-    monkeypatch.setattr(decision, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
+    monkeypatch.setattr(sharing, "shared_runs", lambda prompts, own: shared_runs(prompts, own=1))
     stock, ours = pair(model_type)
     assert error(run(stock, ONE_TOKEN), run(ours, ONE_TOKEN)) > TOLERANCE
     assert ours.relay.last.prefix_length == 20

@@ -153,8 +153,8 @@ def test_a_second_turn_that_crosses_the_switch(kind):
 def in_the_layout_of_the_forward(relayed):
     """A prefill that leaves the loop the mask as our forwards have it, the prefix before the padding."""
 
-    def prefill(relay, decision, input_ids, config, inputs):
-        outputs = relayed(relay, decision, input_ids, config, inputs)
+    def prefill(call, decision, asked):
+        outputs, inputs = relayed(call, decision, asked), asked.inputs
         mask, length = inputs["attention_mask"], decision.report().prefix_length
         rows = [
             torch.cat([row[start:][:length], row[:start], row[start + length :]])

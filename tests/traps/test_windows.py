@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from relay_hf.attention import layer, masks
+from relay_hf.attention import masks
+from relay_hf.attention.mask_registry import MaskRegistry
 from relay_hf.cache_utils import cache
 from relay_hf.kernels import plan
 from relay_hf.model.architectures import ARCHITECTURES
@@ -73,7 +74,7 @@ def no_window_in_the_cache(monkeypatch):
 
 def test_a_window_that_the_cache_has_and_the_mask_has_not(monkeypatch):
     """As Moshi has it: its cache drops keys of which its mask says nothing. Here a mask's window goes unnoticed."""
-    monkeypatch.setattr(layer, "window_of", lambda frame, mask: None)
+    monkeypatch.setattr(MaskRegistry, "window_of", lambda masks, mask: None)
     models = windowed("mistral", 12)
     assert_untouched(models, RAGGED, "has a window in the cache, and none in its attention mask")
     no_window_in_the_cache(monkeypatch)

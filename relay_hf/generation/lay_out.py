@@ -1,0 +1,59 @@
+"""The RelayCache that the rows' own tokens go through the model with: what is shared in it, and how its rows lie."""
+
+from __future__ import annotations
+
+import torch
+
+from ..cache_utils import PrefixKV, RelayCache, RowLayout
+from ..cache_utils.columns import own_columns
+from ..model.device import free_bytes
+from ..model.upstream.models import new_tokens
+from ..model.view import ModelView
+from .call import GenerateCall
+from .decision import Decision
+from .facts import PrefillInputs
+from .prefix_prefill import PrefilledTree, prefill_and_store, prefill_tree
+
+# The share of the memory left that may be reserved for tokens to come. A call that says max_new_tokens=4096 for 32 rows
+# of a 7B model in bf16 speaks of 64 GiB, and may stop early: it should not fail for want of them, nor starve others.
+_SHARE_RESERVED = 0.25
+
+
+def lay_out(
+    call: GenerateCall, decision: Decision, asked: PrefillInputs
+) -> tuple[RelayCache, list[tuple[tuple[int, ...], PrefixKV]]]:
+    """The cache, and what is shared in it, with its rows. What is not kept of that is prefilled."""
+    view, prompts, input_ids = call.facts.view, decision.prompts, asked.input_ids
+    given = asked.inputs.get(view.cache_name)
+    cache = given if isinstance(given, RelayCache) else RelayCache(view.text_config, like=given)
+    prefilled = _prefill(call, decision, asked)
+    lengths = decision.shared_lengths
+    ends = [start + length for start, length in zip(prompts.start.tolist(), lengths, strict=True)]
+    offset = min(ends)
+    own_start = [end - offset for end in ends]
+    rows = RowLayout(
+        offset=offset,
+        shared_length=lengths,
+        own_start=torch.tensor(own_start) if any(own_start) else None,
+        reserve=input_ids.shape[1] - offset + new_tokens(asked.generation_config, input_ids.shape[1]),
+        spare=spare_bytes(view, cache),
+    )
+    shared = [(each.rows, piece) for each, pieces in prefilled for piece in pieces]
+    cache.share(shared, rows, len(prompts.ids), view.context)
+    rows.holes = own_columns(rows, prompts.attended)  # all of it on the host, and only then to the device
+    rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
+    rows.own_start = None if rows.own_start is None else rows.own_start.to(view.device)
+    return cache, shared
+
+
+def spare_bytes(view: ModelView, cache: RelayCache) -> int:
+    """Bytes that a layer of the cache may take for tokens to come."""
+    return int(_SHARE_RESERVED * free_bytes(view.device)) // max(len(cache.kv_layers), 1)
+
+
+def _prefill(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> PrefilledTree:
+    """What the rows share: from the store, from the model, or both."""
+    given = {name for name, value in asked.inputs.items() if value is not None}
+    if decision.keep:
+        return prefill_and_store(call, decision.runs, decision.held, given, asked.chunk, decision.fingerprint)[0]
+    return prefill_tree(call, decision.runs, decision.held, given, asked.chunk)

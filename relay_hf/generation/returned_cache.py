@@ -1,0 +1,74 @@
+"""A RelayCache that an earlier call has filled and its caller gives back: it goes on as it is, or as a DynamicCache."""
+
+from __future__ import annotations
+
+import torch
+
+from ..cache_utils import RelayCache
+from ..cache_utils.columns import own_columns
+from ..errors import RelayError
+from ..graphs import own_copy
+from ..model.device import on_host
+from ..model.upstream.behaviour import CHUNKS_GO_ON
+from ..reasons import Reason, Refusal
+from ..report import RelayReport
+from .call import GenerateCall
+from .decide import refusal
+from .eligibility import padding_refusal
+from .facts import PrefillInputs
+from .lay_out import spare_bytes
+from .reports import CONTINUED
+
+
+def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
+    """Make a returned cache ready for the call; where it can't go on relayed, a DynamicCache takes its place."""
+    view, input_ids, inputs = call.facts.view, asked.input_ids, asked.inputs
+    if not cache.kv_layers:  # nothing in it says how many columns it has seen
+        inputs[view.cache_name] = call.stand_in_for(cache)
+        return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
+    past, mask = cache.get_seq_length(), inputs.get("attention_mask")
+    attended = None if mask is None else torch.from_numpy(on_host(mask))
+    refused = _refusal(call, cache, asked, attended)
+    try:
+        holes = own_columns(cache.rows, attended)
+        cache.rows.holes = None if holes is None else holes.to(input_ids.device)
+    except RelayError as error:
+        refused = refused or Reason.UNFIT_CALL.of(why=error)
+    columns = max(input_ids.shape[1] - past, 0)
+    computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
+    if refused is not None:
+        inputs[view.cache_name] = call.stand_in_for(cache)
+        report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
+        report.reason += CONTINUED
+        return report
+    if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
+        # A tensor that was made in inference mode can't be written to outside of it, and this one will be.
+        cache.rows.own_start = own_copy(cache.rows.own_start)
+    cache.rows.reserve = max((asked.generation_config.max_length or 0) - cache.rows.offset, 0)
+    cache.rows.spare = spare_bytes(view, cache)
+    return RelayReport(
+        relayed=True,
+        reason="a returned cache, continued",
+        rows=len(input_ids),
+        prefix_length=max(cache.rows.shared_lengths),
+        prompt_tokens_computed=computed,
+        levels=cache.levels,
+    )
+
+
+def _refusal(
+    call: GenerateCall, cache: RelayCache, asked: PrefillInputs, attended: torch.Tensor | None
+) -> Refusal | None:
+    """Why the cache can't go on relayed, or None. `attended`: `[B, n]` bool, on the host; None: all tokens are."""
+    refused = refusal(call.facts, asked, cache) or padding_refusal(attended)
+    if refused is None and cache.context not in (None, call.facts.view.context):
+        refused = Reason.CACHE_ELSEWHERE.of()
+    if asked.chunk is not None and not CHUNKS_GO_ON:
+        refused = Reason.CHUNKS_ON_CACHE.of()
+    if refused is None and not cache.is_shared:
+        # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
+        refused = Reason.CACHE_UNSHARED.of()
+    if refused is None and attended is not None and attended.shape[1] <= cache.get_seq_length():
+        # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
+        refused = Reason.CACHE_LONGER.of()
+    return refused
