@@ -14,7 +14,8 @@ from helpers import CACHE, cache_of, generate
 from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayLayer
 from relay_hf.generation.call import current_call
-from relay_hf.graphs import capture
+from relay_hf.graphs import capture as capturing
+from relay_hf.graphs.capture import one_capture
 from relay_hf.testing import prompts, tiny_model
 
 from .cpu_graph import CpuGraph
@@ -205,7 +206,7 @@ def test_no_two_threads_capture_at_once(patch, monkeypatch):
 
     def knocking(graph, run):
         def knock():
-            found.append(capture.one_capture.acquire(blocking=False))
+            found.append(one_capture.acquire(blocking=False))
 
         other = threading.Thread(target=knock)
         other.start()
@@ -221,7 +222,7 @@ def test_no_two_threads_capture_at_once(patch, monkeypatch):
 
 @pytest.mark.parametrize("inputs", [prompts(20, (3, 5)), prompts(20, (3,))], ids=["rows", "a row"])
 def test_a_step_is_not_captured_beside_calls_of_other_threads_where_torch_can_not(graphs, patch, monkeypatch, inputs):
-    monkeypatch.setattr(capture, "_CAPTURES_ALONE", True)
+    monkeypatch.setattr(capturing, "_CAPTURES_ALONE", True)
     model, other = patch(tiny_model("llama")), patch(tiny_model("llama"))
     begun, over = threading.Event(), threading.Event()
 
