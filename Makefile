@@ -75,7 +75,8 @@ fuzz-files: .venv/.ready ## files of prefixes, damaged and forged at random: mak
 numerics: .venv/.ready ## half precision against float32, and write docs/numerics.md
 	.venv/bin/python -m benchmarks.numerics --write
 
-lint: .venv/.ready ## lint, format and types
+lint: .venv/.ready ## lint, format, types, and which module imports which
+	.venv/bin/lint-imports --no-cache --no-logo
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +40,48 @@ _HOME = {
     "patched": "patching",
     "unpatch_model": "patching",
 }
+
+
+# Where classes are now that earlier versions of 0.1.0 had elsewhere: old module, new module, and old and new names.
+# What was pickled then has the old ones.
+_MOVED: dict[str, tuple[str, dict[str, str]]] = {
+    "relay_hf.cache_utils.hybrid": ("cache_utils.hybrid_layer", {"HybridLayer": "HybridLayer"}),
+    "relay_hf.cache_utils.rows": ("cache_utils.row_layout", {"RowLayout": "RowLayout"}),
+    "relay_hf.cache_utils.shared": (
+        "cache_utils.prefix_kv",
+        {"SharedKV": "LayerKV", "SharedLayer": "LayerState", "SharedRun": "PrefixKV"},
+    ),
+    "relay_hf.cache_utils.state": (
+        "cache_utils.state_layer",
+        {"RecurrentState": "RecurrentState", "StateLayer": "StateLayer"},
+    ),
+    "relay_hf.eligibility": ("errors", {"TokenIdError": "TokenIdError"}),
+    "relay_hf.graphs.kept": ("graphs.pool", {"Graphs": "GraphPool"}),
+    "relay_hf.keeping": ("prefix.store", {"Keeper": "PrefixStore"}),
+    "relay_hf.prefix.files": ("errors", {"PrefixFileError": "PrefixFileError"}),
+    "relay_hf.prefix.kept": ("prefix.kept_prefix", {"KeptPrefix": "KeptPrefix", "Node": "RadixNode"}),
+}
+
+
+class _Moved:
+    """Imports a module of `_MOVED` by its old name, when somebody asks for it."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, _Moved) if name in _MOVED else None  # type: ignore[arg-type] # a class with its methods
+
+    @staticmethod
+    def create_module(spec: ModuleSpec) -> ModuleType | None:
+        return None
+
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        home, names = _MOVED[module.__name__]
+        found = importlib.import_module(f".{home}", __name__)
+        vars(module).update({old: getattr(found, new) for old, new in names.items()})
+
+
+sys.meta_path.append(_Moved)  # last: it is asked for what nobody else finds
 
 
 def __getattr__(name: str) -> Any:

@@ -312,6 +312,10 @@ class Relay:
         return {name: value for name, value in self.__dict__.items() if name not in _OF_THIS_ONE}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "findings" not in state:  # of an earlier version of 0.1.0
+            known = state["model_refusal"], state["unexplained"], state["_told"]
+            names = ("model", "config", "last", "shadowed", "handles", "_stats")
+            state = {"findings": ModelFindings(*known), **{name: state[name] for name in names}}
         self.__dict__.update(state)
         self._begin()
         interface.register()

@@ -15,6 +15,7 @@ from ..graphs import GraphPool
 from ..model.upstream.models import is_librarys
 from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
 from ..model.view import ModelView
+from ..prefix.source import PrefixSource
 from ..prefix.store import PrefixStore
 from .findings import ModelFindings
 
@@ -84,6 +85,11 @@ class CallFacts:
     graphs: GraphPool
     findings: ModelFindings
     arguments: CallArguments = CallArguments()
+
+    @property
+    def source(self) -> PrefixSource:
+        """What finds and keeps prefixes, as far as a call goes: the store."""
+        return self.store
 
     def free_memory(self) -> None:
         """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""

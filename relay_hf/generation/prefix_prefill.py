@@ -84,8 +84,8 @@ def prefill_and_store(
     missing = [(each, ids) for each, ids in _with_ids(runs) if not each.kept]
     if not missing:
         return prefill_tree(call, runs, held, inputs, chunk), []
-    view, store = call.facts.view, call.facts.store
-    before = before or store.fingerprint(view.modules)
+    view = call.facts.view
+    before = before or call.facts.store.fingerprint(view.modules)
     lengths = [len(each.ids) for each, _ in missing]
     samples = embedding_samples(view.embedding, torch.cat([each.ids for each, _ in missing]))  # one look for all
     rows = [each.clone() for each in samples.split(lengths)]
@@ -96,7 +96,7 @@ def prefill_and_store(
         return filled, [None for _ in missing]
     pieces = dict(filled)
     new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
-    return filled, store.keep(before, view.modules, new, key)
+    return filled, call.facts.source.keep(before, view.modules, new, key)
 
 
 def _with_ids(runs: list[PrefixNode]) -> Iterator[tuple[PrefixNode, Tensor]]:

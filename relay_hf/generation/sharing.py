@@ -47,7 +47,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     matches: Sequence[Match] = [Match()] * count
     snapshot = None
     if keep and rules.reuse:
-        matches, snapshot = facts.store.match(rows, facts.view.store_key, facts.view.modules)
+        matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
     if rules.recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # Its start returned, but the states behind it are not known: they will be from now on.
         runs = [PrefixNode(0, rows[0][: matches[0].seen], (0,))]
@@ -84,11 +84,11 @@ def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal
 
 def match(facts: CallFacts, rows: Sequence[Tensor]) -> tuple[list[Match], ModelFingerprint | None]:
     """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
-    matches, snapshot = facts.store.match(rows, facts.view.store_key, facts.view.modules)
+    matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
     fingerprint = None if snapshot is None else look(facts, snapshot)
     return ([Match()] * len(rows) if fingerprint is None else matches), fingerprint
 
 
 def look(facts: CallFacts, snapshot: Snapshot) -> ModelFingerprint | None:
     """The model now, if it is the one that something is kept of; None if not, and then nothing is kept any more."""
-    return facts.store.look(snapshot, facts.view.modules, facts.view.embedding)
+    return facts.source.look(snapshot, facts.view.modules, facts.view.embedding)

@@ -66,6 +66,20 @@ def rows_of(cache: RelayCache) -> RowUsers:
     return RowUsers(cache.rows.changes, tuple(tuple(layer.shared) for layer in cache.kv_layers.values()))
 
 
+class StepTensors(NamedTuple):
+    """What a captured forward reads and writes.
+
+    Attributes:
+        inputs: its arguments by name; what of them are tensors is read.
+        outputs: the tensors that it returned, by name, which are written; None in the place of the cache.
+        output_type: what holds them.
+    """
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Tensor | None]
+    output_type: type[ModelOutput]
+
+
 @dataclass(eq=False)
 class DecodeGraph:
     """One forward of the model, of one token a row.
@@ -73,22 +87,18 @@ class DecodeGraph:
     Attributes:
         key: what a call must have in common with the one that it was captured in (`GraphPool.key`).
         device_graph: what launches it.
-        decoding: position, lengths and tables that it reads.
+        static_step: position, lengths and tables that it reads.
         buffers: own keys and values of each layer, by the layer's number.
-        inputs: the forward's arguments by name; what of them are tensors is read.
-        outputs: the tensors that the forward returned, by name, which are written; None in the place of the cache.
-        output_type: what holds them.
+        tensors: the forward's arguments, and what it returned.
         nbytes: bytes that it keeps: own buffers, and what the forward works in.
         epoch: `GraphPool.epoch` when it was captured.
     """
 
     key: tuple[Hashable, Hashable]
     device_graph: DeviceGraph
-    decoding: StaticStep
+    static_step: StaticStep
     buffers: dict[int, tuple[Tensor, Tensor]]
-    inputs: dict[str, Any]
-    outputs: dict[str, Tensor | None]
-    output_type: type[ModelOutput]
+    tensors: StepTensors
     nbytes: int = 0
     epoch: int = 0
     _cache: RelayCache | None = None
@@ -100,7 +110,7 @@ class DecodeGraph:
     @property
     def capacity(self) -> int:
         """Own columns that fit."""
-        return self.decoding.capacity
+        return self.static_step.capacity
 
     def lend(self, cache: RelayCache) -> None:
         """Serve `cache`, which holds its rows in the graph's buffers."""
@@ -109,28 +119,28 @@ class DecodeGraph:
     def take_up(self, cache: RelayCache) -> bool:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
         if self._done is not None:  # for what another call launched last, on whatever stream of this device
-            self._done.wait(torch.cuda.current_stream(self.decoding.position.device))
-        if not self.decoding.plan.tables.take(segments_of(cache)):
+            self._done.wait(torch.cuda.current_stream(self.static_step.position.device))
+        if not self.static_step.plan.tables.take(segments_of(cache)):
             return False
         for index, buffers in self.buffers.items():
             cache.kv_layers[index].move_into(buffers)
-        self.decoding.take_up(cache)
+        self.static_step.take_up(cache)
         self.lend(cache)
         return True
 
     def leave(self, layers: Mapping[int, RelayLayer]) -> None:
         """Serve nobody. `layers`: those of what was served that live on: their rows get memory of their own."""
-        if self._ahead:  # nobody has asked for it; it has written behind the rows' end
+        if self._ahead:  # nobody has asked for this step. What it wrote lies behind the last token of each row.
             self._ahead = False
             self.device_graph.join()
-        own_start = self.decoding.plan.own_start
+        own_start = self.static_step.plan.own_start
         for index, layer in layers.items():
             if index in self.buffers and layer.holds(self.buffers[index]):
                 layer.move_out()
             if own_start is not None and layer.rows.own_start is own_start:
                 layer.rows.own_start = own_copy(own_start)
         self.forget()
-        position = self.decoding.position
+        position = self.static_step.position
         if position.is_cuda:
             self._done = torch.cuda.Event()
             self._done.record(torch.cuda.current_stream(position.device))
@@ -138,7 +148,7 @@ class DecodeGraph:
     def forget(self) -> None:
         """Hold on to no cache, so that it is seen who else does."""
         self._cache, self._rows = None, RowUsers()
-        self.decoding.let_go()
+        self.static_step.let_go()
 
     def leads_on(self, cache: RelayCache, inputs: Mapping[str, Any]) -> bool:
         """Whether the coming forward of `cache` with `inputs` is the next step of the one that was last replayed."""
@@ -146,32 +156,34 @@ class DecodeGraph:
             return False
         if any(not cache.kv_layers[index].holds(buffers) for index, buffers in self.buffers.items()):
             return False
-        if not self.decoding.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(self.inputs):
+        if not self.static_step.leads_on(cache, len(inputs["input_ids"])) or signature(inputs) != signature(
+            self.tensors.inputs
+        ):
             return False
         before, self._rows = self._rows, rows_of(cache)
         if self._ahead and before != self._rows:
             return False  # too late for a step that is under way
-        return before.users == self._rows.users or self.decoding.plan.tables.take(segments_of(cache))
+        return before.users == self._rows.users or self.static_step.plan.tables.take(segments_of(cache))
 
     def replay(self, cache: RelayCache, inputs: Mapping[str, Any]) -> ModelOutput:
         """The step of `cache`'s rows with `inputs`."""
         for index in self.buffers:
             cache.kv_layers[index].own_length += 1
-        self.decoding.replayed()
+        self.static_step.replayed()
         given = [inputs[name] for name in self._given]
         if not self._ahead:
-            torch._foreach_copy_([self.inputs[name] for name in self._given], given)
+            torch._foreach_copy_([self.tensors.inputs[name] for name in self._given], given)
             return self.launch(cache)
         self._ahead = False
         for name, value in zip(self._given, given, strict=True):
-            differs = (value != self.inputs[name]).any()
+            differs = (value != self.tensors.inputs[name]).any()
             self._differs = differs if self._differs is None else self._differs | differs
         self.device_graph.join()
         return self._outputs_of(cache)
 
     @property
     def _given(self) -> list[str]:
-        return [name for name, value in self.inputs.items() if isinstance(value, Tensor)]
+        return [name for name, value in self.tensors.inputs.items() if isinstance(value, Tensor)]
 
     def run_ahead(self, tokens: Tensor) -> None:
         """Launch the step after the one that was last replayed, with `tokens` `[B, 1]`: those that are to come next."""
@@ -184,8 +196,8 @@ class DecodeGraph:
         if not all(cache.kv_layers[index].has_room for index in self.buffers):
             return
         self._rows = rows
-        self.inputs["input_ids"].copy_(tokens)
-        self.inputs["position_ids"] += 1
+        self.tensors.inputs["input_ids"].copy_(tokens)
+        self.tensors.inputs["position_ids"] += 1
         self.device_graph.replay_beside()
         self._ahead = True
 
@@ -200,8 +212,8 @@ class DecodeGraph:
         return self._outputs_of(cache)
 
     def _outputs_of(self, cache: RelayCache) -> ModelOutput:
-        outputs = {name: cache if value is None else value.clone() for name, value in self.outputs.items()}
-        return self.output_type(**outputs)
+        outputs = {name: cache if value is None else value.clone() for name, value in self.tensors.outputs.items()}
+        return self.tensors.output_type(**outputs)
 
 
 def own_copy(tensor: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from .decode_graph import (
     DecodeGraph,
     DifferentStepError,
     RowUsers,
+    StepTensors,
     UnfitStepError,
     rows_of,
     segments_of,
@@ -160,7 +161,7 @@ class GraphRunner:
 
     def _give_back(self, graph: DecodeGraph, layers: Mapping[int, RelayLayer]) -> None:
         graph.leave(layers)
-        if self._call.static_step is graph.decoding:
+        if self._call.static_step is graph.static_step:
             self._call.static_step = None
         self._astray |= graph.ran_astray()
         self.pool.give_back(graph, self._modules)
@@ -186,10 +187,10 @@ class GraphRunner:
             self._refuse(why)
             return forward(**kwargs)
         outputs, operations = self._noted(forward, kwargs)
-        decoding = self._call.static_step
-        if decoding is None:
+        step = self._call.static_step
+        if step is None:
             self._refuse("the steps are not static: they read masks, or attention takes what the cache does not store")
-        elif decoding.plan.tables is None or not decoding.plan.tables.in_use:
+        elif step.plan.tables is None or not step.plan.tables.in_use:
             self._refuse(self.why_not or "the kernels do not compute attention")
         else:
             self._recorded = operations, signature(kwargs), rows_of(self._cache)
@@ -205,8 +206,8 @@ class GraphRunner:
     ) -> Any:
         """A step as a graph, if it does what the one before did."""
         self._recorded = None
-        decoding, cache = self._call.static_step, self._cache
-        if decoding is None or not decoding.leads_on(cache, len(kwargs["input_ids"])):
+        step, cache = self._call.static_step, self._cache
+        if step is None or not step.leads_on(cache, len(kwargs["input_ids"])):
             return self._record(forward, kwargs)
         if inputs_were != signature(kwargs) or rows_were.users != rows_of(cache).users:
             self._call.static_step = None  # with tables of rows as they were
@@ -215,7 +216,7 @@ class GraphRunner:
         self.capturing = True
         try:
             with capture.one_capture:
-                graph = self._captured(forward, kwargs, recorded, decoding) if capture.may_capture() else None
+                graph = self._captured(forward, kwargs, recorded, step) if capture.may_capture() else None
         except Exception as error:
             lacking, differs = is_out_of_memory(error), isinstance(error, DifferentStepError)
             why = str(error) if isinstance(error, UnfitStepError) else f"{type(error).__name__}: {error}"
@@ -247,7 +248,7 @@ class GraphRunner:
         return forward(**kwargs)
 
     def _captured(
-        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, decoding: StaticStep
+        self, forward: Callable[..., Any], kwargs: dict[str, Any], recorded: Operations, step: StaticStep
     ) -> DecodeGraph:
         cache, where = self._cache, kwargs["input_ids"].device
         inputs = {name: _kept(value) for name, value in kwargs.items() if name not in NOT_READ}
@@ -269,7 +270,8 @@ class GraphRunner:
         nbytes += sum(tensor.numel() * tensor.element_size() for pair in buffers.values() for tensor in pair)
         key = self.pool.key(self._modules, cache, signature(kwargs))
         epoch = self.pool.epoch
-        graph = DecodeGraph(key, device_graph, decoding, buffers, inputs, outputs, output_type, nbytes, epoch)
+        tensors = StepTensors(inputs, outputs, output_type)
+        graph = DecodeGraph(key, device_graph, step, buffers, tensors, nbytes, epoch)
         graph.lend(cache)
         return graph
 
@@ -282,7 +284,7 @@ class GraphRunner:
             self._noting = None
 
     def _replay(self, graph: DecodeGraph, kwargs: dict[str, Any]) -> Any:
-        self._call.static_step = graph.decoding
+        self._call.static_step = graph.static_step
         self._call.computed_by("triton")
         self._note(kwargs)
         return graph.replay(self._cache, kwargs)

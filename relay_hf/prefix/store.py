@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -229,13 +228,6 @@ class PrefixStore:
                 given = (each.ids, each.run, each.embedded, context, most, join, each.pinned, behind)
                 kept.append(None if lost else self.tree.add(*given))
             return kept
-
-    def __getstate__(self) -> dict[str, object]:
-        """Copies start empty."""
-        return {"_budget": self._budget}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_budget"])  # type: ignore[misc]
 
 
 def _snapshot_of(fingerprint: ModelFingerprint, prefixes: Iterable[KeptPrefix]) -> Snapshot:

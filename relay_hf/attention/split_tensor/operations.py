@@ -97,17 +97,17 @@ def _attention(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    **how: Any,
 ) -> Any:
     parted = isinstance(key, SplitTensor) and isinstance(value, SplitTensor)
     # In 16 bits the fused function rounds less than these steps would.
     if not parted or is_causal or dropout_p or query.dtype in _HALF or query.dim() != 4:
         return NotImplemented
     heads, groups = query.shape[1], key.shape[1]
-    if heads != groups and groups > 1 and not enable_gqa:
+    if heads != groups and groups > 1 and not how.get("enable_gqa"):
         return NotImplemented
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    given = how.get("scale")
+    scale = 1 / math.sqrt(query.shape[-1]) if given is None else given
     length = query.shape[2]
     packed = query.reshape(query.shape[0], groups, heads // groups * length, -1)
     scores = _matmul(func, packed * scale, _transpose(func, key, -1, -2))

@@ -16,6 +16,9 @@ from .names import CACHE
 
 __all__ = ["MaskRequest", "causal_mask_function", "makes_masks_ahead", "masks_for_generate", "sliding_window_mask"]
 
+# The first arguments of a mask function, by their place.
+_BY_PLACE = ("batch_size", "q_length", "kv_length", "q_offset", "kv_offset", "mask_function", "attention_mask")
+
 
 class MaskRequest(NamedTuple):
     """The mask that a model asks for.
@@ -37,21 +40,12 @@ class MaskRequest(NamedTuple):
     device: torch.device | str
 
     @classmethod
-    def of(
-        cls,
-        batch_size: int,
-        q_length: int,
-        kv_length: int,
-        q_offset: int = 0,
-        kv_offset: int = 0,
-        mask_function: Callable[..., Any] = causal_mask_function,
-        attention_mask: Tensor | None = None,
-        local_size: int | None = None,
-        device: torch.device | str = "cpu",
-        **_: Any,
-    ) -> MaskRequest:
+    def of(cls, *given: Any, **named: Any) -> MaskRequest:
         """Read it off the arguments of a mask function."""
-        return cls(batch_size, q_length, kv_length, mask_function, local_size, device)
+        named |= zip(_BY_PLACE, given, strict=False)
+        rows, queries, columns = (named[name] for name in _BY_PLACE[:3])
+        function = named.get("mask_function", causal_mask_function)
+        return cls(rows, queries, columns, function, named.get("local_size"), named.get("device", "cpu"))
 
 
 def makes_masks_ahead(model: PreTrainedModel, config: PreTrainedConfig) -> bool:

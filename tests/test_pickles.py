@@ -1,0 +1,66 @@
+"""What an earlier version has pickled or saved still loads: its classes had other names, in other modules."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import relay_hf
+from helpers import CACHE
+from relay_hf.testing import prompts, tiny_model
+
+# Written by the version that had its modules in one folder: a patched tiny model of Llama with one kept prefix, the
+# cache that its generate() returned, the prefix, a file of prefixes, and the tokens.
+WRITTEN = Path(__file__).parent / "pickles"
+INPUTS = prompts(prefix=40, own=[3, 5, 4])
+
+
+def written(name):
+    return pickle.loads((WRITTEN / f"{name}.pkl").read_bytes())
+
+
+def generated(model, **options):
+    return model.generate(**INPUTS, max_new_tokens=4, do_sample=False, **options)
+
+
+def test_a_patched_model_is_loaded_and_relays():
+    model = written("model")
+    assert torch.equal(generated(model), torch.load(WRITTEN / "tokens.pt"))
+    assert model.relay.last.relayed
+    assert model.relay.stats().calls == 2  # it goes on counting
+    relay_hf.unpatch_model(model)
+    assert "relay" not in vars(model)
+
+
+def test_a_returned_cache_is_loaded_and_goes_on_relayed():
+    model, cache = relay_hf.patch_model(tiny_model("llama"), policy="always"), written("cache")
+    tokens = torch.load(WRITTEN / "tokens.pt")
+    mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, 4), value=1)
+    again = model.generate(tokens, attention_mask=mask, max_new_tokens=3, do_sample=False, **{CACHE: cache})
+    assert (model.relay.last.relayed, model.relay.last.reason) == (True, "a returned cache, continued")
+    stock = DynamicCache(config=model.config)
+    expected = relay_hf.unpatch_model(model).generate(
+        tokens, attention_mask=mask, max_new_tokens=3, do_sample=False, **{CACHE: stock}
+    )
+    assert torch.equal(again, expected)
+
+
+def test_a_kept_prefix_is_loaded():
+    prefix = written("prefix")
+    assert isinstance(prefix, relay_hf.prefix.KeptPrefix)
+    assert torch.equal(prefix.ids, INPUTS["input_ids"][1, :40])
+    assert len(prefix) == prefix.run.length == 40
+
+
+def test_a_file_of_prefixes_is_loaded():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    assert [len(prefix) for prefix in model.relay.load(WRITTEN / "prefixes.safetensors")] == [40]
+    assert torch.equal(generated(model), torch.load(WRITTEN / "tokens.pt"))
+    assert model.relay.last.prefix_tokens_reused == 40
+
+
+def test_a_module_that_never_was_is_not_found():
+    with pytest.raises(ModuleNotFoundError, match=r"relay_hf\.nothing"):
+        pickle.loads(b"crelay_hf.nothing\nNothing\n.")
