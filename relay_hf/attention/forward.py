@@ -48,7 +48,7 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
     if told is not None and told.knows_masks(cache):
         return _enter_known(model, backend, told, cache, ids, (args, kwargs))
     configs = attention_configs(model.modules()) if told is None else told.configs
-    if cache.rows.parted:
+    if cache.rows.whole_rows:
         configs = ()  # the cache hands the model's own code whole rows
     elif kwargs.get("output_attentions") and "eager" in map(users_implementation, configs):
         raise RelayError(
@@ -72,7 +72,7 @@ def _enter_known(
     by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
     before, step = told.static_step, static_step(cache, told.static_step, ids, by_name)
     told.static_step = step
-    configs = () if cache.rows.parted else told.configs
+    configs = () if cache.rows.whole_rows else told.configs
     settings = ForwardSettings(cache, model, configs, backend, cache.rows.holes, step, told.capture)
     context = open_context(settings)
     if step is None:
@@ -121,8 +121,8 @@ def check_attended(context: ForwardContext) -> None:
     cache, seen = context.cache, context.seen
     # A layer with both need not use both; any other that stores nothing mixes tokens in a way that the cache can't see.
     holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
-    attended = seen.updated if cache.rows.parted else seen.attended
-    if not cache.rows.parted:
+    attended = seen.updated if cache.rows.whole_rows else seen.attended
+    if not cache.rows.whole_rows:
         holding |= cache.reusing
     if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
         raise UnfitModelError("the model does not use the cache that it is given")

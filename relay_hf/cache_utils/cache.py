@@ -71,7 +71,7 @@ class RelayCache(Cache):
             raise ValueError(f"config describes a model that a RelayCache can't hold: {unfit}.")
         text = config.get_text_config(decoder=True)
         self.config = config
-        self.rows = RowLayout(parted=architecture_of(text).parted)
+        self.rows = RowLayout(whole_rows=architecture_of(text).own_attention)
         self.context: Hashable = None
         self.reusing = reusing_layers(text)
         self.attends_stored = False
@@ -144,7 +144,7 @@ class RelayCache(Cache):
         In a static decode step, and in a graph of torch.compile (where the cache is `traceable`), what is given is
         returned as it is, and stored when attention comes for it.
 
-        Where rows are parted, what is returned stands for the keys and values of whole rows.
+        To attention code that is a model's own, what is returned stands for the keys and values of whole rows.
 
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
@@ -172,7 +172,7 @@ class RelayCache(Cache):
         layer = self.layers[layer_idx]
         keys, values = layer.update(key_states, value_states)
         forward.saw_update(layer_idx, keys)
-        return forward.whole_rows(layer) if self.rows.parted and self.rows.offset else (keys, values)
+        return forward.whole_rows(layer) if self.rows.whole_rows and self.rows.offset else (keys, values)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Columns that the model gets after `query_length` more, and the caller's column of the first.
@@ -218,7 +218,7 @@ class RelayCache(Cache):
         self._lay_out(RowLayout())
 
     def _lay_out(self, rows: RowLayout) -> None:
-        rows.parted = architecture_of(self.config.get_text_config(decoder=True)).parted
+        rows.whole_rows = architecture_of(self.config.get_text_config(decoder=True)).own_attention
         self.rows = rows
         for layer in self.kv_layers.values():
             layer.rows = rows

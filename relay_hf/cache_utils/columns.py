@@ -1,7 +1,8 @@
-"""Which of the caller's columns a RelayCache's rows may attend to, read from an attention mask."""
+"""The columns of whole rows, `[padding | shared | own]`: which may be attended to, and how to join them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,3 +52,33 @@ def own_columns(rows: RowLayout, attention_mask: Tensor | None) -> Tensor | None
     if (attended | before_own).all():
         return None
     return torch.from_numpy(attended[:, rows.offset :]).to(attention_mask.device)
+
+
+def join_columns(
+    own: Tensor, axis: int, offset: int, own_start: Tensor | None, shared: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """Whole rows of their shared and own columns, zero in columns of padding.
+
+    Args:
+        own: `[B * n, ..., S, ...]`, the own columns along `axis`.
+        axis: of the columns.
+        offset: columns before the own ones.
+        own_start: `[B]`, leading own columns that are none of a row's own tokens; None for 0. A row's shared columns
+            end where its own tokens begin.
+        shared: of each row its shared columns, `[n, ..., P, ...]`, in pieces that follow each other.
+
+    Returns:
+        `[B * n, ..., offset + S, ...]`.
+    """
+    shape = list(own.shape)
+    shape[axis] += offset
+    whole = own.new_zeros(shape)
+    whole.narrow(axis, offset, own.shape[axis]).copy_(own)
+    by_row = whole.unflatten(0, (len(shared), -1))
+    starts = [0] * len(shared) if own_start is None else own_start.tolist()
+    for row, (start, pieces) in enumerate(zip(starts, shared, strict=True)):
+        end = offset + start
+        for piece in reversed(pieces):
+            end -= piece.shape[axis]
+            by_row[row].narrow(axis, end, piece.shape[axis]).copy_(piece)
+    return whole

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import RelayError
 from ..kernels.segment import Segment
 from ..model.upstream.caches import CacheLayerMixin
+from .columns import join_columns
 from .prefix_kv import LayerKV
 from .row_layout import RowLayout
 
@@ -138,24 +139,15 @@ class RelayLayer(CacheLayerMixin):
 
     def share(self, part: LayerKV) -> None:
         """Let its rows use a segment behind those that they use."""
-        if self.rows.parted and self.shared:  # the model's own code is handed one piece of shared keys
+        if self.rows.whole_rows and self.shared:  # the model's own code is handed one piece of shared keys
             part = LayerKV.joined([self.shared.pop(), part])
         self.shared.append(part)
 
     def joined(self, part: int) -> Tensor:
         """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
-        own, rows = self.own()[part], self.rows
-        batch, heads, length, size = own.shape
-        full = own.new_zeros(batch, heads, rows.offset + length, size)
-        full[:, :, rows.offset :] = own
-        # The prefix ends where a row's own tokens start.
-        starts = [0] * batch if rows.own_start is None else rows.own_start.tolist()
-        for row, own_start in enumerate(starts):
-            end = rows.offset + own_start
-            for stored in reversed([shared.stored[part] for shared in self.shared if _used_by(shared, row)]):
-                full[row, :, end - stored.shape[1] : end] = stored
-                end -= stored.shape[1]
-        return full
+        own = self.own()[part]
+        shared = [[each.stored[part][None] for each in self.shared if _used_by(each, row)] for row in range(len(own))]
+        return join_columns(own, 2, self.rows.offset, self.rows.own_start, shared)
 
     def _roomy(self, columns: int, *like: Tensor) -> int:
         """Own columns to make room for, of which `columns` are needed now."""
@@ -180,7 +172,7 @@ class RelayLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that the model gets after `query_length` more, and the caller's column of the first."""
-        if self.rows.parted:
+        if self.rows.whole_rows:
             return self.rows.offset + self.own_length + query_length, 0
         return self.own_length + query_length, self.rows.offset
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class RowLayout:
         reserve: own columns to make room for when a buffer is allocated.
         spare: bytes that a layer may take for columns beyond those that it is given then.
         changes: how often the rows were changed; `own_start` and `holes` may have been written to in place.
-        parted: the model gets keys and values of whole rows, in two parts (`parted/`), in the caller's columns.
+        whole_rows: the model is handed keys and values of whole rows, in the caller's columns, as split tensors.
     """
 
     offset: int = 0
@@ -34,12 +35,16 @@ class RowLayout:
     holes: Tensor | None = None
     reserve: int = 0
     spare: int = 0
-    parted: bool = False
+    whole_rows: bool = False
     changes: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
             self.shared_length = self.shared_length[0]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What an earlier version of 0.1.0 has pickled calls `whole_rows` "parted"."""
+        self.__dict__.update({"whole_rows" if name == "parted" else name: value for name, value in state.items()})
 
     @property
     def padded(self) -> bool:

@@ -139,7 +139,7 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     # Tensors that stand for whole rows can hold one shared prefix only. A model that counts columns can't have prefixes
     # that begin in different columns. A recurrent layer that goes on token by token would do so in each level but the
     # first.
-    one_level = recurrent == "steps" or view.architecture.parted or positions == "columns"
+    one_level = recurrent == "steps" or view.architecture.own_attention or positions == "columns"
     found = find(facts, prompts, SharingRules(unkept, one_level, recurrent, reuse))
     if found.relays and automatic:
         _prune(found, weighed)
@@ -172,7 +172,7 @@ def _prune(found: Decision, weighed: _Weighed) -> None:
 def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:
     """Why sharing what was found is not expected to pay, or None."""
     view, prompts, cache = weighed.facts.view, found.prompts, weighed.cache
-    own_code, states = view.architecture.parted, keeps_state(cache)
+    own_code, states = view.architecture.own_attention, keeps_state(cache)
     passes = 1
     if states:
         own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths)).unique()

@@ -35,7 +35,7 @@ def model_refusal(view: ModelView) -> Refusal | None:
     config, known = view.text_config, view.architecture
     if known.untouched is not None:
         return Reason.UNFIT_MODEL.of(why=known.untouched)
-    if known.parted:
+    if known.own_attention:
         # Attention code of the model's own is not seen to be causal, so what says otherwise is read.
         if known.decoder and not config.is_decoder:
             return Reason.NO_DECODER.of()

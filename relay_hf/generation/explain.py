@@ -31,5 +31,5 @@ def explain(facts: CallFacts, input_ids: Tensor, attention_mask: Tensor | None) 
     decision = decide(facts, PrefillInputs(input_ids, config, inputs))
     found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
     if found.relayed:
-        found.backend = "model" if view.architecture.parted else view.backend(facts.config.backend)
+        found.backend = "model" if view.architecture.own_attention else view.backend(facts.config.backend)
     return found

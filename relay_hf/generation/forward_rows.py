@@ -95,7 +95,7 @@ def forward_by_length(
         part.share(among(shared, indices), own, len(indices), cache.context)
         call.cache = part
         taken = {name: _rows_of(value, members, batch) for name, value in asked.inputs.items()}
-        if not rows.parted:
+        if not rows.whole_rows:
             taken["attention_mask"] = None  # nothing is hidden from a group, and the mask is as wide as the prompt
         outputs = forward_rows(facts, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
         parts.append((part, members))

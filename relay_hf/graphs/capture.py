@@ -89,15 +89,13 @@ class CudaGraph:
         torch.cuda.current_stream(self._device).wait_stream(self._beside)
 
     def _abandon(self, stream: torch.cuda.Stream, pool: tuple, ended: bool = False) -> None:
-        """End a capture that failed, and what torch then leaves half done: its allocator's part, its generators'."""
-        try:
-            if ended:
-                raise RuntimeError
-            self._graph.capture_end()
-            self._graph.reset()
-        except Exception:
+        """Clean up after a capture that failed: torch leaves its allocator's part and its generators half done.
+
+        `ended`: torch has ended the capture by itself.
+        """
+        if ended or not self._end():
             _abandoned.append(self._graph)  # the allocator may still ask it
-            with suppress(Exception):  # ended after all, or not to be ended so in this version
+            with suppress(Exception):  # torch has ended this part too, or this version has another way to
                 torch._C._cuda_endAllocateToPool(stream.device_index, pool)
         with suppress(Exception):  # a capture that succeeds leaves random numbers to be drawn as before
             probe = torch.cuda.CUDAGraph()
@@ -106,6 +104,15 @@ class CudaGraph:
                 torch.zeros(1, device=self._device)
             finally:
                 probe.capture_end()
+
+    def _end(self) -> bool:
+        """End a capture whose run has raised, and drop it. False where that fails too."""
+        try:
+            self._graph.capture_end()
+            self._graph.reset()
+        except Exception:
+            return False
+        return True
 
 
 _abandoned: list[torch.cuda.CUDAGraph] = []

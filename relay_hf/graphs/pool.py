@@ -50,7 +50,8 @@ class GraphPool:
         self._kept: list[DecodeGraph] = []  # the least recently used first
         self._refused: dict[Hashable, str] = {}
         self._open = 0
-        self._reset = False  # the model's own `__dict__` has None there, by which a user undoes a compile()
+        # Whether the model's own `__dict__` holds None under that name. A user undoes `model.compile()` so.
+        self._reset = False
         self.epoch = 0
 
     def configure(self, config: RelayConfig) -> None:
@@ -124,7 +125,7 @@ class GraphPool:
             return "a module's forward was replaced"
         if own_loop:
             return "the decoding loop is the caller's"
-        if cache.state_layers or cache.rows.parted:
+        if cache.state_layers or cache.rows.whole_rows:
             return "the model has recurrent layers or attention code of its own"
         if cache.rows.holes is not None:
             return "the mask has holes"

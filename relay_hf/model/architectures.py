@@ -22,13 +22,13 @@ class Architecture:
     """One model type.
 
     Attributes:
-        parted: attention has code of its own, or masks that the operator does not know. It is handed tensors that
-            stand for the keys and values of whole rows and hold the shared ones once (`parted/`).
+        own_attention: attention has code of its own, or masks that the operator does not know. It is handed tensors
+            that stand for the keys and values of whole rows, and hold the shared ones once (`attention/split_tensor/`).
         recurrent: how a recurrent layer goes on from a state: "split" with any number of tokens, "steps" with one at a
             time (its code for several tokens starts from zero), None if neither is known.
-        positions: where a token's position comes from: "given" as `position_ids` (a type that takes none counts
-            columns, as BART's kin do), "columns" though it takes them, or "relative": distances, or a count of the
-            attention mask, which padding does not shift.
+        positions: where a token's position comes from. "given": from `position_ids`; a type whose forward has no such
+            argument counts columns (BART's kin). "columns": the type counts columns, though its forward has that
+            argument. "relative": from distances, or from a count of the attention mask; padding shifts neither.
         steps_alike: a decode step leaves the recurrent state that a prefill of its token would. Where it doesn't, what
             was generated is not kept for a next turn, whose stock output is that of a prefill.
         decoder: only with `is_decoder=True` in its configuration is attention causal (BERT's kin).
@@ -36,7 +36,7 @@ class Architecture:
         untouched: why a type is never served.
     """
 
-    parted: bool = False
+    own_attention: bool = False
     recurrent: Literal["split", "steps"] | None = None
     positions: Literal["given", "columns", "relative"] = "given"
     steps_alike: bool = True
@@ -45,40 +45,40 @@ class Architecture:
     untouched: str | None = None
 
 
-_PARTED = Architecture(parted=True)
+_OWN_ATTENTION = Architecture(own_attention=True)
 _SPLIT = Architecture(recurrent="split", positions="relative")
 _UNLIKE = Architecture(recurrent="split", positions="relative", steps_alike=False)
 _STEPS = Architecture(recurrent="steps", positions="relative")
 
 ARCHITECTURES: dict[str, Architecture] = {
     # Attention of their own.
-    "bloom": Architecture(parted=True, positions="relative"),  # ALiBi, counted from the mask
-    "codegen": _PARTED,
-    "diffllama": _PARTED,  # two attentions a layer, over halves of the values
-    "falcon": Architecture(parted=True, positions="relative"),
-    "gemma4_unified_text": _PARTED,  # a mask that is bidirectional over images, of which a text has none
-    "git": Architecture(parted=True, positions="columns"),
-    "gpt_neo": _PARTED,
-    "gpt_neox_japanese": _PARTED,
-    "gptj": _PARTED,
-    "hrm_text": _PARTED,  # layers that run several times a forward
-    "llama4_text": Architecture(parted=True, positions="columns"),  # attention in chunks, a temperature by column
-    "megatron-bert": Architecture(parted=True, decoder=True, since=23),
-    "mpt": Architecture(parted=True, positions="relative"),
-    "mvp": _PARTED,
-    "rembert": Architecture(parted=True, decoder=True, since=23),
-    "roformer": Architecture(parted=True, decoder=True, since=23),
-    "trocr": _PARTED,
-    "xglm": _PARTED,
+    "bloom": Architecture(own_attention=True, positions="relative"),  # ALiBi, counted from the mask
+    "codegen": _OWN_ATTENTION,
+    "diffllama": _OWN_ATTENTION,  # two attentions a layer, over halves of the values
+    "falcon": Architecture(own_attention=True, positions="relative"),
+    "gemma4_unified_text": _OWN_ATTENTION,  # a mask that is bidirectional over images, of which a text has none
+    "git": Architecture(own_attention=True, positions="columns"),
+    "gpt_neo": _OWN_ATTENTION,
+    "gpt_neox_japanese": _OWN_ATTENTION,
+    "gptj": _OWN_ATTENTION,
+    "hrm_text": _OWN_ATTENTION,  # layers that run several times a forward
+    "llama4_text": Architecture(own_attention=True, positions="columns"),  # in chunks, a temperature by column
+    "megatron-bert": Architecture(own_attention=True, decoder=True, since=23),
+    "mpt": Architecture(own_attention=True, positions="relative"),
+    "mvp": _OWN_ATTENTION,
+    "rembert": Architecture(own_attention=True, decoder=True, since=23),
+    "roformer": Architecture(own_attention=True, decoder=True, since=23),
+    "trocr": _OWN_ATTENTION,
+    "xglm": _OWN_ATTENTION,
     # Recurrent layers.
     "bailing_hybrid": _SPLIT,
     "bamba": _SPLIT,
     "falcon_h1": _SPLIT,
     "falcon_mamba": _STEPS,
     "granitemoehybrid": _SPLIT,
-    "inkling2_loop_text": Architecture(parted=True, recurrent="split"),
-    "inkling2_text": Architecture(parted=True, recurrent="split"),  # a position bias from the queries
-    "inkling_text": Architecture(parted=True, recurrent="split"),
+    "inkling2_loop_text": Architecture(own_attention=True, recurrent="split"),
+    "inkling2_text": Architecture(own_attention=True, recurrent="split"),  # a position bias from the queries
+    "inkling_text": Architecture(own_attention=True, recurrent="split"),
     "jamba": _STEPS,
     "kimi_linear": _SPLIT,
     "lara_mini": _SPLIT,

@@ -26,9 +26,10 @@ _Change = TypeVar("_Change", bound=Callable[..., Any])
 
 
 def _whole(change: _Change) -> _Change:
-    """A change of a store; one that is interrupted drops everything, for what is half-made must not serve.
+    """Wrap a method that changes the tree: an interrupt (not an Exception) within it drops the whole tree.
 
-    An exception, such as where memory is lacking, leaves the store as it is: it comes from what a change makes first.
+    An interrupt may come between any two steps of a change, and a tree that is changed by half must not serve. An
+    Exception leaves the tree as it is: only what a change makes first, before it touches the tree, can raise one.
     """
 
     @wraps(change)

@@ -74,7 +74,7 @@ def shared_runs(prompts: Prompts, own: int) -> list[PrefixNode]:
     todo = [(np.arange(len(ids)), 0, roots)]
     while todo:
         rows, start, found = todo.pop()
-        for group in _parted(rows[lengths[rows] > start], ids, start):
+        for group in _grouped(rows[lengths[rows] > start], ids, start):
             end = _end(ids, group, start, int(lengths[group].min()))
             run = PrefixNode(start, torch.from_numpy(ids[group[0], start:end].copy()), tuple(group.tolist()))
             found.append(run)
@@ -82,7 +82,7 @@ def shared_runs(prompts: Prompts, own: int) -> list[PrefixNode]:
     return roots
 
 
-def _parted(rows: np.ndarray, ids: np.ndarray, column: int) -> list[np.ndarray]:
+def _grouped(rows: np.ndarray, ids: np.ndarray, column: int) -> list[np.ndarray]:
     """The rows by their token in a column, those that are alone left out."""
     if len(rows) < 2:
         return []

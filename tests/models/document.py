@@ -35,7 +35,7 @@ Where padding is said to matter, the model counts columns instead of positions: 
 def row(trial: Trial) -> str:
     """One line of the table."""
     status = trial.status
-    if not trial.equal and trial.parted:
+    if not trial.equal and trial.own_attention:
         status += ", own attention code"
     if trial.equal:
         padded = "the same"

@@ -32,7 +32,7 @@ class Trial:
         equal, padded: reason of the report for rows of one length and for padded ones; "" where they were relayed.
         layers: kinds of its layers, by what they keep.
         recurrent: whether any layer keeps a state.
-        parted: whether attention has code of its own, which is handed tensors in two parts.
+        own_attention: whether attention has code of its own, which is handed tensors in two parts.
         errors: what differed from stock, or after `unpatch_model` from what was before.
     """
 
@@ -41,7 +41,7 @@ class Trial:
     padded: str = ""
     layers: tuple[str, ...] = ()
     recurrent: bool = False
-    parted: bool = False
+    own_attention: bool = False
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -73,7 +73,7 @@ def try_type(model_type: str) -> Trial:
         model_type,
         layers=tuple(sorted({_KINDS.get(type(layer).__name__, type(layer).__name__) for layer in template.layers})),
         recurrent=keeps_state(template),
-        parted=architecture_of(config).parted,
+        own_attention=architecture_of(config).own_attention,
     )
     for (name, what, inputs), expected in zip(steps, outputs, strict=True):
         if what == "cold":
@@ -83,7 +83,7 @@ def try_type(model_type: str) -> Trial:
         report = ours.relay.last
         setattr(trial, name, "" if report.relayed else report.reason)
         reused = report.prefix_tokens_reused
-        operator = not trial.parted and bool(set(trial.layers) - {"recurrent", "no cache"})
+        operator = not trial.own_attention and bool(set(trial.layers) - {"recurrent", "no cache"})
         if report.relayed and report.backend != ("torch" if operator else "model"):
             trial.errors.append(f"{name}, {what}: {report.backend} computed attention")
         if report.relayed and (reused > 0) != (what == "kept"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...cache_utils.columns import join_columns
+
 _KEPT_SPLITS = 4  # masks of one forward: one a kind of layer
 
 
@@ -65,16 +67,9 @@ class Columns:
 
     def join(self, shared: Tensor, own: Tensor, axis: int) -> Tensor:
         """The whole tensor of two parts, zero in columns of padding."""
-        shape = list(own.shape)
-        shape[axis] += self.offset
-        whole = own.new_zeros(shape)
-        whole.narrow(axis, self.offset, own.shape[axis]).copy_(own)
-        by_row = whole.unflatten(0, (self.rows, -1))
-        parts = shared.unflatten(0, (-1, by_row.shape[1])).expand(self.rows, *[-1] * own.dim())
-        starts = [0] * self.rows if self.own_start is None else self.own_start.tolist()
-        for row, start in enumerate(starts):
-            by_row[row].narrow(axis, self.first + start, self.shared).copy_(parts[row])
-        return whole
+        entries = len(own) // self.rows
+        parts = shared.unflatten(0, (-1, entries)).expand(self.rows, *[-1] * own.dim())
+        return join_columns(own, axis, self.offset, self.own_start, [[part] for part in parts])
 
     def hide_foreign(self, own: Tensor) -> Tensor:
         """Scores of own columns, `[entries, ..., T, S]`, with those that are none of a row's own tokens at -inf."""

@@ -99,9 +99,9 @@ def _attention(
     is_causal: bool = False,
     **how: Any,
 ) -> Any:
-    parted = isinstance(key, SplitTensor) and isinstance(value, SplitTensor)
+    split = isinstance(key, SplitTensor) and isinstance(value, SplitTensor)
     # In 16 bits the fused function rounds less than these steps would.
-    if not parted or is_causal or dropout_p or query.dtype in _HALF or query.dim() != 4:
+    if not split or is_causal or dropout_p or query.dtype in _HALF or query.dim() != 4:
         return NotImplemented
     heads, groups = query.shape[1], key.shape[1]
     if heads != groups and groups > 1 and not how.get("enable_gqa"):
@@ -178,8 +178,8 @@ def _expand(func: Callable, tensor: Any, *sizes: Any) -> Any:
 def _cat(func: Callable, tensors: Any, dim: int = 0) -> Any:
     """More columns behind the last one: attention sinks."""
     first, *more = tensors
-    parted = [isinstance(tensor, SplitTensor) for tensor in tensors]
-    if parted != [True] + [False] * len(more) or dim % first.dim() != first.axis:
+    split = [isinstance(tensor, SplitTensor) for tensor in tensors]
+    if split != [True] + [False] * len(more) or dim % first.dim() != first.axis:
         return NotImplemented
     return first.like(first.shared, torch.cat([first.own, *more], dim))
 

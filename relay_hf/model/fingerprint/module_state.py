@@ -16,7 +16,8 @@ from .contents import SETTINGS, content
 
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-# Whose methods say nothing either: what replays graphs is on a model while a call runs, and not between calls.
+# A method of relay_hf itself on a module says nothing of what the module computes. While a call runs, the method that
+# replays graphs is on the model; between calls it is not.
 _LIBRARY = f"{__name__.partition('.')[0]}."
 
 _MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
@@ -45,29 +46,31 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
         Settings: numbers, names, functions, dtypes, devices; and, by the index of their module and their name, what
         else there is: its `content`, and the tensors in it, which are neither parameters nor buffers.
     """
+    settings: list[Any] = []
     others: dict[PlaceInModel, tuple[Hashable, list[Tensor]]] = {}
-
-    def read(index: int, name: str, value: Any) -> bool:
-        if isinstance(value, PreTrainedConfig):
-            if name != "config":  # that of all modules is looked at once
-                others[index, name] = _fields(value), []
-            return False
-        if type(value) is MethodType and str(getattr(value, "__module__", "")).startswith(_LIBRARY):
-            return False
-        tensors: list[Tensor] = []
-        others[index, name] = content(value, tensors.append), tensors
-        return False
-
     looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
-    # By a comprehension, and by their names: of 1,400 modules, 5,000 attributes are looked at. What is None is no
-    # setting: a forward may leave something else in its place, which is no other model.
-    settings = [
-        value
-        for index, own in looked_at
-        for name in _own_names(own)
-        if (value := own[name]) is not None and (type(value) in SETTINGS or read(index, name, value))
-    ]
+    # Of 1,400 modules, 5,000 attributes are looked at. What is None is no setting: a forward may put something else in
+    # its place, and the model is the same.
+    for index, own in looked_at:
+        for name in _own_names(own):
+            value = own[name]
+            if type(value) in SETTINGS:
+                settings.append(value)
+            elif value is not None:
+                seen = _seen(name, value)
+                if seen is not None:
+                    others[index, name] = seen
     return settings, others
+
+
+def _seen(name: str, value: Any) -> tuple[Hashable, list[Tensor]] | None:
+    """The content of an attribute that is no setting, and the tensors in it; None where nobody needs to look."""
+    if isinstance(value, PreTrainedConfig):
+        return None if name == "config" else (_fields(value), [])  # the one of all modules is looked at once
+    if type(value) is MethodType and str(getattr(value, "__module__", "")).startswith(_LIBRARY):
+        return None
+    tensors: list[Tensor] = []
+    return content(value, tensors.append), tensors
 
 
 def _changed_linear(module: nn.Linear) -> bool:

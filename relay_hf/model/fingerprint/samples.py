@@ -28,7 +28,7 @@ def samples(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[lis
 
 
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """The samples of each tensor, `[n]`, parted by device and dtype."""
+    """The samples of each tensor, `[n]`, apart by device and dtype."""
     # On the host a copy of the samples, for `cat` takes 1.2 us more for a view; on a GPU, views, for one launch.
     sampled = [
         torch.take(t, _PLACES[n].indices) if t.is_cpu and t.dtype in _TAKEN else _view(t)
