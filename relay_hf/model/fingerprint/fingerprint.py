@@ -1,12 +1,14 @@
 """Whether a model still computes what it computed when a prefix was prefilled.
 
 Fused optimizers, writes through `.data` and a LoRA merge change weights without moving `_version` or `data_ptr`. So a
-witness holds, for every parameter, its identity, version, address, dtype and gradient *and* 32 of its elements, spread
-evenly; for every buffer, and every tensor that a module holds otherwise, the same; and what else a forward reads
-(`module_state.py`). What it can't see is a write through `.data` that misses all 32 elements, a single row of a matrix,
-say, nor the inside of an object that is no container, nor a function of a module of code that is replaced;
-`model.relay.clear()` is the answer to that. (The rows of the embedding that a kept prefix uses are looked at one by
-one: `keeping.py`.)
+fingerprint holds, for every parameter, its identity, version, address, dtype and gradient, *and* 32 of its elements,
+spread evenly. It holds the same for every buffer, and for every tensor that a module has in another attribute. And it
+holds what else a forward reads (`module_state.py`).
+
+It does not see three things: a write through `.data` that misses all 32 elements, such as one to a single row of a
+matrix; a change inside an object that is no container; and a function that is replaced in a file of code. After such a
+change call `model.relay.clear()`. The rows of the embedding that a kept prefix uses are looked at one by one
+(`embedding.py`).
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class ModelFingerprint:
         return frozenset(place for place in places if self._held.get(place) != later._held.get(place))
 
     def without(self, places: frozenset[PlaceInModel]) -> ModelFingerprint:
-        """The same witness, blind for `places` too."""
+        """The same fingerprint, blind for `places` too."""
         new = copy.copy(self)
         new.ignore = self.ignore | places
         new._held = {place: seen for place, seen in self._held.items() if place not in places}
