@@ -14,16 +14,16 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # tokens, files, the command line, examples, documents and benchmarks; and sweeps over the faults and histories of calls,
 # of which the core tests have single ones. Layers that run several times are of types that only the latest has, and
 # test_names.py reads sources.
-NOT_ON_FLOOR := $(addprefix tests/,operator fuzz_files cli examples notebooks clients test_benchmarks* test_docs* \
-	test_numerics* test_store.py test_tree.py faults/test_operations.py faults/test_interrupts.py \
+NOT_ON_FLOOR := $(addprefix tests/,kernels fuzz_files cli examples notebooks clients benchmarks docs project \
+	prefix/test_radix.py prefix/test_tree.py faults/test_operations.py faults/test_interrupts.py \
 	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py \
-	test_looped.py test_lanes.py test_tested.py upstream/test_names.py)
+	cache_utils/test_looped.py test_pickles.py model/upstream/test_names.py)
 # What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
-ON_5_23 := $(addprefix tests/,test_exactness.py modes test_conversation.py test_cache.py stale graphs test_recurrent.py \
-	upstream test_untouched.py models)
+ON_5_23 := $(addprefix tests/,generation/test_exactness.py modes generation/test_conversation.py \
+	cache_utils/test_cache.py stale graphs cache_utils/test_recurrent.py model/upstream generation/test_untouched.py models)
 # Twenty seconds each to compile: one family shows that the compiler takes another Transformers.
 NOT_COMPILED_ON_FLOOR := gemma2 gpt_oss deepseek_v3
-COMPILES := tests/test_compile.py::test_tokens_are_stocks_and_growing_rows_compile_nothing
+COMPILES := tests/attention/test_compile.py::test_tokens_are_stocks_and_growing_rows_compile_nothing
 
 .PHONY: help demo test test-floor test-5.23 test-newest test-bounds test-notebooks test-clients notebooks models \
 	models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
@@ -42,7 +42,7 @@ test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Tran
 		$(foreach family,$(NOT_COMPILED_ON_FLOOR),--deselect '$(COMPILES)[$(family)')
 
 test-5.23: .venv-5.23/.ready ## what the name of the cache touches, with the last Transformers that had the old one
-	.venv-5.23/bin/python -m pytest $(PYTEST) $(ON_5_23) --ignore tests/upstream/test_names.py \
+	.venv-5.23/bin/python -m pytest $(PYTEST) $(ON_5_23) --ignore tests/model/upstream/test_names.py \
 		'$(COMPILES)[llama-compile_forward-True]'
 
 test-newest: .venv/.clients ## the core tests, with the newest Transformers that the package index serves

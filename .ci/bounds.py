@@ -19,7 +19,7 @@ REQUIREMENTS = ROOT / "requirements"
 # What the dependencies with a bound are used for: the command line, plots, files, arrays, offloading, adapters.
 PATHS = (
     *CORE,
-    *(f"tests/{name}" for name in ("cli", "saving", "stale", "test_placement.py", "test_prefix.py", "test_store.py")),
+    *(f"tests/{name}" for name in ("cli", "saving", "stale", "model/test_device.py", "prefix")),
 )
 
 

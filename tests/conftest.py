@@ -10,8 +10,9 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
-from tally import tried
 from transformers.utils import logging as transformers_logging
+
+from tests.support.counts import tried
 
 # Tiny models gain nothing from threads, and lose much where tests run side by side.
 torch.set_num_threads(1)

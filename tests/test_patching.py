@@ -13,11 +13,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, Logi
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import relay_hf
-from anatomy import anatomy
-from helpers import generate
 from relay_hf.attention import interface
 from relay_hf.model.attention_choice import attention_configs, deselect, select
-from relay_hf.testing import FAMILIES, prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.model_snapshot import snapshot
+from tests.support.sizes import FAMILIES
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
 
@@ -168,12 +170,12 @@ def test_what_is_copied_by_its_handle_or_its_method_generates(duplicate, take):
 def test_a_shallow_copy_can_not_be_patched_or_unpatched_and_leaves_the_original_whole():
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     expected = generate(model, INPUTS)
-    before = anatomy(model)
+    before = snapshot(model)
     twin = copy.copy(model)
     for change in (relay_hf.patch_model, relay_hf.unpatch_model, lambda it: relay_hf.patched(it).__enter__()):
         with pytest.raises(relay_hf.RelayError, match=r"shallow copy of a patched model.*use copy\.deepcopy"):
             change(twin)
-    assert anatomy(model) == before
+    assert snapshot(model) == before
     assert torch.equal(generate(twin, INPUTS), expected)
     assert torch.equal(generate(model, INPUTS), expected)
     assert model.relay.last.relayed
@@ -293,8 +295,8 @@ def test_eager_attentions_are_still_given():
 )
 def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error, words):
     model = tiny_model("llama") if thing is None else thing
-    before = anatomy(model) if isinstance(model, nn.Module) else None
+    before = snapshot(model) if isinstance(model, nn.Module) else None
     with pytest.raises(error, match=words):
         relay_hf.patch_model(model, **options)
     if before is not None:
-        assert anatomy(model) == before
+        assert snapshot(model) == before

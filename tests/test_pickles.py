@@ -8,8 +8,9 @@ import torch
 from transformers import DynamicCache
 
 import relay_hf
-from helpers import CACHE
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE
+from tests.support.tiny_models import tiny_model
 
 # Written by the version that had its modules in one folder: a patched tiny model of Llama with one kept prefix, the
 # cache that its generate() returned, the prefix, a file of prefixes, and the tokens.

@@ -12,9 +12,10 @@ from torch import nn
 from transformers import GenerationMixin, LlamaForCausalLM
 
 import relay_hf
-from helpers import CACHE, cache_of, generate
 from relay_hf.reasons import Reason
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of, generate
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
 ONE = {name: value[1:2] for name, value in INPUTS.items()}

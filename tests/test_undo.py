@@ -13,10 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import relay_hf
-from anatomy import anatomy, differences
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
-from surroundings import COUNTED, REGISTERED, Surroundings
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.model_snapshot import differences, snapshot
+from tests.support.process_state import COUNTED, REGISTERED, ProcessState
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
 
@@ -37,37 +38,37 @@ class Stop(LogitsProcessor):
 def test_unpatch_leaves_the_model_as_it_was():
     """Those of the matrix of models are, too: tests/models."""
     model = tiny_model("llama")
-    before = anatomy(model)
+    before = snapshot(model)
     relay_hf.patch_model(model, policy="always")
-    assert differences(before, anatomy(model))
+    assert differences(before, snapshot(model))
     generate(model, INPUTS)
     assert model.relay.last.relayed
     assert relay_hf.unpatch_model(model) is model
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
     relay_hf.unpatch_model(model)  # a second time, and on a model that never was patched: nothing to do
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
 
 
 @pytest.mark.parametrize("after", [0, 3])
 @pytest.mark.parametrize("error", [ValueError("processor"), KeyboardInterrupt()])
 def test_patched_is_undone_after_an_exception_in_generate(error, after):
     model = tiny_model("llama")
-    before = anatomy(model)
+    before = snapshot(model)
     with pytest.raises(type(error)), relay_hf.patched(model, policy="always"):
         generate(model, INPUTS, logits_processor=LogitsProcessorList([Stop(error, after)]))
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
 
 
 @pytest.mark.parametrize("part", ["model.layers.1.mlp", "model.embed_tokens", "lm_head"])
 def test_patched_is_undone_after_an_exception_in_a_forward(part):
     model = tiny_model("llama")
-    before = anatomy(model)
+    before = snapshot(model)
     module = model.get_submodule(part)
     module.forward = lambda *args, **kwargs: 1 / 0
     with pytest.raises(ZeroDivisionError), relay_hf.patched(model, policy="always"):
         generate(model, INPUTS)
     del module.forward
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
 
 
 def test_a_wrapper_put_on_later_survives_the_undoing():
@@ -90,29 +91,29 @@ def test_methods_of_the_users_own_come_back_where_they_were():
     model.generate = model.generate
     model.train = model.train
     model.note = "set later than these"
-    before = anatomy(model)
+    before = snapshot(model)
     relay_hf.patch_model(model, policy="always")
     generate(model, INPUTS)
     assert model.relay.last.relayed
     relay_hf.unpatch_model(model)
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
 
 
 def test_one_of_two_models_is_unpatched_and_the_other_is_served():
     """Two that share their configuration."""
     config = tiny_model("llama").config
     one, two = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
-    before, tokens = anatomy(one), generate(two, INPUTS)
+    before, tokens = snapshot(one), generate(two, INPUTS)
     for model in (one, two):
         relay_hf.patch_model(model, policy="always")
         generate(model, INPUTS)
     relay_hf.unpatch_model(one)
-    assert differences(before, anatomy(one)) == {}
+    assert differences(before, snapshot(one)) == {}
     assert torch.equal(generate(two, INPUTS), tokens)
     assert two.relay.last.relayed
     assert two.relay.last.prefix_tokens_reused == 20
     relay_hf.unpatch_model(two)
-    assert differences(before, anatomy(one)) == {}
+    assert differences(before, snapshot(one)) == {}
 
 
 def test_unpatching_lets_the_handle_go():
@@ -134,17 +135,17 @@ def test_a_hundred_patches_leave_no_more_than_one():
         assert model.relay.last.relayed
         relay_hf.unpatch_model(model)
 
-    before = anatomy(model)
+    before = snapshot(model)
     for _ in range(3):
         cycle()
-    around = Surroundings()
+    around = ProcessState()
     gc.collect()
     objects = len(gc.get_objects())
     for _ in range(100):
         cycle()
     gc.collect()
     assert len(gc.get_objects()) - objects < 50, "patches leave objects"
-    assert differences(before, anatomy(model)) == {}
+    assert differences(before, snapshot(model)) == {}
     assert set(around.changes()) == {COUNTED}
 
 
@@ -152,16 +153,17 @@ ALONE = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from relay_hf.testing import prompts, tiny_model
-from surroundings import Surroundings
+from relay_hf.testing import prompts
+from tests.support.tiny_models import tiny_model
+from tests.support.process_state import ProcessState
 
 assert "relay_hf.patching" not in sys.modules
 model, inputs = tiny_model("llama"), prompts(20, (3, 5))
 model.generate(**inputs, max_new_tokens=3)
-before = Surroundings()
+before = ProcessState()
 import relay_hf.patching
 imported = sorted(before.changes())
-before = Surroundings()
+before = ProcessState()
 relay_hf.patch_model(model, policy="always")
 model.generate(**inputs, max_new_tokens=3)
 assert model.relay.last.relayed
@@ -200,7 +202,7 @@ def test_a_copy_of_a_patched_model_is_unpatched_to_what_a_copy_of_stock_is():
     generate(twin, INPUTS)
     assert twin.relay.last.relayed
     relay_hf.unpatch_model(twin)
-    theirs, ours = anatomy(copy.deepcopy(stock)), anatomy(twin)
+    theirs, ours = snapshot(copy.deepcopy(stock)), snapshot(twin)
     assert list(theirs) == list(ours)
     for name in ("state dict", "config as JSON", "generation_config as JSON", "attention"):
         assert theirs[name] == ours[name]

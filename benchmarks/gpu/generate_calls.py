@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from relay_hf import RelayConfig
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing.prompts import prompts
-from relay_hf.testing.tiny import tiny_model
+from tests.support.tiny_models import tiny_model
 
 from .context import Context, LeftOut
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import relay_hf
-from relay_hf.testing import VOCABULARY, prompts, tiny_model
+from relay_hf.testing import VOCABULARY, prompts
+from tests.support.tiny_models import tiny_model
 
 from .subjects import DTYPES, STEPS, Subject
 

@@ -1,7 +1,6 @@
-"""Tiny models of every model type and prompts for them, for tests and examples."""
+"""A tiny Llama and prompts for it: what examples in the documentation run on, and what `relay-hf doctor` tries."""
 
-from relay_hf.testing.prompts import prompts
-from relay_hf.testing.sizes import FAMILIES, PAD, SIZES, UNBUILDABLE, VOCABULARY
-from relay_hf.testing.tiny import tiny_model
+from .prompts import PAD, VOCABULARY, prompts
+from .tiny import tiny_model
 
-__all__ = ["FAMILIES", "PAD", "SIZES", "UNBUILDABLE", "VOCABULARY", "prompts", "tiny_model"]
+__all__ = ["PAD", "VOCABULARY", "prompts", "tiny_model"]

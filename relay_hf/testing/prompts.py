@@ -1,4 +1,4 @@
-"""Prompts for the tiny models: rows that share a prefix, as token ids and a mask."""
+"""Prompts for the tiny model: rows that share a prefix, as token ids and a mask."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from relay_hf.testing.sizes import PAD, VOCABULARY
+VOCABULARY = 97
+PAD = 0
 
 
 def prompts(prefix: int, own: Sequence[int], seed: int = 0) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from relay_hf.kernels import torch_path, triton_path
 from relay_hf.model import tested
 from relay_hf.model.upstream import drift
 from relay_hf.reasons import Reason
-from relay_hf.testing import tiny_model
+from tests.support.tiny_models import tiny_model
 
 from .command import Ran, wrong
 

@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import relay_hf
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .test_shared_config import stop_in_forward
 from .threads import Gate

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
 from relay_hf.model import attention_choice
 from relay_hf.prefix.store import PrefixStore
 from relay_hf.report import RelayStats
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .threads import LIMIT
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import relay_hf
-from anatomy import anatomy
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.model_snapshot import snapshot
+from tests.support.tiny_models import tiny_model
 
 from .threads import AtToken, Gate, together
 
@@ -26,7 +27,7 @@ def patched_pair(family="llama"):
 def test_unpatching_while_another_thread_generates_is_refused_and_works_afterwards():
     stock = tiny_model("llama")
     model, gate = copy.deepcopy(stock), Gate()
-    before = anatomy(model)
+    before = snapshot(model)
     relay_hf.patch_model(model, policy="always")
     with gate.held(lambda: generate(model, INPUTS, stopping_criteria=[AtToken(gate)])) as running:
         with pytest.raises(relay_hf.RelayError, match=REFUSED):
@@ -35,7 +36,7 @@ def test_unpatching_while_another_thread_generates_is_refused_and_works_afterwar
     assert torch.equal(running.result(), generate(stock, INPUTS))
     assert model.relay.last.relayed
     relay_hf.unpatch_model(model)
-    assert anatomy(model) == before
+    assert snapshot(model) == before
     assert torch.equal(generate(model, INPUTS), generate(stock, INPUTS))
 
 
@@ -116,7 +117,7 @@ def test_threads_that_patch_one_model_patch_it_once(often):
     stock = tiny_model("llama")
     for _ in range(20):
         model, start = copy.deepcopy(stock), Barrier(4)
-        before = anatomy(model)
+        before = snapshot(model)
 
         def patch(model=model, start=start):
             start.wait(timeout=60)
@@ -126,7 +127,7 @@ def test_threads_that_patch_one_model_patch_it_once(often):
         assert set(relays) == {model.relay}
         assert len(model._forward_hooks) == len(model._forward_pre_hooks) == 1
         relay_hf.unpatch_model(model)
-        assert anatomy(model) == before
+        assert snapshot(model) == before
 
 
 def test_options_that_change_in_the_middle_of_a_call_are_for_the_calls_to_come():

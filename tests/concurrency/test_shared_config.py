@@ -5,9 +5,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import relay_hf
-from anatomy import anatomy
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.model_snapshot import snapshot
+from tests.support.tiny_models import tiny_model
 
 from .threads import Gate, together
 
@@ -42,7 +43,7 @@ def stop_in_forward(model, gate, number):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
 def test_the_other_model_is_stock_while_a_forward_of_the_patched_one_is_under_way(family, number):
     one, two = twins(family)
-    expected, before, choice = generate(one, INPUTS), anatomy(two), one.config._attn_implementation
+    expected, before, choice = generate(one, INPUTS), snapshot(two), one.config._attn_implementation
     relay_hf.patch_model(one, policy="always")
     gate = Gate()
     undo = stop_in_forward(one, gate, number)
@@ -59,7 +60,7 @@ def test_the_other_model_is_stock_while_a_forward_of_the_patched_one_is_under_wa
     undo()
     relay_hf.unpatch_model(one)
     assert one.config._attn_implementation == choice
-    assert anatomy(two) == before
+    assert snapshot(two) == before
     for model in (one, two):
         assert torch.equal(generate(model, INPUTS), expected)
 

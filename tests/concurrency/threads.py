@@ -9,15 +9,16 @@ from threading import Event
 from typing import Any
 
 import torch
-from tally import tally
 from transformers import StoppingCriteria
+
+from tests.support.counts import count_tried
 
 LIMIT = 60  # seconds that a thread waits for another before its test fails
 
 
 def together(*works: Callable[[], Any]) -> list[Any]:
     """What each returns, run in a thread of its own; an exception of any is raised."""
-    tally("threads", len(works))
+    count_tried("threads", len(works))
     with ThreadPoolExecutor(len(works)) as pool:
         return [future.result(LIMIT) for future in [pool.submit(work) for work in works]]
 
@@ -36,7 +37,7 @@ class Gate:
     @contextmanager
     def held(self, work: Callable[[], Any]):
         """Within it `work`, in another thread, waits at the gate; its result is there afterwards."""
-        tally("threads")
+        count_tried("threads")
         with ThreadPoolExecutor(1) as pool:
             future: Future = pool.submit(work)
             future.add_done_callback(lambda _: self._reached.set())

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from helpers import CACHE, held_bytes, members
 from relay_hf.attention.listener import listener
 from relay_hf.cache_utils.active import active_forward
 from relay_hf.model.attention_choice import _holders
+from tests.support.generating import CACHE
+from tests.support.kept_bytes import held_bytes
+from tests.support.model_snapshot import members
 
 
 def assert_whole(model: Any) -> None:

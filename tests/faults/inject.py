@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tally import tally
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import relay_hf
+from tests.support.counts import count_tried
 
 OURS = str(Path(relay_hf.__file__).parent)
 
@@ -53,7 +53,7 @@ class Fault:
     def __call__(self) -> None:
         self.asked += 1
         if self.asked - 1 == self.at:
-            tally(f"faults injected, {NAMES[self.kind]}")
+            count_tried(f"faults injected, {NAMES[self.kind]}")
             self.where = [code.co_name for code, _ in stack() if code.co_filename.startswith(OURS)]
             raise KINDS[self.kind]()
 

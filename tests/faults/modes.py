@@ -12,8 +12,9 @@ import torch
 from transformers import DynamicCache
 
 import relay_hf
-from helpers import members
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.model_snapshot import members
+from tests.support.tiny_models import tiny_model
 
 from .check import Alive, assert_let_go, assert_whole
 

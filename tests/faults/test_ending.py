@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import CACHE, generate
 from relay_hf import RelayCache
 from relay_hf.cache_utils.layer import RelayLayer
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE, generate
+from tests.support.tiny_models import tiny_model
 
 from .inject import KINDS
 

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from graphs.conftest import graphs
 
-from helpers import generate, members
 from relay_hf import patch_model
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.graphs.conftest import graphs
+from tests.support.generating import generate
+from tests.support.model_snapshot import members
+from tests.support.tiny_models import tiny_model
 
 from .check import assert_whole
 from .inject import KINDS, Fault, Operations, one_of_each

@@ -5,9 +5,9 @@ from contextlib import suppress
 import pytest
 
 import relay_hf
-from helpers import members
 from relay_hf import patching
-from relay_hf.testing import tiny_model
+from tests.support.model_snapshot import members
+from tests.support.tiny_models import tiny_model
 
 from .check import assert_let_go, assert_whole
 from .inject import Fault, Lines, one_of_each

@@ -4,11 +4,11 @@ from contextlib import suppress
 
 import pytest
 import torch
-from test_store import CONTEXT, TOKEN, add, tensor_of, tokens
 
-from helpers import held_bytes
 from relay_hf.prefix import radix
 from relay_hf.prefix.radix import RadixTree
+from tests.prefix.test_radix import CONTEXT, TOKEN, add, tensor_of, tokens
+from tests.support.kept_bytes import held_bytes
 
 from .inject import Fault, Lines, Operations
 

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 import relay_hf
-from helpers import generate
 from relay_hf import RelayCache
 from relay_hf.cache_utils import PrefixKV
 from relay_hf.cache_utils import layer as cache_layer
 from relay_hf.cache_utils.layer import RelayLayer
 from relay_hf.generation import lay_out
 from relay_hf.model.device import is_out_of_memory
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .check import Alive
 from .inject import KINDS, Fault

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import relay_hf
-from relay_hf.testing import prompts, tiny_model
-from relay_hf.testing.sizes import WIDTH
+from relay_hf.testing import prompts
+from tests.support.sizes import WIDTH
+from tests.support.tiny_models import tiny_model
 
 from . import sizes
 from .precision import DTYPES

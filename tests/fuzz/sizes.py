@@ -17,7 +17,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from relay_hf.testing import SIZES, UNBUILDABLE
+from tests.support.sizes import SIZES, UNBUILDABLE
 
 COUNT = 5  # sizes of each type; number 0 is the tiny model as it stands
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 import relay_hf
 from relay_hf.prefix.layout import named_tensors
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.tiny_models import tiny_model
 
 # Plain attention; windows and sinks; latents beside what attention sees; recurrent layers beside attention, and alone.
 TYPES = ("llama", "gpt_oss", "deepseek_v3", "falcon_h1", "mamba")

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tally import tally
 
 from relay_hf.prefix import files
+from tests.support.counts import count_tried
 
 from . import case
 from .__main__ import main
@@ -25,7 +25,7 @@ def test_files_of_strangers_are_refused_or_load_as_what_was_saved():
     summary = Summary()
     for number in range(FIRST, FIRST + CASES):
         summary.add(run(number))
-    tally("files damaged or forged", CASES)
+    count_tried("files damaged or forged", CASES)
     assert not summary.findings, "\n".join(summary.findings)
     assert {kind for kind, _ in summary.kinds} == set(case.KINDS), "a kind of change was never drawn"
     assert min(summary.outcomes[kind] for kind in ("refused", "same", "as forged")) >= 5

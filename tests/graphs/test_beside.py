@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .cpu_graph import CpuGraph
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import cache_of, generate
 from relay_hf.cache_utils import layer
 from relay_hf.generation import lay_out
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import cache_of, generate
+from tests.support.tiny_models import tiny_model
 
 from .cpu_graph import CpuGraph
 

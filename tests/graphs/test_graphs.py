@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import relay_hf
-from anatomy import anatomy
-from helpers import CACHE, cache_of, generate
 from relay_hf.cache_utils import layer
 from relay_hf.errors import RelayError
 from relay_hf.generation import lay_out
 from relay_hf.generation.call import current_call
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of, generate
+from tests.support.model_snapshot import snapshot
+from tests.support.tiny_models import tiny_model
 
 
 def patch(model, **options):
@@ -279,7 +280,7 @@ def test_nothing_stays_on_the_model(graphs, reset):
     if reset:
         model._compiled_call_impl = None  # how a compiled model is made one that is not
         model.note = "set later"
-    before = anatomy(model)
+    before = snapshot(model)
     patch(model)
     inside = []
 
@@ -291,7 +292,7 @@ def test_nothing_stays_on_the_model(graphs, reset):
     assert all(inside)
     assert vars(model).get("_compiled_call_impl") is None
     relay_hf.unpatch_model(model)
-    assert anatomy(model) == before
+    assert snapshot(model) == before
 
 
 def test_two_threads_have_a_graph_each(graphs):

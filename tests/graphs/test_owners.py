@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import CACHE, cache_of, generate
 from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayLayer
 from relay_hf.generation.call import current_call
 from relay_hf.graphs import capture as capturing
 from relay_hf.graphs.capture import one_capture
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of, generate
+from tests.support.tiny_models import tiny_model
 
 from .cpu_graph import CpuGraph
 

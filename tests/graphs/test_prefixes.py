@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(20, (3, 5))
 PREFIX = INPUTS["input_ids"][1, :20]  # of the row without padding

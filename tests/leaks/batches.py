@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from relay_hf.testing.sizes import PAD
+from tests.support.sizes import PAD
 
 # So few that own tokens of several rows often start alike, and the tree has levels that nobody planned.
 token = st.integers(3, 6)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hypothesis import Phase, settings
 
-from relay_hf.testing import tiny_model
+from tests.support.tiny_models import tiny_model
 
 from .batches import Batch
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate, held_bytes
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.kept_bytes import held_bytes
+from tests.support.tiny_models import tiny_model
 
 from .memory import Held, live_bytes
 

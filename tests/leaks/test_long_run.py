@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.tiny_models import tiny_model
 
 from .memory import live_bytes, objects
 

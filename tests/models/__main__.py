@@ -10,12 +10,9 @@ from rich.progress import track
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # as pytest has it
-
-from models.document import document
-from models.trial import try_type
-
-from relay_hf.testing import UNBUILDABLE
+from tests.models.document import document
+from tests.models.trial import try_type
+from tests.support.sizes import UNBUILDABLE
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 import transformers
-from models.trial import TOLERANCE, Trial
 
-from relay_hf.testing import UNBUILDABLE
+from tests.models.trial import TOLERANCE, Trial
+from tests.support.sizes import UNBUILDABLE
 
 HEAD = """# Model types
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import transformers
-from models.document import row
-from models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
-from models.trial import try_type
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from relay_hf.model.architectures import ARCHITECTURES
-from relay_hf.testing import UNBUILDABLE
+from tests.models.document import row
+from tests.models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
+from tests.models.trial import try_type
+from tests.support.sizes import UNBUILDABLE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 TYPES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(UNBUILDABLE))

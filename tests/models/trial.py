@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from models.undo import Before
 from transformers import DynamicCache
 
 import relay_hf
-from anatomy import anatomy, differences
 from relay_hf.model.architectures import architecture_of
 from relay_hf.model.upstream.caches import keeps_state
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.models.undo import Before
+from tests.support.model_snapshot import differences, snapshot
+from tests.support.tiny_models import tiny_model
 
 PREFIX = 20
 EQUAL, PADDED = (5, 5, 5), (3, 7, 2, 5)
@@ -62,10 +63,10 @@ def try_type(model_type: str) -> Trial:
         for seed, what in ((0, "cold"), (1, "kept"))
     ]
     outputs = [_generate(stock, inputs) for *_, inputs in steps[:-1]]
-    once = anatomy(stock)
+    once = snapshot(stock)
     outputs.append(_generate(stock, steps[-1][2]))
     ours = copy.deepcopy(stock)
-    before = Before(ours, restless=differences(once, anatomy(stock)))
+    before = Before(ours, restless=differences(once, snapshot(stock)))
     relay_hf.patch_model(ours, policy="always")
     config = stock.config.get_text_config(decoder=True)
     template = DynamicCache(config=config)

@@ -12,7 +12,8 @@ import torch
 from transformers import Cache, PreTrainedModel
 
 import relay_hf
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.tiny_models import tiny_model
 
 # Plain attention; learned positions; softcap and windows; sinks, windows and experts; latents.
 FAMILIES = ("llama", "gpt2", "gemma2", "gpt_oss", "deepseek_v3")

@@ -3,7 +3,7 @@
 import torch
 from transformers import DynamicCache
 
-from helpers import CACHE, cache_of
+from tests.support.generating import CACHE, cache_of
 
 from .compare import NEW
 

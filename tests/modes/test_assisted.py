@@ -5,7 +5,7 @@ from functools import cache, partial
 import pytest
 
 import relay_hf
-from relay_hf.testing import tiny_model
+from tests.support.tiny_models import tiny_model
 
 from .compare import (
     FAMILIES,

@@ -6,7 +6,7 @@ import pytest
 from transformers import DynamicCache, StaticCache
 
 import relay_hf
-from helpers import CACHE
+from tests.support.generating import CACHE
 
 from .compare import NO_PREFILL, ONE, assert_relayed, assert_same_error, assert_untouched, generate
 

@@ -5,8 +5,8 @@ import torch
 from transformers import CompileConfig
 
 import relay_hf
-from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of
 
 from .compare import INPUTS, NEW, PREFIX, assert_relayed, assert_same, generate, seeded
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from helpers import CACHE
+from tests.support.generating import CACHE
 
 from . import loops
 from .compare import (

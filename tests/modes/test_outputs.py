@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import CACHE, cache_of
+from tests.support.generating import CACHE, cache_of
 
 from .compare import INPUTS, assert_relayed, assert_same, assert_untouched, generate, seeded
 

@@ -9,9 +9,9 @@ import torch
 from transformers import DynamicCache, GenerationMixin
 
 import relay_hf
-from helpers import CACHE, cache_of
 from relay_hf.model.upstream.behaviour import CHUNKS_GO_ON
 from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of
 
 from .compare import INPUTS, NEW, NO_PREFILL, ONE, assert_same, assert_same_error, generate, keep_prefix, seeded
 from .turns import CONTINUED, assert_turns, filled, ones, two_turns

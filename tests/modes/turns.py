@@ -2,8 +2,8 @@
 
 import torch
 
-from helpers import CACHE, cache_of
 from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of
 
 from .compare import INPUTS, NEW, assert_same, generate, seeded
 

@@ -4,7 +4,8 @@ import re
 
 import nbformat
 import pytest
-from notebooks.execute import NOTEBOOKS, execute
+
+from tests.notebooks.execute import NOTEBOOKS, execute
 
 # What does not depend on the machine: counts of tokens and bytes, and whether results are the same.
 FACTS = re.compile(

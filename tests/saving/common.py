@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 import relay_hf
-from helpers import generate
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 PREFIX = 20
 ROWS = prompts(PREFIX, (3, 7, 2))

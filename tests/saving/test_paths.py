@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import generate
 from relay_hf import PrefixFileError
 from relay_hf.prefix import files
-from relay_hf.testing import tiny_model
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import IDS, ROWS, assert_served, patched, saved
 

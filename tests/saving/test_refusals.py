@@ -12,13 +12,14 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
-from anatomy import anatomy
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.module_state import all_modules
 from relay_hf.prefix import StoredPrefix, files, write
 from relay_hf.prefix.layout import rebuilt
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.model_snapshot import snapshot
+from tests.support.tiny_models import tiny_model
 
 from .common import IDS, PREFIX, patched, saved
 
@@ -350,11 +351,11 @@ def test_a_prefix_of_another_model(tmp_path):
 
 def test_saving_and_loading_leave_no_trace_on_the_model(original, tmp_path):
     model = tiny_model("llama")
-    before = anatomy(model)
+    before = snapshot(model)
     with relay_hf.patched(model):
         model.relay.load(original)
         model.relay.save(tmp_path / "p")
-    assert anatomy(model) == before
+    assert snapshot(model) == before
 
 
 def test_a_record_with_a_name_twice(original, tmp_path):

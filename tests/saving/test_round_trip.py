@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
 from relay_hf.prefix.layout import named_tensors
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import IDS, PREFIX, ROWS, assert_served, patched, saved
 
@@ -23,9 +24,9 @@ from .common import IDS, PREFIX, ROWS, assert_served, patched, saved
 TYPES = ["llama", "gpt_oss", "deepseek_v3", "gemma3n_text", "bloom", "mamba2", "mamba", "falcon_h1", "qwen3_next"]
 ANOTHER_PROCESS = """
 import sys, torch
-from saving.common import ROWS, assert_served, patched
-from helpers import generate
-from relay_hf.testing import tiny_model
+from tests.saving.common import ROWS, assert_served, patched
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 model = patched()
 (prefix,) = model.relay.load(sys.argv[1])
 assert_served(model, generate(tiny_model("llama"), ROWS))
@@ -47,9 +48,9 @@ def test_a_model_of_the_same_weights_goes_on_from_the_same_numbers(tmp_path, mod
 def test_another_process_goes_on_from_it(tmp_path):
     saved(tmp_path / "p")
     command = [sys.executable, "-c", ANOTHER_PROCESS, str(tmp_path / "p")]
-    tests = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
-        command, cwd=tests, capture_output=True, text=True, timeout=300, check=False, env={"PYTHONPATH": str(tests)}
+        command, cwd=root, capture_output=True, text=True, timeout=300, check=False, env={"PYTHONPATH": str(root)}
     )
     assert done.stdout == "served\n", done.stderr
 

@@ -3,12 +3,12 @@
 import copy
 
 import torch
-from tally import tally
 
 import relay_hf
-from helpers import generate
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.prefix import store
+from tests.support.counts import count_tried
+from tests.support.generating import generate
 
 from .mutations import INPUTS, Change
 
@@ -16,7 +16,7 @@ from .mutations import INPUTS, Change
 def mutate(model, change: Change) -> None:
     torch.manual_seed(0)
     change(model)
-    tally("changes applied to models")
+    count_tried("changes applied to models")
 
 
 def reusing(stock):

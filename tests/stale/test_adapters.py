@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.testing import tiny_model
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import blind, logits, mutate, reusing
 from .mutations import INPUTS

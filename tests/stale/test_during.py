@@ -8,9 +8,10 @@ from transformers import LogitsProcessor, TextStreamer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
-from helpers import generate
 from relay_hf.generation.call import GenerateCall
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import logits, reusing
 from .mutations import layer

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import CACHE, cache_of, generate
 from relay_hf.model import device
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.model.fingerprint.module_state import all_modules
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import CACHE, cache_of, generate
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(30, (3, 5))
 PREFIX = INPUTS["input_ids"][1, :30]

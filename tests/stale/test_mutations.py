@@ -14,11 +14,11 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, Llama
 
 import relay_hf
 import relay_hf.model.view
-from helpers import generate
 from relay_hf.generation import eligible_models
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.keeping import keeping_refusal
-from relay_hf.testing import tiny_model
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import blind, logits, mutate, reusing
 from .mutations import INPUTS, OWN, SETTINGS, STRUCTURE, WEIGHTS, WINDOWED, OfItsOwn, layer

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import relay_hf
-from helpers import generate
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(30, (3, 5))
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 import transformers
-from models.trial import TOLERANCE
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import relay_hf
-from helpers import generate
 from relay_hf.attention import layer
 from relay_hf.generation import eligibility
-from relay_hf.testing import tiny_model
+from tests.models.trial import TOLERANCE
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 # A guard is needed where without it the logits are this far off: ten times what passes for equal.
 LEAST_WRONG = 10 * TOLERANCE

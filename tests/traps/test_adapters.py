@@ -5,12 +5,13 @@ import copy
 import peft
 import pytest
 import torch
-from models.trial import TOLERANCE
 
 import relay_hf
 from relay_hf.generation import eligible_models
 from relay_hf.model.upstream.names import CACHE
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.models.trial import TOLERANCE
+from tests.support.tiny_models import tiny_model
 
 from .compare import LEAST_WRONG, assert_untouched, assert_wrong, beside_a_patched_copy, error, run
 

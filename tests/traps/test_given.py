@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from models.trial import TOLERANCE
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache
 
-from helpers import CACHE
 from relay_hf.generation import eligibility, eligible_models
-from relay_hf.testing import PAD, VOCABULARY, prompts, tiny_model
+from relay_hf.testing import PAD, VOCABULARY, prompts
+from tests.models.trial import TOLERANCE
+from tests.support.generating import CACHE
+from tests.support.tiny_models import tiny_model
 
 from .compare import (
     LEAST_WRONG,

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models.trial import TOLERANCE
 
-from helpers import CACHE, cache_of
 from relay_hf.attention import masks
 from relay_hf.generation import eligible_models, lay_out
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts
+from tests.models.trial import TOLERANCE
+from tests.support.generating import CACHE, cache_of
 
 from .compare import (
     LEAST_WRONG,

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from models.trial import TOLERANCE
 
-from helpers import CACHE, cache_of
 from relay_hf.generation import eligibility, prefix_prefill
 from relay_hf.testing import prompts
+from tests.models.trial import TOLERANCE
+from tests.support.generating import CACHE, cache_of
 
 from . import images
 from .compare import LEAST_WRONG, RECENT, all_inputs_known, assert_untouched, assert_wrong, error, pair, run, then

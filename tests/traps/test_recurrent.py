@@ -5,14 +5,15 @@ from dataclasses import replace
 import peft
 import pytest
 import torch
-from models.trial import TOLERANCE
 
-from helpers import CACHE, cache_of
 from relay_hf.cache_utils import state_layer
 from relay_hf.generation import eligibility, eligible_models, prefill_hook, sharing
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import shared_runs
-from relay_hf.testing import prompts, tiny_model
+from relay_hf.testing import prompts
+from tests.models.trial import TOLERANCE
+from tests.support.generating import CACHE, cache_of
+from tests.support.tiny_models import tiny_model
 
 from .compare import (
     RECENT,

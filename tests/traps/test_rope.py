@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from models.trial import TOLERANCE
 
 import relay_hf
-from helpers import CACHE, cache_of
 from relay_hf.generation import eligibility, prefill_hook
 from relay_hf.testing import prompts
+from tests.models.trial import TOLERANCE
+from tests.support.generating import CACHE, cache_of
 
 from .compare import LEAST_WRONG, assert_relayed, assert_untouched, assert_wrong, error, pair, run, then
 

@@ -1,0 +1,23 @@
+"""Calls of generate() as most tests make them, and the cache in what they return."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from relay_hf.model.upstream.names import CACHE
+from tests.support.counts import count_tried
+
+__all__ = ["CACHE", "cache_of", "generate"]
+
+
+def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
+    """Twelve greedy tokens: `[B, L + 12]`."""
+    count_tried("calls of generate()")
+    return model.generate(**inputs, **{"max_new_tokens": 12, "min_new_tokens": 12, **options})
+
+
+def cache_of(outputs: Any) -> Any:
+    """The cache in a model's outputs, by the name that this Transformers has for it."""
+    return getattr(outputs, CACHE)
