@@ -5,24 +5,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
-from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, PreTrainedModel
 
 import relay_hf
-from relay_hf.generation import decide, sharing
-from relay_hf.generation.decision import Decision
-from relay_hf.generation.facts import CallFacts
-from relay_hf.generation.sharing import SharingRules
 from relay_hf.model.upstream.names import CACHE
-from relay_hf.prefix import Prompts
 
 from .workloads import Workload
 
-Call = Callable[[], Tensor]
+TimedCall = Callable[[], Tensor]
+
+
+def patched_twin(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """A patched model that shares the weights of a stock one, which stays as it is."""
+    shared_weights = {id(parameter): parameter for parameter in model.parameters()}
+    return relay_hf.patch_model(copy.deepcopy(model, shared_weights), **options)
 
 
 class Bench:
@@ -30,10 +31,15 @@ class Bench:
 
     def __init__(self, workload: Workload, policy: str, model: PreTrainedModel | None = None) -> None:
         self.workload = workload
+        self.policy = policy
         self.model = model or workload.model.build()
-        shared_weights = {id(parameter): parameter for parameter in self.model.parameters()}
-        self.twin = relay_hf.patch_model(copy.deepcopy(self.model, shared_weights), policy=policy)
+        self.twin = patched_twin(self.model, policy=policy)
         self.draw(0)
+
+    @cached_property
+    def first_level_twin(self) -> PreTrainedModel:
+        """Another twin: all that rows share behind the first level is too short for it to be a prefix."""
+        return patched_twin(self.model, policy=self.policy, min_prefix_length=self.workload.prefix)
 
     def draw(self, draw: int) -> None:
         """Take other own tokens."""
@@ -58,17 +64,17 @@ class Bench:
         return cache
 
 
-def stock(bench: Bench) -> Call:
+def stock(bench: Bench) -> TimedCall:
     """generate() as it comes, with a DynamicCache."""
     return lambda: bench.generate(bench.model, bench.prompts)
 
 
-def static_cache(bench: Bench) -> Call:
+def static_cache(bench: Bench) -> TimedCall:
     """generate() with a preallocated cache."""
     return lambda: bench.generate(bench.model, bench.prompts, cache_implementation="static")
 
 
-def continuous_batching(bench: Bench) -> Call:
+def continuous_batching(bench: Bench) -> TimedCall:
     """generate_batch(), which keeps a shared prefix once and reads it once a row.
 
     Its cache is sized for the workload and its batches for one prompt: left to itself it fills the memory first, and a
@@ -88,7 +94,7 @@ def continuous_batching(bench: Bench) -> Call:
     return call
 
 
-def prefix_copied(bench: Bench) -> Call:
+def prefix_copied(bench: Bench) -> TimedCall:
     """Transformers' own prefix idiom: prefill the first level once, copy the cache, repeat it for every row."""
     workload = bench.workload
 
@@ -100,12 +106,12 @@ def prefix_copied(bench: Bench) -> Call:
     return call
 
 
-def no_prefix(bench: Bench) -> Call:
+def no_prefix(bench: Bench) -> TimedCall:
     """Stock generate() on the own tokens alone: other tokens, less work."""
     return lambda: bench.generate(bench.model, bench.prompts[:, bench.workload.shared :])
 
 
-def floor(bench: Bench) -> Call:
+def floor(bench: Bench) -> TimedCall:
     """What no sharing scheme goes under: each shared token prefilled once, and stock generate() on the own ones."""
 
     def call() -> Tensor:
@@ -116,27 +122,19 @@ def floor(bench: Bench) -> Call:
     return call
 
 
-def relay_cold(bench: Bench) -> Call:
+def relay_cold(bench: Bench) -> TimedCall:
     """The patched model, with nothing kept."""
     bench.twin.relay.clear()
     return lambda: bench.generate(bench.twin, bench.prompts)
 
 
-def one_level(bench: Bench) -> Call:
+def one_level(bench: Bench) -> TimedCall:
     """The patched model, with nothing kept, sharing only what all rows do."""
-    bench.twin.relay.clear()
-
-    def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
-        return sharing.find(facts, prompts, rules._replace(one_level=True))
-
-    def call() -> Tensor:
-        with mock.patch.object(decide, "find", find):
-            return bench.generate(bench.twin, bench.prompts)
-
-    return call
+    bench.first_level_twin.relay.clear()
+    return lambda: bench.generate(bench.first_level_twin, bench.prompts)
 
 
-def relay_kept(bench: Bench) -> Call:
+def relay_kept(bench: Bench) -> TimedCall:
     """The patched model that has seen the prefix before, with other own tokens, and nothing else."""
     prompts = bench.prompts
     bench.twin.relay.clear()  # another contender of the round may have shown it this very prompt
@@ -146,34 +144,56 @@ def relay_kept(bench: Bench) -> Call:
     return lambda: bench.generate(bench.twin, bench.prompts)
 
 
+def _any(workload: Workload) -> bool:
+    return True
+
+
+def _is_shared(workload: Workload) -> bool:
+    """Rows share something."""
+    return bool(workload.levels)
+
+
+def _is_plain(workload: Workload) -> bool:
+    """Greedy, and an answer for each row."""
+    return not workload.options
+
+
+def _is_a_tree(workload: Workload) -> bool:
+    """What all rows share is longer than what some of them can share behind it."""
+    return bool(workload.later) and workload.prefix > workload.shared - workload.prefix + workload.own
+
+
 @dataclass(frozen=True)
 class Contender:
     """A row of the table.
 
-    `tokens` says what they have to do with stock's: they must be stock's, they are compared and shown, or they answer
-    other prompts. `relays`: it runs the patched twin. `needs_levels`: how many levels must be shared for it to be
-    another than those before it. `plain`: it has no sampling, beams or return sequences.
+    Attributes:
+        prepare: does what is not timed, and returns the call that is.
+        tokens: what its tokens have to do with stock's: they must be the same, they are compared and shown, or they
+            answer other prompts.
+        twin: the patched model that it runs, if any.
+        fits: whether it says anything of a workload.
     """
 
-    prepare: Callable[[Bench], Call]
+    prepare: Callable[[Bench], TimedCall]
     tokens: Literal["exact", "compared", "other"]
-    relays: bool = False
-    needs_levels: int = 0
-    plain: bool = False
+    twin: Callable[[Bench], PreTrainedModel] | None = None
+    fits: Callable[[Workload], bool] = _any
 
-    def fits(self, workload: Workload) -> bool:
-        """Whether it says anything of a workload."""
-        return len(workload.levels) >= self.needs_levels and not (self.plain and workload.options)
+    @property
+    def relays(self) -> bool:
+        """Whether it runs a patched model."""
+        return self.twin is not None
 
 
 CONTENDERS = {
     "stock": Contender(stock, "exact"),
     "static-cache": Contender(static_cache, "compared"),
-    "continuous-batching": Contender(continuous_batching, "compared", plain=True),
-    "prefix-copied": Contender(prefix_copied, "exact", needs_levels=1),
-    "no-prefix": Contender(no_prefix, "other", needs_levels=1),
-    "floor": Contender(floor, "other", needs_levels=1),
-    "one-level": Contender(one_level, "exact", relays=True, needs_levels=2),
-    "relay-cold": Contender(relay_cold, "exact", relays=True),
-    "relay-kept": Contender(relay_kept, "exact", relays=True),
+    "continuous-batching": Contender(continuous_batching, "compared", fits=_is_plain),
+    "prefix-copied": Contender(prefix_copied, "exact", fits=_is_shared),
+    "no-prefix": Contender(no_prefix, "other", fits=_is_shared),
+    "floor": Contender(floor, "other", fits=_is_shared),
+    "one-level": Contender(one_level, "exact", lambda bench: bench.first_level_twin, _is_a_tree),
+    "relay-cold": Contender(relay_cold, "exact", lambda bench: bench.twin),
+    "relay-kept": Contender(relay_kept, "exact", lambda bench: bench.twin),
 }

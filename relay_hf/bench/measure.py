@@ -55,8 +55,8 @@ def measure(
             began = time.perf_counter()
             tokens[name] = call()
             measurement.seconds.append(time.perf_counter() - began)
-            if contender.relays:
-                measurement.report = bench.twin.relay.last
+            if contender.twin is not None:
+                measurement.report = contender.twin(bench).relay.last
         for name in names:
             if "stock" in tokens and CONTENDERS[name].tokens != "other":
                 same = torch.equal(tokens[name], tokens["stock"])
