@@ -1,4 +1,4 @@
-"""The benchmark's workloads and contenders, and the grid."""
+"""The benchmarks' workloads and contenders, the grid, and files of prefixes."""
 
 import dataclasses
 import json
@@ -7,14 +7,15 @@ import pytest
 import torch
 
 from benchmarks import saving
+from benchmarks.cpu.bench import TreeBench
+from benchmarks.cpu.contenders import CONTENDERS
+from benchmarks.cpu.workloads import WORKLOADS
 from benchmarks.grid import Cell, cells
-from relay_hf.bench.contenders import CONTENDERS, Bench
-from relay_hf.bench.measure import Measurement
-from relay_hf.bench.workloads import WORKLOADS
+from relay_hf.cli.benchmark.measure import Measurement
 
 
 def test_a_tree_is_shared_at_all_levels_and_at_one():
-    bench = Bench(WORKLOADS["smoke-tree"], policy="always")
+    bench = TreeBench(WORKLOADS["smoke-tree"], policy="always")
     tokens, levels = {}, {}
     for name in ("stock", "one-level", "relay-cold"):
         tokens[name] = CONTENDERS[name].prepare(bench)()

@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-from relay_hf.bench import contenders
-from relay_hf.bench.contenders import Bench, TimedCall, patched_twin
-from relay_hf.bench.workloads import Workload
+from relay_hf.cli.benchmark import contenders
+from relay_hf.cli.benchmark.bench import Bench, patched_twin
+from relay_hf.cli.benchmark.contenders import TimedCall
+from relay_hf.cli.benchmark.workload import Workload
 
 from .context import Context
 from .e2e_bytes import PAGE, Bytes
