@@ -6,6 +6,7 @@ import pytest
 
 from relay_hf.cli.benchmark import contenders, timed_model
 from relay_hf.kernels import torch_path
+from relay_hf.testing import tiny_model
 
 from .command import wrong
 
@@ -69,6 +70,13 @@ def test_where_nothing_is_shared_a_copied_prefix_is_left_out(run):
     found = run("bench", *QUICK, *ALL, "--prefix", 0, "--json").json
     measured = [each["contender"] for each in found["workloads"][0]["contenders"]]
     assert measured == [name for name in contenders.CONTENDERS if name != "prefix-copied"]
+
+
+def test_a_contender_that_cannot_run_the_model_is_named(run, tmp_path):
+    tiny_model("mamba").save_pretrained(tmp_path)
+    said = run("bench", *QUICK, *ALL, "--model", tmp_path).refuses("--contenders")
+    assert "prefix-copied can't run a model whose cache holds states" in said
+    assert run("bench", *QUICK, "--model", tmp_path).code == 0
 
 
 def test_help_names_every_contender_and_the_model_that_is_built(run):

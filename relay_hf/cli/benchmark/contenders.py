@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from .bench import Bench
 from .workload import Workload
 
 TimedCall = Callable[[], Tensor]
+
+
+class CannotRun(Exception):
+    """A contender can't run the model; the message says why."""
 
 
 def stock(bench: Bench) -> TimedCall:
@@ -28,6 +32,11 @@ def static_cache(bench: Bench) -> TimedCall:
 
 def prefix_copied(bench: Bench) -> TimedCall:
     """Transformers' own prefix idiom: prefill the first level once, copy the cache, repeat it for every row."""
+    layers = DynamicCache(config=bench.model.config).layers
+    if not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
+        raise CannotRun(
+            "prefix-copied can't run a model whose cache holds states: Transformers can't copy them to several rows"
+        )
 
     def call() -> Tensor:
         cache = copy.deepcopy(bench.prefill(bench.prefix))

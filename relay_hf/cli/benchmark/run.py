@@ -9,9 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from transformers import PreTrainedModel
 
 from .. import models
-from ..console import progress
+from ..console import about, progress
 from .bench import Bench
-from .contenders import Contender
+from .contenders import CannotRun, Contender
 from .measure import Measurement, measure
 from .record import Record, workload_record
 from .workload import Workload
@@ -36,7 +36,7 @@ def run(
         bench_of: makes a bench of the stock model that was built.
 
     Raises:
-        typer.BadParameter: there is no such model.
+        typer.BadParameter: there is no such model, or a contender can't run it.
     """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=progress(), transient=True) as bars:
@@ -50,4 +50,5 @@ def run(
         def enough(measurements: list[Measurement], _: float) -> bool:
             return len(measurements[0].seconds) >= rounds
 
-        return workload_record(name, workload, measure(bench_of(model), contenders, enough, on_call))
+        with about("--contenders", "Leave it out.", CannotRun):
+            return workload_record(name, workload, measure(bench_of(model), contenders, enough, on_call))
