@@ -89,7 +89,7 @@ compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registe
 	.venv/bin/python -m benchmarks.compile
 
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
-	.venv/bin/relay-hf bench $(BENCH)
+	.venv/bin/python -m benchmarks.cpu $(BENCH)
 
 tables: .venv/.ready ## write the tables of docs/ anew, from benchmarks/results
 	.venv/bin/python -m benchmarks.document --write

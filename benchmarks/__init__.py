@@ -1,1 +1,1 @@
-"""What developers measure: GPUs, calls of many shapes, overheads, errors; workloads are relay_hf.bench's."""
+"""What developers measure: GPUs, calls of many shapes, overheads, errors; named workloads on CPUs."""

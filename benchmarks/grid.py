@@ -17,10 +17,12 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from transformers.utils import logging
 
-from relay_hf.bench import report
-from relay_hf.bench.contenders import Bench
-from relay_hf.bench.measure import Measurement, measure
-from relay_hf.bench.workloads import C1_MODEL, Workload
+from benchmarks.cpu.workloads import C1_MODEL
+from relay_hf.cli.benchmark import record
+from relay_hf.cli.benchmark.bench import Bench
+from relay_hf.cli.benchmark.contenders import CONTENDERS
+from relay_hf.cli.benchmark.measure import Measurement, measure
+from relay_hf.cli.benchmark.workload import Workload
 
 PATCHED = ("relay-cold", "relay-kept")
 LIMIT = 1.03  # of stock's seconds, in every cell
@@ -63,7 +65,8 @@ def run_cell(bench: Bench, cell_seconds: float, on_call: Callable[[str], None]) 
         noise = max(Cell(bench.workload, measurements).ratio(contender)[1] for contender in PATCHED)
         return (rounds >= 5 and noise < NOISE) or (rounds >= 3 and elapsed > cell_seconds)
 
-    return Cell(bench.workload, measure(bench, ["stock", *PATCHED], enough, on_call))
+    contenders = {name: CONTENDERS[name] for name in ("stock", *PATCHED)}
+    return Cell(bench.workload, measure(bench, contenders, enough, on_call))
 
 
 def table(done: Sequence[Cell]) -> Table:
@@ -79,10 +82,10 @@ def table(done: Sequence[Cell]) -> Table:
     return found
 
 
-def cell_record(cell: Cell) -> report.Record:
+def cell_record(cell: Cell) -> record.Record:
     """All rounds of a cell, for JSON."""
     ratios = {contender: dict(zip(("ratio", "noise"), cell.ratio(contender), strict=True)) for contender in PATCHED}
-    return report.workload_record("grid", cell.workload, cell.measurements) | {"over_stock": ratios}
+    return record.workload_record("grid", cell.workload, cell.measurements) | {"over_stock": ratios}
 
 
 def main() -> int:
@@ -115,8 +118,8 @@ def main() -> int:
     slower = sum(cell.worst > LIMIT for cell in done)
     console.print(f"worst cell {worst.worst:.3f} of stock ({worst.workload}); {slower} of {len(done)} over {LIMIT}")
     if arguments.json:
-        content = report.result(policy=arguments.policy, grid=[cell_record(cell) for cell in done])
-        report.write_json(arguments.json, content)
+        content = record.result(policy=arguments.policy, grid=[cell_record(cell) for cell in done])
+        record.write_json(arguments.json, content)
     return 0
 
 

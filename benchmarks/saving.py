@@ -16,8 +16,8 @@ from rich.table import Column, Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import relay_hf
-from relay_hf.bench.environment import environment
-from relay_hf.bench.report import write_json
+from relay_hf.cli.benchmark.record import write_json
+from relay_hf.cli.environment import environment
 
 _BYTES_A_TOKEN = 128 * 2**10  # of KV: 32 layers of 8 heads of 64, in float32
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from relay_hf.bench.workloads import ModelShape, Workload
+from relay_hf.cli.benchmark.timed_model import ModelShape
+from relay_hf.cli.benchmark.workload import Workload
 
 PAGE = 256  # tokens of a block of continuous batching, as Transformers has it
 _COPYING = 3  # DynamicCache reads all KV and writes it again to append a token, then attention reads it

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from relay_hf.bench.workloads import ModelShape, Workload
+from relay_hf.cli.benchmark.timed_model import ModelShape
+from relay_hf.cli.benchmark.workload import Workload
 
 LLAMA_2 = ModelShape(hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, vocab=32000)
 LLAMA_3 = ModelShape(hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, vocab=128256)

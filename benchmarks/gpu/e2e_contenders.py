@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
-import relay_hf
-from relay_hf.bench import contenders
-from relay_hf.bench.contenders import Bench, Call
-from relay_hf.bench.workloads import Workload
+from relay_hf.cli.benchmark import contenders
+from relay_hf.cli.benchmark.bench import Bench, patched_twin
+from relay_hf.cli.benchmark.contenders import TimedCall
+from relay_hf.cli.benchmark.workload import Workload
 
 from .context import Context
 from .e2e_bytes import PAGE, Bytes
@@ -39,8 +38,7 @@ class E2EBench(Bench):
 
     def __init__(self, workload: Workload, model: PreTrainedModel, context: Context) -> None:
         super().__init__(workload, "always", model)
-        weights = {id(parameter): parameter for parameter in model.parameters()}
-        self.cold = relay_hf.patch_model(copy.deepcopy(model, weights), policy="always")
+        self.cold = patched_twin(model, policy="always")
         self.bytes = Bytes(workload.model, model.dtype.itemsize)
         self.free = context.free_bytes
         self.streamer: BaseStreamer | None = None
@@ -59,27 +57,27 @@ class E2EBench(Bench):
             self.workload = before
 
 
-def _relay_cold(bench: E2EBench) -> Call:
+def _relay_cold(bench: E2EBench) -> TimedCall:
     bench.cold.relay.clear()
     return lambda: bench.generate(bench.cold, bench.prompts)
 
 
-def _relay_kept(bench: E2EBench) -> Call:
+def _relay_kept(bench: E2EBench) -> TimedCall:
     return _kept(bench, bench.prompts, bench.workload.shared)
 
 
-def _relay_16(bench: E2EBench) -> Call:
+def _relay_16(bench: E2EBench) -> TimedCall:
     prefix = with_least_prefix(bench.workload).prompts()[:, : -bench.workload.own]
     prompts = torch.cat([prefix.to(bench.prompts.device), bench.prompts], dim=1)
     return _kept(bench, prompts, prefix.shape[1])
 
 
-def _kept(bench: E2EBench, prompts: Tensor, shared: int) -> Call:
+def _kept(bench: E2EBench, prompts: Tensor, shared: int) -> TimedCall:
     bench.twin.relay.warm(prompts[0, :shared])  # nothing to do where it is kept
     return lambda: bench.generate(bench.twin, prompts)
 
 
-def _continuous_batching(bench: E2EBench) -> Call:
+def _continuous_batching(bench: E2EBench) -> TimedCall:
     """Its pages are as many as the rows need without sharing, or as fit; its batches as long as one prompt."""
     rows, width = bench.prompts.shape
     wanted = rows * (1 + (width + bench.workload.new) // PAGE)
@@ -112,7 +110,7 @@ class Contender:
         same_prompts: whether its prompts are stock's, so that tokens can be compared.
     """
 
-    prepare: Callable[[E2EBench], Call]
+    prepare: Callable[[E2EBench], TimedCall]
     twin: Callable[[E2EBench], PreTrainedModel] | None = None
     first_token: bool = True
     same_prompts: bool = True

@@ -8,9 +8,11 @@ import statistics
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from relay_hf.bench.contenders import Bench
-from relay_hf.bench.measure import measure
-from relay_hf.bench.workloads import ModelShape, Workload
+from relay_hf.cli.benchmark.bench import Bench
+from relay_hf.cli.benchmark.contenders import CONTENDERS
+from relay_hf.cli.benchmark.measure import measure
+from relay_hf.cli.benchmark.timed_model import ModelShape
+from relay_hf.cli.benchmark.workload import Workload
 from relay_hf.generation import cost_model
 
 from . import models
@@ -22,7 +24,7 @@ _MODEL = ModelShape(hidden=4096, intermediate=14336, layers=8, heads=32, kv_head
 _TINY = ModelShape(hidden=32, intermediate=48, layers=1, heads=2, kv_heads=1, vocab=97)
 _ROWS, _PREFIXES, _OWN, _NEW = (32, 4, 1), (2048, 512, 8192, 64), 64, 32
 _CELL_SECONDS = 6.0
-CONTENDERS = ("stock", "relay-cold", "relay-kept")
+_PATCHED = ("relay-cold", "relay-kept")
 
 
 def cells(dry_run: bool) -> dict[str, Workload]:
@@ -46,10 +48,10 @@ def run(context: Context, workload: Workload) -> Record:
         rounds = len(measurements[0].seconds)
         return rounds >= least and (rounds >= 10 or elapsed > _CELL_SECONDS)
 
-    measurements = measure(bench, CONTENDERS, enough, lambda name: None)
+    measurements = measure(bench, {name: CONTENDERS[name] for name in ("stock", *_PATCHED)}, enough, lambda name: None)
     # The first round pays for what is compiled and loaded.
     seconds = {each.contender: statistics.median(each.seconds[1:] or each.seconds) for each in measurements}
-    measured = {name: seconds["stock"] - seconds[name] for name in CONTENDERS[1:]}
+    measured = {name: seconds["stock"] - seconds[name] for name in _PATCHED}
     return {
         "rows": workload.rows,
         "prefix": workload.prefix,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from relay_hf.bench.environment import environment
+from relay_hf.cli.environment import environment
 
 ROOT = Path(__file__).parents[2]
 _PACKAGES = {"triton": ("triton", "pytorch-triton"), "flashinfer": ("flashinfer-python", "flashinfer")}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from relay_hf.bench.workloads import ModelShape
+from relay_hf.cli.benchmark.timed_model import ModelShape
 
 _built: dict[tuple[ModelShape, torch.device], PreTrainedModel] = {}
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import relay_hf
-from relay_hf.bench.environment import environment
+from relay_hf.cli.environment import environment
 
 from .results import BOUND, Result
 from .subjects import STEPS, SUBJECTS, Subject

@@ -8,7 +8,7 @@ import typer
 
 import relay_hf
 
-from .bench import bench
+from .benchmark.command import bench
 from .console import help_of
 from .demo import demo
 from .doctor import doctor

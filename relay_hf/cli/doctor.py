@@ -92,11 +92,11 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
         return [_unimportable(name, error)], {}
     import torch
 
-    from relay_hf.bench.environment import environment
     from relay_hf.model.upstream import drift
     from relay_hf.model.upstream.version import refusal_of
 
-    from .checks import self_check
+    from .environment import environment
+    from .self_check import self_check
 
     models.quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,16 +14,16 @@ from relay_hf.report import readable_bytes
 
 from . import models
 from .console import REAL_MODEL, about, examples, output, print_json, progress
-from .forest import preview, tree_of
 from .options import Json
 from .prompts import read_prompts
+from .tree_view import preview, tree_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from relay_hf.prefix import PrefixNode
 
-    from .outlook import Outlook
+    from .estimate import Estimate
 
 
 @examples(
@@ -78,7 +78,7 @@ def explain(
         from relay_hf import showcase
         from relay_hf.errors import TokenIdError
 
-        from .outlook import look
+        from .estimate import estimate_call
 
         shown = models.load_without_weights(model, tokenizer)
         prompts = prompts or showcase.support_prompts(16)
@@ -86,58 +86,58 @@ def explain(
         ids, mask = (inputs[name].repeat_interleave(samples, dim=0) for name in ("input_ids", "attention_mask"))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with about("--tokenizer", "Give the model's own tokenizer, or leave one of the two out.", TokenIdError):
-            outlook = look(shown.model, ids, mask, new_tokens, device)
+            estimate = estimate_call(shown.model, ids, mask, new_tokens, device)
 
     if as_json:
-        print_json(_content(outlook, shown.tokenizer, device.type))
+        print_json(_content(estimate, shown.tokenizer, device.type))
     out.print(f"model: {shown.about}", markup=False)
     if tokenizer is None and model is None:
         out.print("tokenizer: built on the spot from the demo's texts; on other texts a real one counts fewer tokens")
     out.print()
-    out.print(tree_of(outlook, shown.tokenizer))
+    out.print(tree_of(estimate, shown.tokenizer))
     out.print()
-    _totals(outlook, out)
-    out.print(_verdict(outlook, device.type), markup=False)
+    _totals(estimate, out)
+    out.print(_verdict(estimate, device.type), markup=False)
 
 
-def _totals(outlook: Outlook, out: Console) -> None:
+def _totals(estimate: Estimate, out: Console) -> None:
     table = Table("", *(Column(name, justify="right") for name in ("stock", "relay_hf", "saved")))
     pairs: list[tuple[str, int, int, Callable[[int], str]]] = [
-        ("prompt tokens computed", outlook.stock_tokens, outlook.computed_tokens, "{:,}".format)
+        ("prompt tokens computed", estimate.stock_tokens, estimate.computed_tokens, "{:,}".format)
     ]
-    if outlook.kv_bytes is not None and outlook.kv_bytes_stock is not None:
-        label = f"KV at the end, with {outlook.new} new tokens a row"
-        pairs.append((label, outlook.kv_bytes_stock, outlook.kv_bytes, readable_bytes))
+    if estimate.kv_bytes is not None and estimate.kv_bytes_stock is not None:
+        label = f"KV at the end, with {estimate.new} new tokens a row"
+        pairs.append((label, estimate.kv_bytes_stock, estimate.kv_bytes, readable_bytes))
     for name, stock, ours, show in pairs:
         table.add_row(name, show(stock), show(ours), f"{1 - ours / stock:.0%}" if stock else "-")
     out.print(table)
-    if outlook.kv_bytes is None:
+    if estimate.kv_bytes is None:
         out.print("KV bytes are left out: this type's configuration does not say them in the usual way.")
 
 
-def _verdict(outlook: Outlook, device: str) -> str:
+def _verdict(estimate: Estimate, device: str) -> str:
     """What policy "auto" would do, and what can be shared at all."""
     where = f"on this machine's {device.upper()}"
-    if outlook.rows == 1:
+    if estimate.rows == 1:
         return "One row has nobody to share with in its call; what it starts with may be kept for later calls."
-    if not outlook.shared.relays:
-        return f"Nothing is relayed, whatever the policy: {outlook.shared.reason}."
-    verdict = outlook.verdict
+    if not estimate.shared.relays:
+        return f"Nothing is relayed, whatever the policy: {estimate.shared.reason}."
+    verdict = estimate.verdict
     if not verdict.relays:
         why = verdict.reason.removeprefix("policy 'auto': ")
         return f"Left to stock by default, {where}: {why}."
-    report, all_shared = verdict.report(), outlook.shared.report()
+    report, all_shared = verdict.report(), estimate.shared.report()
     less = report.prompt_tokens_saved < all_shared.prompt_tokens_saved
     how = ", but for runs too short to pay" if less else ""
     seconds = f"; the cost model expects to save {_seconds(verdict.gain)}" if verdict.gain else ""
     return f'Relayed by default (policy "auto"), {where}{how}: {verdict.reason}{seconds}.'
 
 
-def _content(outlook: Outlook, tokenizer: PreTrainedTokenizerBase, device: str) -> dict[str, Any]:
+def _content(estimate: Estimate, tokenizer: PreTrainedTokenizerBase, device: str) -> dict[str, Any]:
     """What is shown, for JSON."""
     from relay_hf.prefix import walk
 
-    verdict = outlook.verdict
+    verdict = estimate.verdict
 
     def entry(depth: int, run: PrefixNode) -> dict[str, Any]:
         return {
@@ -145,18 +145,18 @@ def _content(outlook: Outlook, tokenizer: PreTrainedTokenizerBase, device: str) 
             "start": run.start,
             "tokens": len(run.ids),
             "rows": list(run.rows),
-            "kv_bytes": outlook.token_bytes and len(run.ids) * outlook.token_bytes,
+            "kv_bytes": estimate.token_bytes and len(run.ids) * estimate.token_bytes,
             "text": preview(run, tokenizer),
         }
 
     return {
-        "rows": outlook.rows,
-        "new_tokens": outlook.new,
-        "can_share": outlook.shared.relays,
-        "reason": outlook.shared.reason,
-        "shared": [entry(depth, run) for depth, run in walk(outlook.shared.runs)],
-        "prompt_tokens": {"stock": outlook.stock_tokens, "relay_hf": outlook.computed_tokens},
-        "kv_bytes": {"stock": outlook.kv_bytes_stock, "relay_hf": outlook.kv_bytes},
+        "rows": estimate.rows,
+        "new_tokens": estimate.new,
+        "can_share": estimate.shared.relays,
+        "reason": estimate.shared.reason,
+        "shared": [entry(depth, run) for depth, run in walk(estimate.shared.runs)],
+        "prompt_tokens": {"stock": estimate.stock_tokens, "relay_hf": estimate.computed_tokens},
+        "kv_bytes": {"stock": estimate.kv_bytes_stock, "relay_hf": estimate.kv_bytes},
         "auto": {
             "device": device,
             "relayed": verdict.relays,

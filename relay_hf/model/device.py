@@ -57,7 +57,9 @@ def device_of(model: PreTrainedModel) -> torch.device:
 def autocast_of(model: PreTrainedModel) -> torch.dtype | None:
     """The dtype that autocast casts to where the model runs, or None."""
     device_type = device_of(model).type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    # Of a model without weights PyTorch knows no autocast, and raises where it is asked for it.
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.get_autocast_dtype(device_type) if known and torch.is_autocast_enabled(device_type) else None
 
 
 def arithmetic() -> tuple[Hashable, ...]:

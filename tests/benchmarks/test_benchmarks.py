@@ -1,27 +1,37 @@
-"""The benchmark's workloads and contenders, and the grid."""
+"""The benchmarks' workloads and contenders, the grid, and files of prefixes."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from benchmarks import saving
+from benchmarks.cpu.bench import TreeBench
+from benchmarks.cpu.contenders import CONTENDERS
+from benchmarks.cpu.workloads import WORKLOADS
 from benchmarks.grid import Cell, cells
-from relay_hf.bench.contenders import CONTENDERS, Bench
-from relay_hf.bench.measure import Measurement
-from relay_hf.bench.workloads import WORKLOADS
+from relay_hf.cli.benchmark.measure import Measurement
 
 
 def test_a_tree_is_shared_at_all_levels_and_at_one():
-    bench = Bench(WORKLOADS["smoke-tree"], policy="always")
+    bench = TreeBench(WORKLOADS["smoke-tree"], policy="always")
     tokens, levels = {}, {}
     for name in ("stock", "one-level", "relay-cold"):
         tokens[name] = CONTENDERS[name].prepare(bench)()
-        levels[name] = bench.twin.relay.last and bench.twin.relay.last.levels
+        twin = CONTENDERS[name].twin
+        levels[name] = twin and twin(bench).relay.last.levels
     assert levels == {"stock": None, "one-level": 1, "relay-cold": 2}
+    assert bench.first_level_twin.relay.last.prompt_tokens_computed == 48 + 4 * (24 + 8)
     assert torch.equal(tokens["one-level"], tokens["stock"])
     assert torch.equal(tokens["relay-cold"], tokens["stock"])
     assert bench.twin.relay.last.prompt_tokens_computed == 48 + 2 * 24 + 4 * 8
+
+
+def test_one_level_is_compared_only_where_no_later_level_could_be_a_prefix_of_its_length():
+    fits = CONTENDERS["one-level"].fits
+    assert [name for name, workload in WORKLOADS.items() if fits(workload)] == ["C5", "smoke-tree"]
+    assert not fits(dataclasses.replace(WORKLOADS["C5"], prefix=256 + 32))
 
 
 def test_rows_share_the_prefix_in_every_draw_and_nothing_else():

@@ -13,9 +13,9 @@ TINY = ("--tiny", "--new-tokens", "4")
 class Ran:
     """A command that is over: exit code, standard output and error, on lines of 200 columns."""
 
-    def __init__(self, *arguments, stdin=None, columns=200):
+    def __init__(self, *arguments, stdin=None, columns=200, app=app, name="relay-hf"):
         runner = CliRunner(env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns), "NO_COLOR": "1"})
-        done = runner.invoke(app, [str(argument) for argument in arguments], input=stdin, prog_name="relay-hf")
+        done = runner.invoke(app, [str(argument) for argument in arguments], input=stdin, prog_name=name)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         self.code, self.out, self.error = done.exit_code, done.stdout, done.stderr

@@ -11,8 +11,8 @@ OPTIONS = {
     "demo": ("--model", "--rows", "--new-tokens", "--dtype", "--tiny", "--json"),
     "explain": ("PROMPTS", "--jsonl", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
     "bench": (
-        *("WORKLOAD", "--list", "--model", "--device", "--rounds", "--contenders", "--policy", "--threads", "--rows"),
-        *("--prefix", "--own", "--new", "--json", "--output", "--plot", "--from"),
+        *("--model", "--device", "--rounds", "--contenders", "--policy", "--threads"),
+        *("--rows", "--prefix", "--own", "--new", "--json", "--output"),
     ),
     "doctor": ("--json",),
 }

@@ -1,108 +1,101 @@
-"""`relay-hf bench`, on workloads that take a second."""
+"""`relay-hf bench`: a user's own model and shape of prompts, on ones that take a second."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-from relay_hf.bench.contenders import CONTENDERS
-from relay_hf.bench.workloads import WORKLOADS
+from relay_hf.cli.benchmark import contenders, timed_model
 from relay_hf.kernels import torch_path
+from relay_hf.testing import tiny_model
 
 from .command import wrong
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-FEW = ("--contenders", "stock,relay-cold,relay-kept", "--rounds", 1, "--policy", "always")
+SHAPE = ("--rows", 3, "--prefix", 20, "--own", 5, "--new", 2)
+QUICK = (*SHAPE, "--rounds", 1, "--policy", "always")
+ALL = ("--contenders", ",".join(contenders.CONTENDERS))
 
 
-def test_every_round_of_every_contender_is_written_and_drawn(run, tmp_path):
-    files = ("--output", tmp_path / "results" / "smoke.json", "--plot", tmp_path / "smoke.png")
-    done = run("bench", "smoke", "--rounds", 2, "--policy", "always", *files)
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The model that is built on the spot computes next to nothing."""
+    monkeypatch.setattr(timed_model, "SMALL_MODEL", timed_model.ModelShape(64, 128, 2, 4, 4, 256))
+
+
+def test_stock_and_the_patched_model_are_timed_on_the_shape_that_is_given(run):
+    found = run("bench", *QUICK, "--json").json
+    (record,) = found["workloads"]
+    assert [record["workload"][name] for name in ("rows", "prefix", "own", "new")] == [3, 20, 5, 2]
+    assert [each["contender"] for each in record["contenders"]] == ["stock", "relay-cold", "relay-kept"]
+    assert [each["same_tokens"] for each in record["contenders"]] == [True] * 3
+    _, cold, kept = (each["report"] for each in record["contenders"])
+    assert (cold["rows"], cold["prefix_length"], cold["prompt_tokens_computed"]) == (3, 20, 20 + 3 * 5)
+    assert (cold["prefix_tokens_reused"], kept["prefix_tokens_reused"]) == (0, 20)
+
+
+def test_every_round_of_every_contender_is_written_and_shown(run, tmp_path):
+    path = tmp_path / "results" / "mine.json"
+    done = run("bench", *SHAPE, *ALL, "--rounds", 2, "--policy", "always", "--output", path)
     assert done.code == 0, done.error
+    assert "model: a Llama of random weights, 2 layers of width 64" in done.out
+    assert "3 prompts of 20 shared + 5 own tokens, 2 new" in done.out
     assert "tokens of stock, prefix-copied, relay-cold, relay-kept: identical" in done.out
-    assert files[3].read_bytes().startswith(b"\x89PNG")
-
-    result = json.loads(files[1].read_text())
+    result = json.loads(path.read_text())
     assert result["versions"].keys() >= {"python", "torch", "transformers", "relay_hf"}
     assert result["hardware"].keys() >= {"cpu", "cores", "threads", "memory_gib"}
     (record,) = result["workloads"]
-    assert record["workload"]["prefix"] == WORKLOADS["smoke"].prefix
-    measured = {each["contender"]: each for each in record["contenders"]}
-    assert list(measured) == [name for name in CONTENDERS if name != "one-level"]
-    for name, each in measured.items():
+    assert [each["contender"] for each in record["contenders"]] == list(contenders.CONTENDERS)
+    for each in record["contenders"]:
         assert len(each["seconds"]) == 2
         assert min(each["seconds"]) <= each["median"] <= max(each["seconds"])
-        assert each["same_tokens"] is (None if CONTENDERS[name].tokens == "other" else True)
-    assert measured["relay-cold"]["report"]["prefix_tokens_reused"] == 0
-    assert measured["relay-kept"]["report"]["prefix_tokens_reused"] == WORKLOADS["smoke"].prefix
-
-    again = run("bench", "--from", files[1])
-    assert again.code == 0, again.error
-    assert again.out == done.out
+        assert each["same_tokens"] is True
+        assert f"│ {each['contender']} " in done.out
 
 
-def test_numbers_of_yours_replace_the_workloads(run):
-    found = run("bench", "smoke", *FEW, "--rows", 3, "--prefix", 20, "--own", 5, "--new", 2, "--json").json
-    (record,) = found["workloads"]
-    assert [record["workload"][name] for name in ("rows", "prefix", "own", "new")] == [3, 20, 5, 2]
-    cold = record["contenders"][1]["report"]
-    assert (cold["rows"], cold["prefix_length"], cold["prompt_tokens_computed"]) == (3, 20, 20 + 3 * 5)
-
-
-def test_a_model_of_yours_takes_the_place_of_the_workloads(run, folder):
-    found = run("bench", "smoke", *FEW, "--model", folder, "--json").json
+def test_a_model_of_yours_takes_the_place_of_the_one_that_is_built(run, folder):
+    found = run("bench", *QUICK, "--model", folder, "--json").json
     (record,) = found["workloads"]
     assert record["workload"]["model"] == {"name": str(folder), "vocab": 32000}
     assert [each["same_tokens"] for each in record["contenders"]] == [True] * 3
-    assert record["contenders"][2]["report"]["prefix_tokens_reused"] == WORKLOADS["smoke"].prefix
+    assert f"model: {folder}" in run("bench", *QUICK, "--model", folder, columns=1000).out
 
 
 def test_other_tokens_than_stocks_are_exit_code_1(run, monkeypatch):
     monkeypatch.setattr(torch_path, "relay_attention", wrong)
-    done = run("bench", "smoke", *FEW)
+    done = run("bench", *QUICK)
     assert done.code == 1
     assert "tokens of stock, relay-cold, relay-kept: differ: relay-cold, relay-kept" in done.out
 
 
-@pytest.mark.parametrize("name", ["cpu", "trees"])
-def test_committed_results_can_be_shown_and_drawn(run, name, tmp_path):
-    plot = tmp_path / "plot.svg"
-    done = run("bench", "--from", RESULTS / f"{name}.json", "--plot", plot)
-    assert done.code == 0, done.error
-    drawn = plot.read_text()
-    for record in json.loads((RESULTS / f"{name}.json").read_text())["workloads"]:
-        assert f"{record['name']}: " in done.out
-        assert f"<!-- {record['name']}: " in drawn  # matplotlib notes each text beside its glyphs
-    assert "<!-- relay-kept -->" in drawn
+def test_where_nothing_is_shared_a_copied_prefix_is_left_out(run):
+    found = run("bench", *QUICK, *ALL, "--prefix", 0, "--json").json
+    measured = [each["contender"] for each in found["workloads"][0]["contenders"]]
+    assert measured == [name for name in contenders.CONTENDERS if name != "prefix-copied"]
 
 
-def test_list_describes_every_workload_and_contender(run):
-    done = run("bench", "--list")
-    assert all(f"│ {name} " in done.out for name in (*WORKLOADS, *CONTENDERS))
-    texts = run("bench", "--list", "--json").json["workloads"]
-    assert texts["C3"] == "1 prompt of 1,056 tokens, 16 samples each, 32 new"
+def test_a_contender_that_cannot_run_the_model_is_named(run, tmp_path):
+    tiny_model("mamba").save_pretrained(tmp_path)
+    said = run("bench", *QUICK, *ALL, "--model", tmp_path).refuses("--contenders")
+    assert "prefix-copied can't run a model whose cache holds states" in said
+    assert run("bench", *QUICK, "--model", tmp_path).code == 0
+
+
+def test_help_names_every_contender_and_the_model_that_is_built(run):
+    shown = " ".join(run("bench", "--help").out.replace("│", " ").split())
+    options = shown.partition("--contenders")[2].partition("--policy")[0]
+    assert [name for name in contenders.CONTENDERS if name not in options] == []
+    assert "8 layers of width 512" in shown
+    assert "8 layers of width 512" in timed_model.ModelShape(512, 1376, 8, 8, 8).about
 
 
 @pytest.mark.parametrize(
     ("arguments", "argument", "what"),
     [
-        (("C9",), "WORKLOAD", "there is no 'C9'. Choose among C1, "),
-        (("smoke", "--contenders", "stock,warp"), "--contenders", "there is no 'warp'. Choose among stock, "),
-        (("smoke", "--contenders", "one-level"), "--contenders", "says anything of smoke"),
-        (("smoke-tree", "--rows", 3), "--rows", "must be a multiple of 2"),
-        (("smoke", "--plot", "plot.jpg"), "--plot", "must end in .png or .svg; got plot.jpg"),
-        (("smoke", "--device", "cuda"), "--device", "torch sees no CUDA device"),
-        (("--from", "nowhere.json"), "--from", "No such file or directory: nowhere.json"),
-        (("--from", Path(__file__)), "--from", "Give a file that relay-hf bench --output wrote"),
-        (("--from", RESULTS / "grid.json"), "--from", "holds no result of a workload"),
+        (("--contenders", "stock,warp"), "--contenders", "there is no 'warp'. Choose among stock, "),
+        (("--contenders", "prefix-copied", "--prefix", 0), "--contenders", "none of prefix-copied says anything of"),
+        (("--device", "cuda"), "--device", "torch sees no CUDA device"),
+        (("--output", "/proc/nowhere/result.json"), "--output", "Give a file in a folder that you may write to"),
     ],
     ids=str,
 )
 def test_what_makes_no_sense_is_refused_by_name(run, arguments, argument, what):
     assert what in run("bench", *arguments).refuses(argument)
-
-
-def test_a_plot_without_matplotlib_is_refused_before_anything_runs(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert 'pip install "relay_hf[bench]"' in run("bench", "smoke", "--plot", "plot.png").refuses("--plot")

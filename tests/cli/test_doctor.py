@@ -66,7 +66,7 @@ def test_every_check_fails_where_attention_is_wrong(run, monkeypatch):
 def test_a_call_that_is_left_to_stock_is_wrong(run, monkeypatch):
     no_reason = Reason.UNFIT_MODEL.of(why="no reason at all")
     monkeypatch.setattr(relay_hf.generation.eligible_models, "model_refusal", lambda *arguments: no_reason)
-    monkeypatch.setattr("relay_hf.cli.checks._triton_dtypes", lambda device: [])
+    monkeypatch.setattr("relay_hf.cli.self_check._triton_dtypes", lambda device: [])
     done = run("doctor")
     assert done.code == 1
     assert "a call that should be relayed was left to stock: no reason at all" in done.error
@@ -119,7 +119,7 @@ def test_it_says_what_was_tested_and_what_no_test_ran(run):
 def test_a_version_that_no_test_ran_is_a_note_and_not_wrong(run, monkeypatch, package, version, said):
     installed = system._version
     monkeypatch.setattr(system, "_version", lambda name: version if name == package else installed(name))
-    monkeypatch.setattr("relay_hf.cli.checks._triton_dtypes", lambda device: [])
+    monkeypatch.setattr("relay_hf.cli.self_check._triton_dtypes", lambda device: [])
     done = run("doctor")
     assert done.code == 0, done.error
     assert f"note    {said}" in done.out.splitlines()

@@ -15,6 +15,7 @@ import pytest
 from markdown_it import MarkdownIt
 from typer.main import get_command
 
+from benchmarks.cpu.command import app as cpu_benchmark
 from relay_hf.cli.app import app
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,8 @@ def refused(command: str) -> str | None:
         case ["make", target, *_]:
             known = re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
             return None if target in known else f"no target {target}"
+        case [_, "-m", "benchmarks.cpu", *arguments]:
+            return refused_option("benchmarks.cpu", get_command(cpu_benchmark).params, arguments)
         case [python, "-m", module, *arguments] if Path(python).name in ("python", "python3"):
             return refused_module(module, arguments)
         case [program, path, *_] if Path(program).name in ("python", "bash"):
@@ -115,9 +118,14 @@ def refused_command(name: str, arguments: list[str]) -> str | None:
     command = get_command(app).commands.get(name)
     if command is None:
         return f"relay-hf has no {name}"
-    options = {option for parameter in command.params for option in parameter.opts}
+    return refused_option(f"relay-hf {name}", command.params, arguments)
+
+
+def refused_option(name: str, parameters: list, arguments: list[str]) -> str | None:
+    """Of a command of typer's."""
+    options = {option for parameter in parameters for option in parameter.opts}
     unknown = [word for word in arguments if word.startswith("--") and word not in options]
-    return f"relay-hf {name} takes no {unknown[0]}" if unknown else None
+    return f"{name} takes no {unknown[0]}" if unknown else None
 
 
 def refused_module(name: str, arguments: list[str]) -> str | None:
@@ -146,7 +154,8 @@ def test_commands_exist(page):
         ("python -m nothing", "no module nothing"),
         (".venv/bin/python -m benchmarks.grid --nothing", "benchmarks.grid takes no --nothing"),
         (".venv/bin/relay-hf nothing", "relay-hf has no nothing"),
-        ("relay-hf bench C1 --nothing", "relay-hf bench takes no --nothing"),
+        ("relay-hf bench --nothing", "relay-hf bench takes no --nothing"),
+        (".venv/bin/python -m benchmarks.cpu C1 --nothing", "benchmarks.cpu takes no --nothing"),
         (".venv/bin/python examples/nothing.py", "no file examples/nothing.py"),
         ("nothing", "no command known: nothing"),
     ],

@@ -1,11 +1,11 @@
-"""Timing: all contenders in one run, taking turns, so that what disturbs the machine disturbs them all."""
+"""Timing: all contenders take turns within one run, so that what disturbs the machine disturbs them all."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from relay_hf import RelayReport
 
-from .contenders import CONTENDERS, Bench
+from .bench import Bench
+from .contenders import Contender
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Measurement:
 
 def measure(
     bench: Bench,
-    names: Sequence[str],
+    contenders: Mapping[str, Contender],
     enough: Callable[[list[Measurement], float], bool],
     on_call: Callable[[str], None],
 ) -> list[Measurement]:
@@ -41,6 +42,7 @@ def measure(
 
     Every round has other own tokens and starts with another contender. `on_call` hears who is next.
     """
+    names = list(contenders)
     measurements = {name: Measurement(name) for name in names}
     start = time.perf_counter()
     bench.generate(bench.model, bench.prompts[:1, :8])  # the first call of a process pays for what it loads
@@ -50,15 +52,15 @@ def measure(
         shift = turn % len(names)
         for name in [*names[shift:], *names[:shift]]:
             on_call(name)
-            contender, measurement = CONTENDERS[name], measurements[name]
+            contender, measurement = contenders[name], measurements[name]
             call = contender.prepare(bench)
             began = time.perf_counter()
             tokens[name] = call()
             measurement.seconds.append(time.perf_counter() - began)
-            if contender.relays:
-                measurement.report = bench.twin.relay.last
+            if contender.twin is not None:
+                measurement.report = contender.twin(bench).relay.last
         for name in names:
-            if "stock" in tokens and CONTENDERS[name].tokens != "other":
+            if "stock" in tokens and contenders[name].tokens != "other":
                 same = torch.equal(tokens[name], tokens["stock"])
                 measurements[name].same_tokens = same and measurements[name].same_tokens is not False
         if enough(list(measurements.values()), time.perf_counter() - start):

@@ -19,7 +19,7 @@ from relay_hf.prefix import walk
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Estimate:
     """A call that is not run.
 
     Attributes:
@@ -67,7 +67,7 @@ class Outlook:
         return self.token_bytes * self.rows * (self.shared.prompts.ids.shape[1] + self.new)
 
 
-def look(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, device: torch.device) -> Outlook:
+def estimate_call(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, device: torch.device) -> Estimate:
     """What `model.generate(ids, attention_mask=mask, max_new_tokens=new)` would do on `device`.
 
     Args:
@@ -83,7 +83,7 @@ def look(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, device: to
     config.max_length = ids.shape[1] + new
     shared, token_bytes = _decide(model, ids, mask, config, device, "always")
     verdict, _ = _decide(model, ids, mask, config, device, "auto")
-    return Outlook(shared, verdict, new, token_bytes)
+    return Estimate(shared, verdict, new, token_bytes)
 
 
 def _decide(

@@ -1,4 +1,4 @@
-"""The plot of a result: a panel for each workload, a bar for each contender."""
+"""The picture of a result: a panel for each workload, in it a bar for each contender."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relay_hf.cli.benchmark.record import Record
+
 from .contenders import CONTENDERS
-from .report import Record, describe
+from .words import describe
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +32,7 @@ FORMATS = (".png", ".svg")
 
 
 def draw(content: Record, path: Path) -> None:
-    """Draw a result (`relay_hf.bench.report.result` with `workloads`, or what was read of its JSON).
+    """Draw a result (`relay_hf.cli.benchmark.record.result` with `workloads`, or what was read of its JSON).
 
     Bars are medians in seconds, whiskers the fastest and the slowest round; a dashed line is at the floor.
 

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
     from relay_hf.prefix import PrefixNode
 
-    from .outlook import Outlook
+    from .estimate import Estimate
 
 _SHOWN = 8  # runs under one that are shown; the JSON has all
 _DEEPEST = 8  # levels that are shown
 _ENDS = 36  # characters that are shown of each end of a run's text
 
 
-def tree_of(outlook: Outlook, tokenizer: PreTrainedTokenizerBase) -> Tree:
+def tree_of(estimate: Estimate, tokenizer: PreTrainedTokenizerBase) -> Tree:
     """A node for each run, indented under the run before it, and a leaf for the rows that go on alone."""
-    tree = Tree(f"[bold]{_rows(outlook.rows)}[/], {outlook.stock_tokens:,} prompt tokens")
-    todo = [(tree, outlook.shared.runs, list(range(outlook.rows)), 0, 0)]
-    prompts = outlook.shared.prompts
+    tree = Tree(f"[bold]{_rows(estimate.rows)}[/], {estimate.stock_tokens:,} prompt tokens")
+    todo = [(tree, estimate.shared.runs, list(range(estimate.rows)), 0, 0)]
+    prompts = estimate.shared.prompts
     lengths = (prompts.end - prompts.start).tolist()
     while todo:
         branch, runs, rows, start, depth = todo.pop()
@@ -34,7 +34,7 @@ def tree_of(outlook: Outlook, tokenizer: PreTrainedTokenizerBase) -> Tree:
             continue
         runs = sorted(runs, key=lambda run: -len(run.ids) * len(run.rows))
         for run in runs[:_SHOWN]:
-            node = branch.add(f"{_size(run, outlook)}\n[dim]{escape(preview(run, tokenizer))}[/]")
+            node = branch.add(f"{_size(run, estimate)}\n[dim]{escape(preview(run, tokenizer))}[/]")
             todo.append((node, run.children, list(run.rows), run.end, depth + 1))
         if runs[_SHOWN:]:
             branch.add(f"and {len(runs) - _SHOWN} smaller ones")
@@ -46,11 +46,11 @@ def tree_of(outlook: Outlook, tokenizer: PreTrainedTokenizerBase) -> Tree:
     return tree
 
 
-def _size(run: PrefixNode, outlook: Outlook) -> str:
+def _size(run: PrefixNode, estimate: Estimate) -> str:
     count = len(run.ids)
     text = f"[bold]{count:,} {'token' if count == 1 else 'tokens'}[/] shared by {_rows(len(run.rows))}"
-    if outlook.token_bytes:
-        once = count * outlook.token_bytes
+    if estimate.token_bytes:
+        once = count * estimate.token_bytes
         text += f": KV {readable_bytes(once)} for stock's {readable_bytes(once * len(run.rows))}"
     return text
 

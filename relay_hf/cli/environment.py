@@ -1,4 +1,4 @@
-"""What a result belongs to: versions and hardware."""
+"""The versions and the hardware that a measurement or a self-check belongs to."""
 
 from __future__ import annotations
 

@@ -1,0 +1,127 @@
+"""The command `python -m benchmarks.cpu`: the options of `relay-hf bench`, with named workloads, files and plots."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from relay_hf.cli import models
+from relay_hf.cli.benchmark import arguments
+from relay_hf.cli.benchmark.record import hand_out, result
+from relay_hf.cli.benchmark.run import run
+from relay_hf.cli.benchmark.timed_model import NamedModel
+from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output
+from relay_hf.cli.options import Json, Model
+
+from . import results
+from .bench import TreeBench
+from .contenders import CONTENDERS
+from .workloads import WORKLOADS, NamedWorkload
+
+_COMMAND = "python -m benchmarks.cpu"
+
+
+@examples(
+    ("what there is to choose from", f"{_COMMAND} --list"),
+    ("two workloads, to a file and as a picture", f"{_COMMAND} C1 C2 --output result.json --plot result.png"),
+    ("C1 with other numbers", f"{_COMMAND} C1 --rows 8 --prefix 2000 --new 64"),
+    ("a model of the Hub in its place", f"{_COMMAND} --model {REAL_MODEL} --contenders stock,floor,relay-cold"),
+    ("the picture of a result that you have", f"{_COMMAND} --from result.json --plot result.svg"),
+)
+def bench(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="WORKLOAD", help="C1 if none is named; --list describes all.")
+    ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Describe workloads and contenders, and leave.")] = False,
+    model: Model = None,
+    device: arguments.Device = None,
+    rounds: arguments.Rounds = 3,
+    contenders: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Who is compared; without it, all that fit the workload.")
+    ] = None,
+    policy: arguments.Policy = "auto",
+    threads: arguments.Threads = None,
+    rows: Annotated[int | None, arguments.ROWS] = None,
+    prefix: Annotated[int | None, arguments.PREFIX] = None,
+    own: Annotated[int | None, arguments.OWN] = None,
+    new: Annotated[int | None, arguments.NEW] = None,
+    as_json: Json = False,
+    to: arguments.Output = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            dir_okay=False,
+            metavar="FILE.png|.svg",
+            help="Draw the result; needs matplotlib.",
+            rich_help_panel=arguments.FILES,
+        ),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", dir_okay=False, help="Show an earlier result, run nothing.", rich_help_panel=arguments.FILES
+        ),
+    ] = None,
+) -> None:
+    """Time generate() on named workloads: stock, its alternatives, a patched model, and the floor of them all.
+
+    Models have random weights and fixed seeds, prompts are random tokens, and the number of new tokens is forced, so
+    the seconds are comparable and the text is noise. Contenders take turns within one run. Exit code 1 if the tokens
+    of a contender that must have stock's differ.
+    """
+    out = output(quiet=as_json)
+    if list_all:
+        results.list_all(out, as_json)
+        return
+    arguments.check_file("--output", to)
+    arguments.check_file("--plot", plot)
+    results.check_plot(plot)
+    if source is not None:
+        content = results.read(source)
+        for record in content["workloads"]:
+            results.show(record, out)
+    else:
+        models.quiet()
+        arguments.set_threads(threads)
+        place = arguments.device_of(device)
+        changes = {"rows": rows, "prefix": prefix, "own": own, "new": new}
+        workloads = {name: _workload(name, changes, model) for name in names or ["C1"]}
+        chosen = arguments.contenders_of(contenders, CONTENDERS)
+        fitting = {name: arguments.fitting(chosen, workload, name) for name, workload in workloads.items()}
+        records = []
+        for name, workload in workloads.items():
+
+            def bench_of(built: Any, workload: NamedWorkload = workload) -> TreeBench:
+                return TreeBench(workload, policy, built)
+
+            records.append(run(name, workload, fitting[name], rounds, place, bench_of))
+            results.show(records[-1], out)
+        content = arguments.with_gpu(result(policy=policy, workloads=records), place)
+    hand_out(content, as_json, to)
+    results.draw(content, plot)
+    if not results.all_same(content):
+        raise typer.Exit(1)
+
+
+def _workload(name: str, changes: dict[str, int | None], model: str | None) -> NamedWorkload:
+    if name not in WORKLOADS:
+        advice = f"there is no {name!r}. Choose among {', '.join(WORKLOADS)}; --list describes them."
+        raise typer.BadParameter(advice, param_hint="'WORKLOAD'")
+    given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
+    if model is not None:
+        with models.named():
+            given["model"] = NamedModel.of(model)
+    with about("--rows", f"Workload {name} has groups of prompts.", ValueError):
+        return dataclasses.replace(WORKLOADS[name], **given)
+
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(help=help_of(bench), epilog=bench.__dict__["examples"])(bench)

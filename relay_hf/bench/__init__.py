@@ -1,1 +1,0 @@
-"""The benchmark behind `relay-hf bench`: named workloads, all contenders in one run, medians."""

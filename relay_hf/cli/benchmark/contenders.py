@@ -1,0 +1,104 @@
+"""Who is compared: each contender does what is not timed, and returns the call that is timed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from .bench import Bench
+from .workload import Workload
+
+TimedCall = Callable[[], Tensor]
+
+
+class CannotRun(Exception):
+    """A contender can't run the model; the message says why."""
+
+
+def stock(bench: Bench) -> TimedCall:
+    """generate() as it comes, with a DynamicCache."""
+    return lambda: bench.generate(bench.model, bench.prompts)
+
+
+def static_cache(bench: Bench) -> TimedCall:
+    """generate() with a preallocated cache."""
+    return lambda: bench.generate(bench.model, bench.prompts, cache_implementation="static")
+
+
+def prefix_copied(bench: Bench) -> TimedCall:
+    """Transformers' own prefix idiom: prefill the first level once, copy the cache, repeat it for every row."""
+    layers = DynamicCache(config=bench.model.config).layers
+    if not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
+        raise CannotRun(
+            "prefix-copied can't run a model whose cache holds states: Transformers can't copy them to several rows"
+        )
+
+    def call() -> Tensor:
+        cache = copy.deepcopy(bench.prefill(bench.prefix))
+        cache.batch_repeat_interleave(bench.rows // len(bench.prefix))
+        return bench.generate_behind(cache)
+
+    return call
+
+
+def relay_cold(bench: Bench) -> TimedCall:
+    """The patched model, with nothing kept."""
+    bench.twin.relay.clear()
+    return lambda: bench.generate(bench.twin, bench.prompts)
+
+
+def relay_kept(bench: Bench) -> TimedCall:
+    """The patched model that has seen the prefix before, with other own tokens, and nothing else."""
+    prompts = bench.prompts
+    bench.twin.relay.clear()  # another contender of the round may have shown it this very prompt
+    bench.draw(-1)
+    bench.generate(bench.twin, bench.prompts)
+    bench.prompts = prompts
+    return lambda: bench.generate(bench.twin, bench.prompts)
+
+
+def any_workload(workload: Workload) -> bool:
+    """All of them."""
+    return True
+
+
+def shares(workload: Workload) -> bool:
+    """Those whose rows share something."""
+    return workload.shared > 0
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of the table.
+
+    Attributes:
+        prepare: does what is not timed, and returns the call that is.
+        tokens: what its tokens have to do with stock's: they must be the same, they are compared and shown, or they
+            answer other prompts.
+        twin: the patched model that it runs, if any.
+        fits: whether it says anything of a workload.
+    """
+
+    prepare: Callable[[Any], TimedCall]  # of a Bench, or of the kind of it that a contender needs
+    tokens: Literal["exact", "compared", "other"]
+    twin: Callable[[Any], PreTrainedModel] | None = None
+    fits: Callable[[Any], bool] = any_workload
+
+    @property
+    def relays(self) -> bool:
+        """Whether it runs a patched model."""
+        return self.twin is not None
+
+
+CONTENDERS = {
+    "stock": Contender(stock, "exact"),
+    "static-cache": Contender(static_cache, "compared"),
+    "prefix-copied": Contender(prefix_copied, "exact", fits=shares),
+    "relay-cold": Contender(relay_cold, "exact", lambda bench: bench.twin),
+    "relay-kept": Contender(relay_kept, "exact", lambda bench: bench.twin),
+}
