@@ -12,8 +12,9 @@ from benchmarks.gpu.generate_calls import Stock, build
 from benchmarks.gpu.generate_seen import TIE, rows_apart
 from relay_hf.graphs import capture
 from relay_hf.graphs.decode_graph import DecodeGraph
+from relay_hf.model import device
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.prefix import Match, store
+from relay_hf.prefix import Match
 from relay_hf.prefix.radix import RadixTree
 from tests.graphs.conftest import graphs
 from tests.graphs.cpu_graph import CpuGraph
@@ -87,7 +88,7 @@ def finds_nothing(*args):
         ("a returned cache, continued", DecodeGraph, "leave", nothing, "second turn: 4 of 4 rows are not stock's"),
         ("a prefix from a file", RadixTree, "match", finds_nothing, "nothing of the file was used"),
         ("weights changed in place", ModelFingerprint, "same", always, "a prefix of other weights was used"),
-        ("TF32 switched", store, "arithmetic", nothing, "on: a prefix of other arithmetic was used"),
+        ("TF32 switched", device, "arithmetic", nothing, "on: a prefix of other arithmetic was used"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )

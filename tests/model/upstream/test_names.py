@@ -35,6 +35,7 @@ OURS = {
         "query",
     ),
     *("cpu", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
+    "_told",  # what a handle that an earlier version pickled has
 }
 # As an attribute it is relay_hf's own word for a RelayCache; as text or as an argument it is Transformers'.
 AMBIGUOUS = {"cache"}
