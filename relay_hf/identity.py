@@ -13,9 +13,9 @@ import torch
 
 from .buffers import alike, computed_buffers
 from .call import open_call
-from .errors import RelayError
+from .errors import RelayError, shown
 from .keeping import autocast_of
-from .prefix import PLAIN, adapter_state, digest_of_all, shown
+from .prefix import PLAIN, adapter_state, digest_of_all
 from .upstream.models import PASSING_ATTRIBUTES, rope_limit
 from .upstream.version import INSTALLED
 

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .call import open_call
-from .errors import RelayError
+from .errors import RelayError, printable
 from .identity import difference, identity_of
 from .keeping import Prefilled, beside_token, embedded, reach_of
 from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
-from .prefix.headers import printable
 from .prefix.layout import rebuilt
 from .warming import check_keepable, check_prefix, of_one_token
 

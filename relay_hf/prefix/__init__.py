@@ -1,10 +1,10 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
+from ..errors import PrefixFileError
 from .contents import PLAIN
 from .digests import digest_of_all
-from .files import PrefixFile, PrefixFileError, StoredPrefix, write
+from .files import PrefixFile, StoredPrefix, write
 from .find import Prompts, on_host
-from .headers import shown
 from .kept import KeptPrefix, Match, Planned, beside
 from .module_state import PlaceInModel, adapter_state, all_modules
 from .outline import outline
@@ -37,7 +37,6 @@ __all__ = [
     "outline",
     "pruned",
     "shared_runs",
-    "shown",
     "walk",
     "write",
 ]

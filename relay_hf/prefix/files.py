@@ -29,17 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache_utils import SharedRun
+from ..errors import PrefixFileError, on_a_line, printable, shown
 from .digests import digest_of, in_threads
-from .headers import on_a_line, once, printable, shown, too_heavy
+from .headers import once, too_heavy
 from .layout import named_tensors, rebuilt, shapes, without_states
 from .tensor_file import TensorFile, is_there, named
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
-
-
-class PrefixFileError(ValueError):
-    """A file of kept prefixes that is damaged, of another format, or of another model."""
 
 
 @dataclass(frozen=True, eq=False)

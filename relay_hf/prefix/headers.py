@@ -1,16 +1,17 @@
-"""A file's header: how much it may say before it is believed, what it says, and how an error shows that."""
+"""A file's header: how much it may say before it is believed, and what it says."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
+
+from ..errors import shown
 
 # What a header takes once it is read: its text, a few times over (as UTF-8, and as Python's text of up to four bytes a
 # character), and the values of its JSON; most for the least text take the entries of a dictionary, with a key each.
@@ -19,9 +20,6 @@ _ANYWAY = 2**27
 _PIECE = 2**20
 _DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _MOST_DIMENSIONS = 64  # torch's own limit
-
-_short = reprlib.Repr()  # neither long nor deep, however long and deep the value is
-_short.maxstring = _short.maxother = 60
 
 
 @dataclass(frozen=True)
@@ -92,21 +90,6 @@ def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a name stands twice")
     return found
-
-
-def shown(value: object) -> str:
-    """What came from a file, for an error: short, whatever it is."""
-    return _short.repr(value)
-
-
-def on_a_line(text: str) -> str:
-    """The same, with what can't be printed escaped, and cut if it is long."""
-    return printable(text if len(text) <= 500 else f"{text[:497]}...")
-
-
-def printable(text: object) -> str:
-    """A text, or a path, with what can't be printed escaped: such as the bytes of a name that is not UTF-8."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in str(text))
 
 
 def _entry(name: str, found: Any, data: int) -> Entry:

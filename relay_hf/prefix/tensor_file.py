@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .headers import Entry, header_of, printable, shown
+from ..errors import printable, shown
+from .headers import Entry, header_of
 
 
 def is_there(path: Path) -> bool:
