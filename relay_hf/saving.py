@@ -11,7 +11,7 @@ from .errors import RelayError, printable
 from .identity import difference, identity_of
 from .keeping import Prefilled, beside_token, embedded, reach_of
 from .prefix import KeptPrefix, Planned, PrefixFile, beside, is_there, write
-from .prefix.layout import rebuilt
+from .prefix.file_tensors import rebuilt
 from .warming import check_keepable, check_prefix, of_one_token
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from ..errors import PrefixFileError
 from .contents import PLAIN
 from .digests import digest_of_all
-from .files import PrefixFile, StoredPrefix, write
+from .file import PrefixFile, StoredPrefix, write
 from .find import Prompts, on_host
 from .kept import KeptPrefix, Match, Planned, beside
 from .module_state import PlaceInModel, adapter_state, all_modules

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import generate
 from relay_hf import PrefixFileError
-from relay_hf.prefix import files
+from relay_hf.prefix import file as prefix_file
 from relay_hf.testing import tiny_model
 
 from .common import IDS, ROWS, assert_served, patched, saved
@@ -74,13 +74,13 @@ def test_a_link_to_nothing_leads_to_the_file_that_is_written(tmp_path, kept):
 
 def meanwhile(monkeypatch, what):
     """Do something between the read of a file's header and that of its tensors."""
-    read = files.PrefixFile.read
+    read = prefix_file.PrefixFile.read
 
     def read_then(self, *given):
         what()
         return read(self, *given)
 
-    monkeypatch.setattr(files.PrefixFile, "read", read_then)
+    monkeypatch.setattr(prefix_file.PrefixFile, "read", read_then)
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])

@@ -15,8 +15,9 @@ import relay_hf
 from anatomy import anatomy
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.keeping import reach_of
-from relay_hf.prefix import StoredPrefix, all_modules, files, write
-from relay_hf.prefix.layout import rebuilt
+from relay_hf.prefix import StoredPrefix, all_modules, write
+from relay_hf.prefix import file as prefix_file
+from relay_hf.prefix.file_tensors import rebuilt
 from relay_hf.testing import prompts, tiny_model
 
 from .common import IDS, PREFIX, patched, saved
@@ -137,7 +138,7 @@ def changed_record(original, path, change):
     record = json.loads(metadata["relay_hf"])
     change(record, tensors)
     text = json.dumps(record)
-    save_file(tensors, path, {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+    save_file(tensors, path, {"relay_hf": text, "relay_hf.sha256": prefix_file._sha256(text)})
 
 
 def set_in(*keys_and_value):
@@ -363,7 +364,7 @@ def test_a_record_with_a_name_twice(original, tmp_path):
     tensors = load_file(original)
     with safe_open(original, "pt") as file:
         text = '{"prefixes": [], ' + file.metadata()["relay_hf"][1:]
-    save_file(tensors, tmp_path / "p", {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+    save_file(tensors, tmp_path / "p", {"relay_hf": text, "relay_hf.sha256": prefix_file._sha256(text)})
     refused(patched(), tmp_path / "p", "has a record that can't be read")
 
 

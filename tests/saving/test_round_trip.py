@@ -13,7 +13,7 @@ import torch
 
 import relay_hf
 from helpers import generate
-from relay_hf.prefix.layout import named_tensors
+from relay_hf.prefix.file_tensors import named_tensors
 from relay_hf.testing import prompts, tiny_model
 
 from .common import IDS, PREFIX, ROWS, assert_served, patched, saved

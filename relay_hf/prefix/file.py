@@ -31,8 +31,8 @@ from torch import Tensor
 from ..cache_utils import SharedRun
 from ..errors import PrefixFileError, on_a_line, printable, shown
 from .digests import digest_of, in_threads
+from .file_tensors import named_tensors, rebuilt, shapes, without_states
 from .headers import once, too_heavy
-from .layout import named_tensors, rebuilt, shapes, without_states
 from .tensor_file import TensorFile, is_there, named
 
 FORMAT = 1
