@@ -3,13 +3,12 @@
 from ..errors import PrefixFileError
 from .contents import PLAIN
 from .digests import digest_of_all
-from .file import PrefixFile, StoredPrefix, write
+from .file import PrefixFile, StoredPrefix, is_there, write
 from .find import Prompts, on_host
 from .kept import KeptPrefix, Match, Planned, beside
 from .module_state import PlaceInModel, adapter_state, all_modules
 from .outline import outline
 from .store import PrefixStore
-from .tensor_file import is_there
 from .tree import Run, divided, pruned, shared_runs, walk
 from .witness import Witness, keeping_refusal
 
