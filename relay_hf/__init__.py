@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from . import ops
     from .cache_utils import RelayCache
     from .config import RelayConfig
-    from .errors import RelayError
+    from .errors import PrefixFileError, RelayError
     from .patching import patch_model, patched, unpatch_model
-    from .prefix import PrefixFileError
     from .report import RelayReport
 
 __version__ = "0.1.0"
@@ -31,7 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "PrefixFileError": "prefix",
+    "PrefixFileError": "errors",
     "RelayCache": "cache_utils",
     "RelayConfig": "config",
     "RelayError": "errors",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from ..errors import RelayError
+from ..errors import RelayError, printable
 from ..model.fingerprint import embedding_samples
 from ..model.identity import difference, identity_of
 from ..model.vocabulary import check_prefix
 from ..prefix import KeptPrefix, Planned, PrefixFile, is_there, overhead_bytes, write
-from ..prefix.headers import printable
-from ..prefix.layout import rebuilt
+from ..prefix.file_tensors import rebuilt
 from ..prefix.store import Prefilled, token_overhead
 from .call import GenerateCall
 from .facts import CallFacts

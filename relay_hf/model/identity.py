@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import RelayError
-from ..prefix.headers import shown
+from ..errors import RelayError, shown
 from .buffers import alike, computed_buffers
 from .device import autocast_of
 from .digests import digest_of_all

@@ -1,11 +1,11 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
-from .files import PrefixFile, PrefixFileError, StoredPrefix, write
+from ..errors import PrefixFileError
+from .file import PrefixFile, StoredPrefix, is_there, write
 from .kept_prefix import KeptPrefix, Match, Planned, overhead_bytes
 from .outline import outline
 from .prompts import Prompts
 from .store import PrefixStore
-from .tensor_file import is_there
 from .tree import PrefixNode, divided, pruned, shared_runs, walk
 
 __all__ = [

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..cache_utils import PrefixKV
 from ..model.fingerprint import ModelFingerprint, embedding_samples
-from .files import StoredPrefix
+from .file import StoredPrefix
 from .kept_prefix import KeptPrefix, Match, Planned, RadixNode, overhead_bytes
 from .radix import RadixTree
 

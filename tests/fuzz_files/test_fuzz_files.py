@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay_hf.prefix import files
+from relay_hf.prefix import file as prefix_file
 from tests.support.counts import count_tried
 
 from . import case
@@ -49,21 +49,21 @@ def _sums_unchecked(monkeypatch):
         def __ne__(self, other):
             return False
 
-    monkeypatch.setattr(files, "digest_of", lambda tensor: Any())
+    monkeypatch.setattr(prefix_file, "digest_of", lambda tensor: Any())
 
 
 def _errors_as_they_come(monkeypatch):
-    monkeypatch.setattr(files, "on_a_line", lambda text: text)
+    monkeypatch.setattr(prefix_file, "on_a_line", lambda text: text)
 
 
 def _pipes_opened(monkeypatch):
-    monkeypatch.setattr(files, "is_there", lambda path: True)
+    monkeypatch.setattr(prefix_file, "is_there", lambda path: True)
     monkeypatch.setattr(sys.modules[run.__module__], "_SECONDS", 1)
 
 
 def _unpickled(monkeypatch):
-    described = files._Described.of
-    monkeypatch.setattr(files._Described, "of", lambda *given: pickle.loads(pickle.dumps(described(*given))))
+    described = prefix_file._Described.of
+    monkeypatch.setattr(prefix_file._Described, "of", lambda *given: pickle.loads(pickle.dumps(described(*given))))
 
 
 BUGS = {

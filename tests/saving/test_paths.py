@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from relay_hf import PrefixFileError
-from relay_hf.prefix import files
+from relay_hf.prefix import PrefixFile, file_reader
+from relay_hf.prefix import file as prefix_file
 from tests.support.generating import generate
 from tests.support.tiny_models import tiny_model
 
-from .common import IDS, ROWS, assert_served, patched, saved
+from .common import IDS, PREFIX, ROWS, assert_served, patched, saved
 
 NOT_UTF8 = os.fsdecode(b"\xff\n")
 
@@ -74,13 +75,13 @@ def test_a_link_to_nothing_leads_to_the_file_that_is_written(tmp_path, kept):
 
 def meanwhile(monkeypatch, what):
     """Do something between the read of a file's header and that of its tensors."""
-    read = files.PrefixFile.read
+    read = prefix_file.PrefixFile.read
 
     def read_then(self, *given):
         what()
         return read(self, *given)
 
-    monkeypatch.setattr(files.PrefixFile, "read", read_then)
+    monkeypatch.setattr(prefix_file.PrefixFile, "read", read_then)
 
 
 @pytest.mark.parametrize("left", [0, 100, -1])
@@ -101,6 +102,59 @@ def test_a_file_that_another_replaces_while_it_is_read_is_read_to_its_end(tmp_pa
     model = patched()
     model.relay.load(tmp_path / "p", mmap=mmap)
     assert_served(model, expected)
+
+
+def while_it_is_opened(monkeypatch, what):
+    """Do something between this library's look at a file's header and that of safetensors."""
+    judge = file_reader.safe_open
+
+    def judge_then(*given, **options):
+        what()
+        return judge(*given, **options)
+
+    monkeypatch.setattr(file_reader, "safe_open", judge_then)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_another_replaces_while_it_is_opened_is_read_as_it_was(tmp_path, monkeypatch, mmap):
+    expected = generate(saved(tmp_path / "p"), ROWS)
+    saved(tmp_path / "other", seed=1)
+    while_it_is_opened(monkeypatch, lambda: os.replace(tmp_path / "other", tmp_path / "p"))
+    model = patched()
+    model.relay.load(tmp_path / "p", mmap=mmap)
+    assert_served(model, expected)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+@pytest.mark.parametrize("tokens", [PREFIX, PREFIX + 9, PREFIX - 9])
+def test_where_an_open_file_has_no_path_of_its_own_another_is_not_mixed_with_it(tmp_path, monkeypatch, mmap, tokens):
+    model = saved(tmp_path / "p")
+    model.relay.clear()
+    model.relay.warm((ROWS["input_ids"][1, :1] + 1).repeat(tokens))
+    model.relay.save(tmp_path / "other")
+    monkeypatch.setattr(file_reader, "_reopened", lambda file, path: path)
+    while_it_is_opened(monkeypatch, lambda: os.replace(tmp_path / "other", tmp_path / "p"))
+    model.relay.clear()
+    with pytest.raises(PrefixFileError, match=f"{tmp_path / 'p'} is damaged"):
+        model.relay.load(tmp_path / "p", mmap=mmap)
+    assert not model.relay.prefixes
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_a_file_that_is_cut_short_while_it_is_opened(tmp_path, monkeypatch, left):
+    saved(path := tmp_path / "p")
+    while_it_is_opened(monkeypatch, lambda: os.truncate(path, left % path.stat().st_size))
+    with pytest.raises(PrefixFileError, match=f"{path} is damaged, or no safetensors file"):
+        PrefixFile(path)
+
+
+def test_an_error_names_the_file_where_it_can_not_be_opened_once_more(tmp_path, monkeypatch):
+    """Such as where no descriptor is left: safetensors names the path that it was given, and calls the file absent."""
+    saved(tmp_path / "p")
+    monkeypatch.setattr(file_reader, "_reopened", lambda file, path: path.with_name("absent"))
+    with pytest.raises(OSError, match="absent") as caught:
+        PrefixFile(tmp_path / "p")
+    assert caught.value.filename == str(tmp_path / "p")
 
 
 def test_a_read_that_fails_names_the_file():

@@ -15,8 +15,9 @@ import relay_hf
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.module_state import all_modules
-from relay_hf.prefix import StoredPrefix, files, write
-from relay_hf.prefix.layout import rebuilt
+from relay_hf.prefix import StoredPrefix, write
+from relay_hf.prefix import file as prefix_file
+from relay_hf.prefix.file_tensors import rebuilt
 from relay_hf.testing import prompts
 from tests.support.model_snapshot import snapshot
 from tests.support.tiny_models import tiny_model
@@ -139,7 +140,7 @@ def changed_record(original, path, change):
     record = json.loads(metadata["relay_hf"])
     change(record, tensors)
     text = json.dumps(record)
-    save_file(tensors, path, {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+    save_file(tensors, path, {"relay_hf": text, "relay_hf.sha256": prefix_file._sha256(text)})
 
 
 def set_in(*keys_and_value):
@@ -363,7 +364,7 @@ def test_a_record_with_a_name_twice(original, tmp_path):
     tensors = load_file(original)
     with safe_open(original, "pt") as file:
         text = '{"prefixes": [], ' + file.metadata()["relay_hf"][1:]
-    save_file(tensors, tmp_path / "p", {"relay_hf": text, "relay_hf.sha256": files._sha256(text)})
+    save_file(tensors, tmp_path / "p", {"relay_hf": text, "relay_hf.sha256": prefix_file._sha256(text)})
     refused(patched(), tmp_path / "p", "has a record that can't be read")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.prefix.layout import named_tensors
+from relay_hf.prefix.file_tensors import named_tensors
 from relay_hf.testing import prompts
 from tests.support.generating import generate
 from tests.support.tiny_models import tiny_model

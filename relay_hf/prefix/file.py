@@ -12,6 +12,7 @@ executed or unpickled, and what it says is believed only as far as it fits the m
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 from uuid import uuid4
 
@@ -29,17 +31,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..cache_utils import PrefixKV
+from ..errors import PrefixFileError, on_a_line, printable, shown
 from ..model.digests import digest_of, in_threads
-from .headers import on_a_line, once, printable, shown, too_heavy
-from .layout import named_tensors, rebuilt, shapes, without_states
-from .tensor_file import TensorFile, is_there, named
+from .file_reader import TensorFile, header_of, parsed
+from .file_tensors import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
-
-
-class PrefixFileError(ValueError):
-    """A file of kept prefixes that is damaged, of another format, or of another model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +55,30 @@ class StoredPrefix:
     run: PrefixKV
     parent: int | None
     pinned: bool
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file lies at a path; False where nothing does.
+
+    Raises:
+        OSError: it is something else than a file, or can't be looked at.
+        ValueError: no path has such a name.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except ValueError as error:
+        raise ValueError(f"path must be that of a file; {printable(path)} can't be one ({error}).") from None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        what = "a link that leads in a circle; remove it, or give the path of the file itself"
+        raise OSError(errno.ELOOP, what, str(path)) from None
+    if not S_ISREG(mode):
+        kind = IsADirectoryError if S_ISDIR(mode) else OSError
+        raise kind(f"path must be that of a file; {printable(path)} is none.")
+    return True
 
 
 def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPrefix]) -> None:
@@ -84,11 +106,12 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
         beside.touch()
         mode = (path if path.exists() else beside).stat().st_mode
         save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
-        with beside.open("rb") as file:
-            heavy = too_heavy(file)
-        if heavy:
+        try:
+            with beside.open("rb") as file:
+                header_of(file)
+        except ValueError:
             what = "what describes its tensors takes far more than they do. Save fewer in a file."
-            raise PrefixFileError(f"{printable(path)} was not written: {what}")
+            raise PrefixFileError(f"{printable(path)} was not written: {what}") from None
         beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
         os.replace(beside, path)
     except SafetensorError as error:
@@ -217,9 +240,9 @@ class PrefixFile:
 
     def _parsed(self, record: str) -> dict[str, Any]:
         try:
-            found = json.loads(record, object_pairs_hook=once)
-        except (ValueError, RecursionError) as error:
-            raise self.error(f"has a record that can't be read ({type(error).__name__})") from None
+            found = parsed(record)
+        except ValueError as error:
+            raise self.error(f"has a record that can't be read ({error})") from None
         return found if isinstance(found, dict) else {}
 
     def _length(self, number: int) -> int:
@@ -233,31 +256,33 @@ class PrefixFile:
         entry = self._file.entries.get(name)
         if entry is None:
             raise self.error(f"lacks the tensor {name!r}")
-        if (entry.dtype, entry.shape) != (dtype, shape):
-            got = f"{on_a_line(str(entry.dtype))} {shown(entry.shape)}"
+        if entry != (dtype, shape):
+            got = f"{entry.dtype} {shown(entry.shape)}"
             raise self.error(f"has {name!r} as {got}, where this model keeps {dtype} {shape}")
 
     def _tensors(self, mmap: bool) -> dict[str, Tensor]:
-        names = list(self._file.entries)
-        with self._reading():
-            mapped = self._file.mapped() if mmap else {}
-
-        def checked(name: str) -> Tensor:
-            with self._reading():
-                tensor = mapped[name] if mmap else self._file.read(name)
+        def checked(named: tuple[str, Tensor]) -> tuple[str, Tensor]:
+            name, tensor = named
             if digest_of(tensor) != self._digests[name]:
                 raise self.error(f"is damaged: {name!r} is not what was written")
-            return tensor
+            return named
 
-        return dict(zip(names, in_threads(checked, names), strict=True))
+        with self._reading():
+            return dict(in_threads(checked, self._file.tensors(mmap)))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
         try:
-            with named(self.path):
-                yield
-        except ValueError as error:
+            yield
+        except PrefixFileError:
+            raise
+        except (SafetensorError, ValueError) as error:
             raise self.error(f"is damaged, or no safetensors file ({error})") from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            what = error.strerror or str(error)  # that of an open file does not name it, nor does safetensors'
+            raise OSError(error.errno or errno.EIO, what, str(self.path)) from None
 
 
 @dataclass(frozen=True)
