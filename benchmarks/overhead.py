@@ -24,7 +24,7 @@ from relay_hf.kernels.segment import Segment
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 from relay_hf.model.fingerprint.module_state import all_modules
 from relay_hf.model.upstream.names import CACHE
-from relay_hf.prefix import Match, Prompts, divided, pruned, shared_runs
+from relay_hf.prefix import Match, PrefixEntry, Prompts, divided, pruned, shared_runs
 from relay_hf.prefix.radix import RadixTree
 
 
@@ -73,7 +73,7 @@ def keep(store: RadixTree, ids: Tensor, layers: int = 32) -> None:
         key = torch.zeros(1, len(ids) - length, 1)
         layer = LayerState(LayerKV(Segment(key, key), (key, key)))
         run = PrefixKV(length, len(ids) - length, (layer,) * layers)
-        store.add(ids, run, torch.zeros(run.length, 2), None)
+        store.add(PrefixEntry(ids, run, torch.zeros(run.length, 2)), None)
 
 
 def token_side(table: Table) -> None:

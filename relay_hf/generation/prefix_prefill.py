@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..cache_utils import PrefixKV, RelayCache, RowLayout
 from ..model.fingerprint import ModelFingerprint, embedding_samples
-from ..prefix import KeptPrefix, PrefixNode
-from ..prefix.store import Prefilled
+from ..prefix import KeptPrefix, PrefixEntry, PrefixNode
 from .call import GenerateCall
 from .forward_rows import forward_rows
 
@@ -95,7 +94,7 @@ def prefill_and_store(
         # Another thread has changed how PyTorch computes: some of the KV was computed in one way, some in another.
         return filled, [None for _ in missing]
     pieces = dict(filled)
-    new = [Prefilled(ids, pieces[each][0], seen, pin) for (each, ids), seen in zip(missing, rows, strict=True)]
+    new = [PrefixEntry(ids, pieces[each][0], seen, pinned=pin) for (each, ids), seen in zip(missing, rows, strict=True)]
     return filled, call.facts.source.keep(before, view.modules, new, key)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..cache_utils import RelayCache
 from ..model.fingerprint import ModelFingerprint, embedding_samples, keeping_refusal
 from ..model.view import ModelView
-from ..prefix.store import Prefilled
+from ..prefix import PrefixEntry
 from .eligibility import rope_refusal
 from .eligible_models import hook_refusal
 from .facts import CallFacts
@@ -89,4 +89,4 @@ class RowRecorder:
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         samples = torch.cat([self._samples, embedding_samples(view.embedding, answer)])
         most = int(facts.store.budget * _SHARE_OF_STORE)
-        facts.store.keep(self._before, view.modules, [Prefilled(ids, run, samples)], self._store_key, most)
+        facts.store.keep(self._before, view.modules, [PrefixEntry(ids, run, samples)], self._store_key, most)

@@ -9,9 +9,9 @@ from ..errors import RelayError, printable
 from ..model.fingerprint import embedding_samples
 from ..model.identity import difference, identity_of
 from ..model.vocabulary import check_prefix
-from ..prefix import KeptPrefix, Planned, PrefixFile, is_there, overhead_bytes, write
+from ..prefix import KeptPrefix, Planned, PrefixEntry, PrefixFile, is_there, overhead_bytes, write
 from ..prefix.file_tensors import rebuilt
-from ..prefix.store import Prefilled, token_overhead
+from ..prefix.store import token_overhead
 from .call import GenerateCall
 from .facts import CallFacts
 from .warm import check_keepable, kv_of_one_token
@@ -60,14 +60,14 @@ def load_prefixes(call: GenerateCall, path: Path, mmap: bool) -> tuple[KeptPrefi
         if size > store.budget:
             raise RelayError(f"{holds}, more than the store's budget of {store.budget}: {_RAISE}.")
         stored = file.read(template, mmap)
-    longest = max((each.run.end for each in stored), default=1)
+    longest = max((each.kv.end for each in stored), default=1)
     try:
         for each in stored:
             check_prefix(view.model, each.ids, longest, "its prefixes")
     except ValueError as error:
         raise file.error(f"has token ids that this model does not take ({error})") from None
     check_keepable(facts, longest)
-    runs = [rebuilt(each.run, lambda _, tensor, __: tensor.to(view.model.device)) for each in stored]
+    runs = [rebuilt(each.kv, lambda _, tensor, __: tensor.to(view.model.device)) for each in stored]
     rows = [embedding_samples(embedding, each.ids) for each in stored]
     planned = [
         Planned(each.ids, run.length, run.nbytes + overhead_bytes(seen), each.parent)
@@ -80,7 +80,7 @@ def load_prefixes(call: GenerateCall, path: Path, mmap: bool) -> tuple[KeptPrefi
             "or let some of them go."
         )
     new = (
-        Prefilled(each.ids, run, seen, each.pinned, each.parent)
+        PrefixEntry(each.ids, run, seen, each.parent, each.pinned)
         for each, run, seen in zip(stored, runs, rows, strict=True)
     )
     kept = store.keep(before, view.modules, new, key, join=False)

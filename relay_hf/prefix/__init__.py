@@ -1,7 +1,8 @@
 """The token side: what rows share, what is kept between calls, and whether it still holds."""
 
 from ..errors import PrefixFileError
-from .file import PrefixFile, StoredPrefix, is_there, write
+from .entry import PrefixEntry
+from .file import PrefixFile, is_there, write
 from .kept_prefix import KeptPrefix, Match, Planned, overhead_bytes
 from .outline import outline
 from .prompts import Prompts
@@ -12,12 +13,12 @@ __all__ = [
     "KeptPrefix",
     "Match",
     "Planned",
+    "PrefixEntry",
     "PrefixFile",
     "PrefixFileError",
     "PrefixNode",
     "PrefixStore",
     "Prompts",
-    "StoredPrefix",
     "divided",
     "is_there",
     "outline",

@@ -33,28 +33,12 @@ from torch import Tensor
 from ..cache_utils import PrefixKV
 from ..errors import PrefixFileError, on_a_line, printable, shown
 from ..model.digests import digest_of, in_threads
+from .entry import PrefixEntry
 from .file_reader import TensorFile, header_of, parsed
 from .file_tensors import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
-
-
-@dataclass(frozen=True, eq=False)
-class StoredPrefix:
-    """A prefix of a file.
-
-    Attributes:
-        ids: `[n]` int64, on the host: the tokens behind those of the prefix that it extends.
-        run: what the model keeps of these.
-        parent: the place in the file of the prefix that it extends; None where it starts at position 0.
-        pinned: it was pinned.
-    """
-
-    ids: Tensor
-    run: PrefixKV
-    parent: int | None
-    pinned: bool
 
 
 def is_there(path: Path) -> bool:
@@ -81,7 +65,7 @@ def is_there(path: Path) -> bool:
     return True
 
 
-def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPrefix]) -> None:
+def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntry]) -> None:
     """Write prefixes, each after the one that it extends, and what model they are of.
 
     A file that is there already is replaced at once and as a whole, so that whoever reads it sees one or the other; its
@@ -95,8 +79,8 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[StoredPref
     described = []
     for number, each in enumerate(prefixes):
         tensors[f"{number}.ids"] = each.ids
-        tensors |= {f"{number}.{name}": tensor for name, tensor in named_tensors(each.run).items()}
-        described.append({"parent": each.parent, "pinned": each.pinned, "states": each.run.recurrent})
+        tensors |= {f"{number}.{name}": tensor for name, tensor in named_tensors(each.kv).items()}
+        described.append({"parent": each.parent, "pinned": each.pinned, "states": each.kv.recurrent})
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
@@ -189,7 +173,7 @@ class PrefixFile:
             raise self.error(f"does not have the tensors of its prefixes: {shown(odd)} is one too many, or missing")
         return nbytes
 
-    def read(self, template: PrefixKV, mmap: bool) -> list[StoredPrefix]:
+    def read(self, template: PrefixKV, mmap: bool) -> list[PrefixEntry]:
         """Its prefixes, on the host, each byte checked against what was written.
 
         Args:
@@ -202,7 +186,7 @@ class PrefixFile:
         """
         self.check(template)
         tensors, bare = self._tensors(mmap), without_states(template)
-        found: list[StoredPrefix] = []
+        found: list[PrefixEntry] = []
         ends: list[int] = []
         for number, each in enumerate(self._prefixes):
             length = self._length(number)
@@ -213,7 +197,7 @@ class PrefixFile:
                 lambda name, _, __, number=number: tensors[f"{number}.{name}"],  # type: ignore[misc]
             )
             run = replace(run, start=start, length=length)
-            found.append(StoredPrefix(tensors[f"{number}.ids"], run, each.parent, each.pinned))
+            found.append(PrefixEntry(tensors[f"{number}.ids"], run, None, each.parent, each.pinned))
         return found
 
     def error(self, what: str) -> PrefixFileError:

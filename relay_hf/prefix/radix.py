@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache_utils import LayerState, PrefixKV
+from .entry import PrefixEntry
 from .kept_prefix import ITEM, KeptPrefix, Match, Planned, RadixNode, overhead_bytes
 
 # A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
@@ -123,26 +124,21 @@ class RadixTree:
     @_whole
     def add(
         self,
-        ids: Tensor,
-        run: PrefixKV,
-        embedded: Tensor,
+        entry: PrefixEntry,
         context: Hashable,
         most: int | None = None,
         join: bool = True,
-        pinned: bool = False,
         behind: KeptPrefix | None = None,
     ) -> KeptPrefix | None:
         """Keep a prefix, and evict what the budget then does not hold.
 
         Args:
-            ids: `[P]` int64, on the host: the whole prefix, or its tokens behind those of `behind`.
-            run: its last tokens; those before them must be kept already.
-            embedded: `[run.length, n]`, some elements of the embedding of each of these.
+            entry: the whole prefix, or its tokens behind those of `behind`. The tokens before those of its KV must be
+                kept already.
             context: what else its KV depends on.
-            most: None if the tensors of `run` are its own. Otherwise they are copied, as far as they take no more than
+            most: None if the tensors of the KV are its own. Otherwise they are copied, as far as they take no more than
                 so many bytes, and only the start of a larger one is kept.
             join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
-            pinned: it stays, whatever else is to be kept.
             behind: what it extends, kept and used just now: its tokens are not gone through again.
 
         Returns:
@@ -150,6 +146,8 @@ class RadixTree:
         """
         if behind is not None and behind not in self._nodes:
             return None
+        ids, run = entry.ids, entry.kv
+        embedded = torch.zeros(run.length, 0) if entry.samples is None else entry.samples
         start = self._roots.setdefault(context, RadixNode(context)) if behind is None else behind
         before = 0 if behind is None else len(behind)
         path, seen = self._walk(ids, start)
@@ -176,7 +174,7 @@ class RadixTree:
                 self._put(node, whole)
         else:
             return None
-        node.pinned = node.pinned or pinned
+        node.pinned = node.pinned or entry.pinned
         self._clock += 1
         self._note(takewhile(lambda each: each is not behind, node.upward()))
         self._evict()

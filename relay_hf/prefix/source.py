@@ -8,8 +8,9 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ..model.fingerprint import ModelFingerprint
+from .entry import PrefixEntry
 from .kept_prefix import KeptPrefix, Match
-from .store import Prefilled, Snapshot
+from .store import Snapshot
 
 
 class PrefixSource(Protocol):
@@ -24,6 +25,6 @@ class PrefixSource(Protocol):
         """The model now, if it is still that one; None if not, and then it is not kept any more."""
 
     def keep(
-        self, before: ModelFingerprint, modules: Sequence[nn.Module], prefixes: Iterable[Prefilled], context: Hashable
+        self, before: ModelFingerprint, modules: Sequence[nn.Module], prefixes: Iterable[PrefixEntry], context: Hashable
     ) -> list[KeptPrefix | None]:
         """Keep what was prefilled since `before`, unless the model changed meanwhile."""

@@ -10,32 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..cache_utils import PrefixKV
 from ..model.fingerprint import ModelFingerprint, embedding_samples
-from .file import StoredPrefix
+from .entry import PrefixEntry
 from .kept_prefix import KeptPrefix, Match, Planned, RadixNode, overhead_bytes
 from .radix import RadixTree
 
 logger = logging.getLogger("relay_hf")
-
-
-@dataclass(frozen=True, eq=False)
-class Prefilled:
-    """A prefix that may be kept.
-
-    Attributes:
-        ids: `[P]` int64, on the host: all its tokens, or those behind the ones of `parent`.
-        run: its last tokens, those that were prefilled.
-        embedded: of these tokens, from before their prefill.
-        pinned: it is to stay.
-        parent: the place of one that it extends, among those that are kept with it.
-    """
-
-    ids: Tensor
-    run: PrefixKV
-    embedded: Tensor
-    pinned: bool = False
-    parent: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +128,7 @@ class PrefixStore:
         embedding: nn.Module,
         context: Hashable,
         chosen: Collection[KeptPrefix] | None,
-    ) -> tuple[list[KeptPrefix], list[StoredPrefix], ModelFingerprint | None]:
+    ) -> tuple[list[KeptPrefix], list[PrefixEntry], ModelFingerprint | None]:
         """What is kept, to be written to a file: nothing if the model changed.
 
         Args:
@@ -172,7 +152,7 @@ class PrefixStore:
             if now is None:
                 return [], [], None
             places: dict[RadixNode, int] = {node: place for place, node in enumerate(nodes)}
-            files = [StoredPrefix(node.tokens, node.run, places.get(node.parent), node.pinned) for node in nodes]
+            files = [PrefixEntry(node.tokens, node.run, None, places.get(node.parent), node.pinned) for node in nodes]
             return nodes, files, now
 
     def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
@@ -203,7 +183,7 @@ class PrefixStore:
         self,
         before: ModelFingerprint,
         modules: Sequence[nn.Module],
-        prefixes: Iterable[Prefilled],
+        prefixes: Iterable[PrefixEntry],
         context: Hashable,
         most: int | None = None,
         join: bool = True,
@@ -225,8 +205,7 @@ class PrefixStore:
             for each in prefixes:
                 behind = None if each.parent is None else kept[each.parent]
                 lost = each.parent is not None and behind is None
-                given = (each.ids, each.run, each.embedded, context, most, join, each.pinned, behind)
-                kept.append(None if lost else self.tree.add(*given))
+                kept.append(None if lost else self.tree.add(each, context, most, join, behind))
             return kept
 
 

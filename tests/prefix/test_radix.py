@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from relay_hf.cache_utils import LayerKV, LayerState, PrefixKV
 from relay_hf.cache_utils.state_layer import RecurrentState
 from relay_hf.kernels.segment import Segment
-from relay_hf.prefix import Planned
+from relay_hf.prefix import Planned, PrefixEntry
 from relay_hf.prefix.radix import RadixTree
 from tests.support.kept_bytes import held_bytes
 
@@ -34,8 +34,10 @@ def tokens(*ids):
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def add(store, ids, start=0, recurrent=False, **options):
-    return store.add(ids, run_of(ids, start, recurrent), torch.zeros(len(ids) - start, 2), CONTEXT, **options)
+def add(store, ids, start=0, recurrent=False, pinned=False, **options):
+    samples = torch.zeros(len(ids) - start, 2)
+    entry = PrefixEntry(ids, run_of(ids, start, recurrent), samples, pinned=pinned)
+    return store.add(entry, CONTEXT, **options)
 
 
 def held(store, ids):
@@ -69,7 +71,7 @@ class AgainstAListOfPrefixes(RuleBasedStateMachine):
     def add_what_fits(self, ids, most):
         run = run_of(ids)
         before = self.store.match(ids, CONTEXT).seen
-        kept = self.store.add(ids, run, torch.zeros(len(ids), 2), CONTEXT, most=most * TOKEN)
+        kept = self.store.add(PrefixEntry(ids, run, torch.zeros(len(ids), 2)), CONTEXT, most=most * TOKEN)
         if kept is not None:
             assert before <= len(kept) <= before + most or len(kept) == before
             for held in kept.run.layers[0].kv.tensors():
@@ -95,7 +97,7 @@ class AgainstAListOfPrefixes(RuleBasedStateMachine):
         kept = None
         for start, end in parts:
             run, looks = run_of(ids[:end], start), torch.zeros(end - start, 2)
-            kept = self.store.add(ids[start:end], run, looks, CONTEXT, join=False, behind=kept)
+            kept = self.store.add(PrefixEntry(ids[start:end], run, looks), CONTEXT, join=False, behind=kept)
             assert kept.ids.tolist() == ids[:end].tolist()
 
     @rule(ids=words)
@@ -145,7 +147,8 @@ def test_nothing_is_added_behind_a_prefix_that_has_left():
     store = RadixTree(3 * TOKEN)
     first = add(store, tokens(1, 2))
     add(store, tokens(3, 4))
-    assert store.add(tokens(5), run_of(tokens(1, 2, 5), 2), torch.zeros(1, 2), CONTEXT, behind=first) is None
+    entry = PrefixEntry(tokens(5), run_of(tokens(1, 2, 5), 2), torch.zeros(1, 2))
+    assert store.add(entry, CONTEXT, behind=first) is None
     assert outline(store) == [([3, 4], 2)]
 
 
@@ -269,7 +272,7 @@ def test_ids_count_where_nothing_else_grows_with_them():
     for count, kept in ((1001, False), (1000, True)):
         ids = torch.arange(count)
         run = PrefixKV(0, count, (LayerState(None, RecurrentState({}, {0: torch.zeros(1)})),))
-        assert (store.add(ids, run, torch.zeros(count, 2), CONTEXT) is not None) == kept
+        assert (store.add(PrefixEntry(ids, run, torch.zeros(count, 2)), CONTEXT) is not None) == kept
     assert store.nbytes == store.budget == held_bytes([*store])
 
 

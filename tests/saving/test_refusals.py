@@ -15,7 +15,7 @@ import relay_hf
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.module_state import all_modules
-from relay_hf.prefix import StoredPrefix, write
+from relay_hf.prefix import PrefixEntry, write
 from relay_hf.prefix import file as prefix_file
 from relay_hf.prefix.file_tensors import rebuilt
 from relay_hf.testing import prompts
@@ -203,11 +203,13 @@ def test_a_record_that_does_not_fit(original, tmp_path, words):
 )
 def test_tensors_of_other_shapes_and_dtypes_with_right_digests(original, tmp_path, change, words):
     model = saved(tmp_path / "q")
-    nodes, stored, _ = model.relay.store.treed(all_modules(model), model.get_input_embeddings(), store_key(model), None)
-    run = rebuilt(stored[0].run, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)
+    nodes, stored, _ = model.relay.store.stored(
+        all_modules(model), model.get_input_embeddings(), store_key(model), None
+    )
+    run = rebuilt(stored[0].kv, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)
     with safe_open(original, "pt") as file:
         identity = json.loads(file.metadata()["relay_hf"])["model"]
-    write(tmp_path / "p", identity, [StoredPrefix(stored[0].ids, run, None, False)])
+    write(tmp_path / "p", identity, [PrefixEntry(stored[0].ids, run)])
     refused(patched(), tmp_path / "p", words)
     assert len(nodes) == 1
 
@@ -217,7 +219,7 @@ def test_ids_that_the_model_does_not_have(original, tmp_path):
     (prefix,) = model.relay.prefixes
     with safe_open(original, "pt") as file:
         identity = json.loads(file.metadata()["relay_hf"])["model"]
-    write(tmp_path / "p", identity, [StoredPrefix(IDS + 10**6, prefix.run, None, False)])
+    write(tmp_path / "p", identity, [PrefixEntry(IDS + 10**6, prefix.run)])
     refused(patched(), tmp_path / "p", "has token ids that this model does not take .*must be token ids from 0")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.prefix import PrefixFile, StoredPrefix, write
+from relay_hf.prefix import PrefixEntry, PrefixFile, write
 
 from .common import IDS, patched
 
@@ -38,7 +38,7 @@ def written(path, count, parent):
         start = 0 if before is None else ends[before]
         ends.append(start + 1)
         run = replace(kept.run.first(1), start=start)
-        prefixes.append(StoredPrefix(torch.tensor([number % 90]), run, before, False))
+        prefixes.append(PrefixEntry(torch.tensor([number % 90]), run, parent=before))
     write(path, identity, prefixes)
     model.relay.clear()
     return model
