@@ -26,13 +26,13 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from relay_hf.kernels.triton_path import tiles
-from relay_hf.kernels.triton_path.decode import _decode_kernel
-from relay_hf.kernels.triton_path.few import _few_kernel, parts_at_once
-from relay_hf.kernels.triton_path.merge import _MOST_PARTS, _merge_kernel
-from relay_hf.kernels.triton_path.own import _own_kernel, most_queries, parts_at_a_time
-from relay_hf.kernels.triton_path.prefill import _prefill_kernel
-from relay_hf.kernels.triton_path.tiles import Tile, choose
+from relay_hf.kernels.triton import tuning
+from relay_hf.kernels.triton.decode import _decode_kernel
+from relay_hf.kernels.triton.decode_own import _own_kernel, most_queries, parts_at_a_time
+from relay_hf.kernels.triton.decode_own_few import _few_kernel, parts_at_once
+from relay_hf.kernels.triton.merge import _MOST_PARTS, _merge_kernel
+from relay_hf.kernels.triton.prefill import _prefill_kernel
+from relay_hf.kernels.triton.tuning import Tile, choose
 
 # Bytes of shared memory that a block may use (CUDA C++ Programming Guide, specifications by compute capability).
 SHARED_LIMIT = {
@@ -98,7 +98,7 @@ class Compiled:
 
 def jobs(chips: list[str]) -> Iterator[Job]:
     """The kernels of every row on its chips, as most calls are; on some also otherwise."""
-    for tile in tiles.table():
+    for tile in tuning.table():
         kernels = [tile.kernel, "own"] if tile.kernel == "decode" and is_for_own(tile) else [tile.kernel]
         for chip in (chip for chip in tile.chips if chip in chips):
             for kernel in kernels:
@@ -197,7 +197,7 @@ def _compile(kernel, chip: str, dtype: str, constants: dict, warps: int, stages:
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     return triton.compile(
-        source, target=target, options={"num_warps": warps, "num_stages": stages, "maxnreg": tiles.MAX_REGISTERS}
+        source, target=target, options={"num_warps": warps, "num_stages": stages, "maxnreg": tuning.MAX_REGISTERS}
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from . import library
-from .kernels import torch_path
+from .kernels import torch as torch_backend
+from .kernels import torch_library
 from .kernels.plan import Plan
 from .kernels.segment import Segment
 from .kernels.validation import check_arguments, refuse_gradient
@@ -96,7 +96,7 @@ def relay_attention(
         alibi_slopes,
     )
     # The dispatcher costs an eager call host time: it is for graphs.
-    run = library.call if torch.compiler.is_compiling() else _plan_and_attend
+    run = torch_library.call if torch.compiler.is_compiling() else _plan_and_attend
     return run(
         query,
         segments,
@@ -140,7 +140,7 @@ def _plan_and_attend(
     return attend(plan, query, segments, key, value, backend=backend, **how)
 
 
-library.register(_plan_and_attend)
+torch_library.register(_plan_and_attend)
 
 
 def attend(
@@ -165,11 +165,11 @@ def attend(
     refuse_gradient("query", query)
     if scale is None:
         scale = query.shape[3] ** -0.5
-    relay = torch_path.relay_attention
+    relay = torch_backend.relay_attention
     if backend == "triton":
-        from .kernels import triton_path  # here, because nothing else needs Triton
+        from .kernels import triton as triton_backend  # here, because nothing else needs Triton
 
-        relay = triton_path.relay_attention
+        relay = triton_backend.relay_attention
     return relay(
         plan,
         query,
@@ -218,7 +218,7 @@ def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int) -
     """Why the Triton kernels can't take such tensors, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    from .kernels.triton_path import refusal
+    from .kernels.triton import refusal
 
     return refusal(device, dtype, head_size)
 

@@ -16,6 +16,7 @@ from helpers import CACHE, cache_of, generate
 from relay_hf import generation, layer_attention
 from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.decoding import Decoding
+from relay_hf.kernels.torch.visibility import levels_of
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")
@@ -76,7 +77,7 @@ def recorded(monkeypatch):
         step.operations.append(("relay_attention", tuple(given), tuple(how.items())))
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             step.storages["own_length"] = plan.own_length.data_ptr() if plan.own_length is not None else None
-            step.storages["work"] = [id(level.rows) for level in plan.levels(segments, None, query)]
+            step.storages["work"] = [id(level.rows) for level in levels_of(plan, segments, None, query)]
             return attend(plan, query, segments, key, value, **how)
 
     monkeypatch.setattr(layer_attention, "attend", opaque)
@@ -164,15 +165,15 @@ def test_a_step_sees_rows_that_were_reordered_in_place(holes):
     before = decoding.plan.own_start.tolist()
     own_mask = None if decoding.plan.own_mask is None else decoding.plan.own_mask.clone()
     assert (own_mask is not None) == holes
-    assert decoding.plan._read_queries().own_starts == tuple(before)
+    assert decoding.plan.queries().own_starts == tuple(before)
     layer.own_length += 1  # as a step leaves it
     order = torch.tensor([2, 0, 3, 1])
     cache.rows.reorder(order)
     layer._buffers = tuple(torch.nn.functional.pad(part, (0, 0, 0, 4)) for part in layer._buffers)
     assert not decoding.leads_on(cache, 4), "the buffers are others"
     decoding.advance()
-    assert decoding.plan._read_queries().own_starts == tuple(before[row] for row in order)
-    assert decoding.plan._read_queries().columns == (layer.own_length,) * 4
+    assert decoding.plan.queries().own_starts == tuple(before[row] for row in order)
+    assert decoding.plan.queries().columns == (layer.own_length,) * 4
     if holes:
         assert torch.equal(decoding.plan.own_mask, own_mask[order])
 

@@ -10,7 +10,7 @@ import torch
 
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import relay_attention
+from relay_hf.kernels.triton import relay_attention
 
 from . import baselines, flashinfer, workload
 from .arena import Arena

@@ -12,7 +12,7 @@ from torch import Tensor
 from relay_hf.kernels import reference
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import relay_attention
+from relay_hf.kernels.triton import relay_attention
 
 from .cases import Case
 

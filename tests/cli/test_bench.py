@@ -8,7 +8,7 @@ import pytest
 
 from relay_hf.bench.contenders import CONTENDERS
 from relay_hf.bench.workloads import WORKLOADS
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import torch as torch_backend
 
 from .command import wrong
 
@@ -59,7 +59,7 @@ def test_a_model_of_yours_takes_the_place_of_the_workloads(run, folder):
 
 
 def test_other_tokens_than_stocks_are_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(torch_path, "relay_attention", wrong)
+    monkeypatch.setattr(torch_backend, "relay_attention", wrong)
     done = run("bench", "smoke", *FEW)
     assert done.code == 1
     assert "tokens of stock, relay-cold, relay-kept: differ: relay-cold, relay-kept" in done.out

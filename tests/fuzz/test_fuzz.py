@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.kernels import merging
 from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.torch import merge as merging
 from relay_hf.prefix import Witness
 
 from . import models, sizes

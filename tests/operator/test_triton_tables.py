@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from relay_hf.kernels import reference
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import DecodeTables, relay_attention
-from relay_hf.kernels.triton_path.tables import Launch
-from relay_hf.kernels.triton_path.tiles import Tile
+from relay_hf.kernels.triton import DecodeTables, relay_attention
+from relay_hf.kernels.triton.graph_tables import Launch
+from relay_hf.kernels.triton.tuning import Tile
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .views import Level
+from .visibility import Level
 
 
 def merge_levels(

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import NUMBERS, Call, ceil_div
-from .online import LOG2E, attend_range, load_query, load_slopes, start, store_out
-from .tiles import MAX_REGISTERS, Tile
-from .work import WorkList
+from .launch_args import NUMBERS, Call, ceil_div
+from .schedule import WorkList
+from .softmax import LOG2E, attend_range, load_query, load_slopes, start, store_out
+from .tuning import MAX_REGISTERS, Tile
 
 
 def most_queries(head_size: int) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .kernels.segment import Segment
-from .kernels.validation import refuse_gradient
+from .segment import Segment
+from .validation import refuse_gradient
 
 __all__ = ["call", "register"]
 

@@ -9,10 +9,10 @@ import torch
 
 from ..plan import Plan
 from ..segment import Segment
-from .call import INTERPRETED, Call, ceil_div
 from .decode import _launch_decode
+from .launch_args import INTERPRETED, Call, ceil_div
 from .prefill import _launch_prefill
-from .tiles import multiprocessors
+from .tuning import multiprocessors
 
 _TILE = 64  # queries of a warpgroup
 _MAX_HEAD_SIZE = 256

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import next_power_of_2
-from .online import LOG2E
+from .launch_args import next_power_of_2
+from .softmax import LOG2E
 
 _MOST_PARTS = 64  # at a time: 64 registers a thread at head size 128
 

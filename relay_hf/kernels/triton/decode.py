@@ -1,9 +1,9 @@
 """Decode: few queries a row, against every shared segment and each row's own tokens, in two launches.
 
 The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
-against one split of the segment's tokens. The second (few.py or own.py) takes each row through its own tokens and adds
-its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own tokens are parts of the
-first launch too, and the second (merge.py) only merges (`reference.merge`).
+against one split of the segment's tokens. The second (decode_own_few.py or decode_own.py) takes each row through its
+own tokens and adds its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own
+tokens are parts of the first launch too, and the second (merge.py) only merges (`reference.merge`).
 
 Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
 then `own_splits` of each row, if that is not 0.
@@ -16,13 +16,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from .call import NUMBERS, Call, ceil_div
-from .few import FEW, _launch_few
+from .decode_own import _launch_own, attend_own, most_queries
+from .decode_own_few import FEW, _launch_few
+from .launch_args import NUMBERS, Call, ceil_div
 from .merge import _launch_merge
-from .online import attend_range, finish, load_query, load_slopes, start
-from .own import _launch_own, attend_own, most_queries
-from .tiles import MAX_REGISTERS, chip_of, choose
-from .work import own_splits, rows_of, work_list
+from .schedule import own_splits, rows_of, work_list
+from .softmax import attend_range, finish, load_query, load_slopes, start
+from .tuning import MAX_REGISTERS, chip_of, choose
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "segment_programs", "segment_parts", "own_splits"])

@@ -1,4 +1,4 @@
-"""Relay attention in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
+"""`relay_attention` in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
 
 Partial results are kept as out `[B, Hkv, G, T, Dv]` and lse `[B, Hkv, G, T]`, both float32 (float64 for float64
 inputs). An empty part has the lowest finite number for its lse: like -inf it merges with weight 0, but the difference
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
-from .merging import merge_levels
-from .parts import attend_part, fusable, fused
-from .plan import Plan
-from .segment import Segment
-from .torch_step import attend_step, fits
-from .views import Level, OwnView, SegmentView
+from ..plan import Plan
+from ..segment import Segment
+from .decode import attend_step, fits
+from .merge import merge_levels
+from .partial import attend_part, fusable, fused
+from .visibility import Level, OwnView, SegmentView, levels_of, own_view
 
 
 def relay_attention(
@@ -36,12 +36,12 @@ def relay_attention(
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
     biased = alibi_slopes is not None
-    view = plan.own(sliding_window, query, biased=biased)
+    view = own_view(plan, sliding_window, query, biased=biased)
     if view.first or view.stop < key.shape[2]:
         key, value = (part.narrow(2, view.first, view.stop - view.first) for part in (key, value))
     if view.unread is not None:
         key, value = key.masked_fill(view.unread, 0.0), value.masked_fill(view.unread, 0.0)
-    levels = plan.levels(segments, sliding_window, query, biased=biased)
+    levels = levels_of(plan, segments, sliding_window, query, biased=biased)
     if softcap is None and fits(query, segments, key, value, view, levels):
         return attend_step(query, segments, key, value, view, levels, scale, sinks)
 

@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .call import NUMBERS, Call, ceil_div
-from .online import attend_range, load_query, load_slopes, start, store_out
-from .tiles import MAX_REGISTERS, chip_of, choose
-from .work import rows_of
+from .launch_args import NUMBERS, Call, ceil_div
+from .schedule import rows_of
+from .softmax import attend_range, load_query, load_slopes, start, store_out
+from .tuning import MAX_REGISTERS, chip_of, choose
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "batch"])

@@ -10,10 +10,10 @@ import triton
 
 from ..plan import Plan
 from ..segment import Segment
-from .kept import Kept, to_device
-from .online import attend_range
-from .tables import DecodeTables
-from .tiles import overlaps
+from .device_tables import Kept, to_device
+from .graph_tables import DecodeTables
+from .softmax import attend_range
+from .tuning import overlaps
 
 _VECTOR = 16  # bytes of the widest load
 _WIDEST = 2**30  # tokens of a window: more than any position, and sums with positions stay in int32
@@ -99,6 +99,8 @@ class Call:
         size = query.element_size()
         numbers: list[int] = []
         tables = plan.tables
+        if tables is not None and not isinstance(tables, DecodeTables):
+            raise TypeError(f"plan.tables must be DecodeTables for the Triton kernels; got {type(tables).__name__}")
         if tables is None:
             keys = [_dense(segment.key) for segment in segments] or [key[0]]
             values = [_dense(segment.value) for segment in segments] or [value[0]]

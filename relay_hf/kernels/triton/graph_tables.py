@@ -14,8 +14,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..segment import Segment
-from .tiles import Tile, multiprocessors
-from .work import Schedule, WorkList, schedule
+from .schedule import Schedule, WorkList, schedule
+from .tuning import Tile, multiprocessors
 
 _VECTOR = 16  # bytes of the widest load
 _LEAST_SEGMENTS = 4

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import NUMBERS, Call, next_power_of_2
-from .online import LOG2E, load_tile, store_out, tanh
-from .tiles import MAX_REGISTERS, Tile
-from .work import WorkList
+from .launch_args import NUMBERS, Call, next_power_of_2
+from .schedule import WorkList
+from .softmax import LOG2E, load_tile, store_out, tanh
+from .tuning import MAX_REGISTERS, Tile
 
 FEW = 2  # queries; from four on matrix units are as fast (H200: 34.6 us for 36.9 at 32/8 B=128 P=128)
 

@@ -2,7 +2,7 @@
 
 That kernel lays its output out as its queries lie. So as `[B, Hkv, G, D]` own part and segments are views of one order,
 and nothing is copied or rearranged between them; nor, with one query head to a KV head, are the queries. A decode step
-of a small model is as fast as it has few operations: 14 here in place of the 23 of `torch_path`, which can do all else,
+of a small model is as fast as it has few operations: 14 here in place of the 23 of `backend`, which can do all else,
 take 60 us off the 910 of a layer of the model of `benchmarks.overhead` (two slow cores).
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .merging import merge_levels
-from .parts import fusable, fused
-from .segment import Segment
-from .views import Level, OwnView
+from ..segment import Segment
+from .merge import merge_levels
+from .partial import fusable, fused
+from .visibility import Level, OwnView
 
 
 def fits(
@@ -50,7 +50,7 @@ def attend_step(
     scale: float,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`torch_path.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`."""
+    """`backend.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`."""
     batch, heads, _, size = query.shape
     kv_heads, dtype = key.shape[1], query.dtype
     group = heads // kv_heads

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ..segment import Segment
-from .kept import Kept, to_device
-from .tiles import Tile, multiprocessors
+from .device_tables import Kept, to_device
+from .tuning import Tile, multiprocessors
 
 # The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read, a token 4 * D: with 2
 # tokens for each query of the tile the parts are as much traffic as the tokens, though in the L2 cache.
