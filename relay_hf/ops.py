@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from .kernels import torch as torch_backend
 from .kernels import torch_library
+from .kernels.arguments import OwnColumns, ScoreOptions
 from .kernels.plan import Plan
 from .kernels.segment import Segment
 from .kernels.validation import check_arguments, refuse_gradient
@@ -95,23 +96,12 @@ def relay_attention(
         sinks,
         alibi_slopes,
     )
+    own = OwnColumns(own_start, own_length, own_mask)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    options = ScoreOptions(scale, sliding_window, softcap, sinks, alibi_slopes)
     # The dispatcher costs an eager call host time: it is for graphs.
     run = torch_library.call if torch.compiler.is_compiling() else _plan_and_attend
-    return run(
-        query,
-        segments,
-        key,
-        value,
-        own_start=own_start,
-        own_length=own_length,
-        own_mask=own_mask,
-        scale=query.shape[3] ** -0.5 if scale is None else scale,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
-        backend=backend,
-    )
+    return run(query, segments, key, value, own, options, backend)
 
 
 def _plan_and_attend(
@@ -119,12 +109,9 @@ def _plan_and_attend(
     segments: Sequence[Segment],
     key: torch.Tensor,
     value: torch.Tensor,
-    *,
-    own_start: torch.Tensor | None,
-    own_length: torch.Tensor | None,
-    own_mask: torch.Tensor | None,
+    own: OwnColumns,
+    options: ScoreOptions,
     backend: str,
-    **how: Any,
 ) -> torch.Tensor:
     batch, _, length, head_size = query.shape
     backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]))
@@ -133,11 +120,11 @@ def _plan_and_attend(
         length,
         key.shape[2],
         shared_length=shared_lengths(segments, batch),
-        own_start=own_start,
-        own_length=own_length,
-        own_mask=own_mask,
+        own_start=own.start,
+        own_length=own.length,
+        own_mask=own.mask,
     )
-    return attend(plan, query, segments, key, value, backend=backend, **how)
+    return _implementation(backend)(plan, query, segments, key, value, options)
 
 
 torch_library.register(_plan_and_attend)
@@ -151,37 +138,27 @@ def attend(
     value: torch.Tensor,
     *,
     scale: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
     backend: str = "torch",
+    **options: Any,
 ) -> torch.Tensor:
     """`relay_attention` with a plan made once per forward and nothing validated: what a model calls once per layer.
 
     `plan` holds own_start, own_length and own_mask, and must be of the lengths of `query` and `key`. All tensors are of
-    one dtype. `backend` is what `resolve_backend` returned.
+    one dtype. `options` are sliding_window, softcap, sinks and alibi_slopes, and `backend` is what `resolve_backend`
+    returned.
     """
     refuse_gradient("query", query)
-    if scale is None:
-        scale = query.shape[3] ** -0.5
-    relay = torch_backend.relay_attention
+    scores = ScoreOptions(query.shape[3] ** -0.5 if scale is None else scale, **options)
+    return _implementation(backend)(plan, query, segments, key, value, scores)
+
+
+def _implementation(backend: str) -> Callable[..., torch.Tensor]:
+    """The function of a backend that `resolve_backend` returned."""
     if backend == "triton":
         from .kernels import triton as triton_backend  # here, because nothing else needs Triton
 
-        relay = triton_backend.relay_attention
-    return relay(
-        plan,
-        query,
-        segments,
-        key,
-        value,
-        scale=scale,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
-    )
+        return triton_backend.relay_attention
+    return torch_backend.relay_attention
 
 
 def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1) -> str:

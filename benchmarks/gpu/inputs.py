@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relay_hf.kernels import reference
+from relay_hf.kernels.arguments import ScoreOptions
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
 from relay_hf.kernels.triton import relay_attention
@@ -105,7 +106,8 @@ class Inputs:
 
     def ours(self) -> Tensor:
         """What the kernels compute, `[B, T, Hq, Dv]`."""
-        return relay_attention(self.plan(), self.query, self.segments, self.key, self.value, **self.options)
+        options = ScoreOptions(**self.options)
+        return relay_attention(self.plan(), self.query, self.segments, self.key, self.value, options)
 
     def exact(self) -> Tensor:
         """The reference, in float64."""

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import torch
 
+from ..arguments import ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
 from .decode import _launch_decode
@@ -41,12 +42,7 @@ def relay_attention(
     segments: Sequence[Segment],
     key: torch.Tensor,
     value: torch.Tensor,
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
+    options: ScoreOptions,
 ) -> torch.Tensor:
     """`reference.relay_attention` with own_start, own_length and own_mask inside `plan`; nothing is validated."""
     batch, heads, length, _ = query.shape
@@ -55,7 +51,7 @@ def relay_attention(
     launch = _launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else _launch_decode
     # Triton launches on the current device, which need not be the one that holds this layer.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        launch(Call.of(plan, query, segments, key, value, scale, sliding_window, softcap, sinks, alibi_slopes), out)
+        launch(Call.of(plan, query, segments, key, value, options), out)
     return out
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
+from ..arguments import ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
 from .device_tables import Kept, to_device
@@ -87,11 +88,7 @@ class Call:
         segments: Sequence[Segment],
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-        alibi_slopes: torch.Tensor | None,
+        options: ScoreOptions,
     ) -> Call:
         """Look up where everything lies."""
         segments = [segment for segment in segments if segment.length and segment.rows != ()]
@@ -130,11 +127,11 @@ class Call:
             own_start=_beside(query, plan.own_start),
             own_length=_beside(query, plan.own_length),
             own_mask=_beside(query, plan.own_mask),
-            scale=scale,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=_beside(query, sinks),
-            alibi_slopes=_beside(query, alibi_slopes),
+            scale=options.scale,
+            sliding_window=options.sliding_window,
+            softcap=options.softcap,
+            sinks=_beside(query, options.sinks),
+            alibi_slopes=_beside(query, options.alibi_slopes),
         )
 
     @property
