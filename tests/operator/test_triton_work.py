@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cases import Case
 from relay_hf.kernels.segment import Segment
 from relay_hf.kernels.triton import launch_args, schedule, tuning
-from relay_hf.kernels.triton.device_tables import Kept
+from relay_hf.kernels.triton.device_tables import DeviceTableCache
 from relay_hf.kernels.triton.tuning import Tile, choose, override
 
 CPU = torch.device("cpu")
@@ -92,7 +92,7 @@ def test_a_geometry_is_listed_once():
 
 
 def test_what_is_kept_is_bounded():
-    kept, built = Kept(8), []
+    kept, built = DeviceTableCache(8), []
     for i in range(50):
         kept.get(i, CPU, lambda i=i: built.append(i) or i)
         kept.get(i, CPU, pytest.fail)

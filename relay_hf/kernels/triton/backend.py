@@ -11,7 +11,7 @@ from ..arguments import ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
 from .decode import _launch_decode
-from .launch_args import INTERPRETED, Call, ceil_div
+from .launch_args import INTERPRETED, LaunchArgs, ceil_div
 from .prefill import _launch_prefill
 from .tuning import multiprocessors
 
@@ -51,7 +51,7 @@ def relay_attention(
     launch = _launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else _launch_decode
     # Triton launches on the current device, which need not be the one that holds this layer.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        launch(Call.of(plan, query, segments, key, value, options), out)
+        launch(LaunchArgs.of(plan, query, segments, key, value, options), out)
     return out
 
 

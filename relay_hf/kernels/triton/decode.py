@@ -18,7 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from .decode_own import _launch_own, attend_own, most_queries
 from .decode_own_few import FEW, _launch_few
-from .launch_args import NUMBERS, Call, ceil_div
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
 from .merge import _launch_merge
 from .schedule import own_splits, rows_of, work_list
 from .softmax import attend_range, finish, load_query, load_slopes, start
@@ -282,24 +282,25 @@ def _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE: tl.
     tl.store(out_ptrs, out, mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :])
 
 
-def _launch_decode(call: Call, out: torch.Tensor) -> None:
-    """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
+def _launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
+    """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
     batch, length, heads, value_size = out.shape
-    kv_heads, queries = call.key.shape[1], call.group * length
+    kv_heads, queries = args.key.shape[1], args.group * length
     device, itemsize = out.device, out.element_size()
-    chip, tables = chip_of(device), call.tables
+    shared, chip = args.shared, chip_of(device)
+    tables = shared.tables
     if tables is None:
-        uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
+        uses = max((batch if segment.rows is None else len(segment.rows) for segment in shared.segments), default=0)
     else:
         uses = tables.uses
-    tile = choose("decode", chip, call.width, itemsize, uses * queries)
-    own_tile = choose("decode", chip, call.width, itemsize, min(queries, most_queries(call.width)))
+    tile = choose("decode", chip, args.width, itemsize, uses * queries)
+    own_tile = choose("decode", chip, args.width, itemsize, min(queries, most_queries(args.width)))
     if tables is None:
-        work = work_list(call.segments, batch, kv_heads, queries, tile, device)
-        shared_length = rows_of(call.segments, batch, device).shared_length
+        work = work_list(shared.segments, batch, kv_heads, queries, tile, device)
+        shared_length = rows_of(shared.segments, batch, device).shared_length
     else:
         work, shared_length = tables.work(kv_heads, queries, tile), tables.shared_length
-    splits = own_splits(call.columns, batch * kv_heads, device)
+    splits = own_splits(args.columns, batch * kv_heads, device)
     split_parts = batch * splits
 
     parts = work.parts + split_parts
@@ -308,29 +309,27 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     segment_programs = len(work.items) * kv_heads
     programs = segment_programs + split_parts * ceil_div(queries, own_tile.block_m) * kv_heads
     # Without a first launch, what a second one would overlap is the launch that makes its queries.
-    overlapping = call.overlapping if programs else {"OVERLAP": False}
+    overlapping = args.overlapping if programs else {"OVERLAP": False}
     if programs:
         _decode_kernel[(programs,)](
-            call.query,
-            call.key,
-            call.value,
-            call.segment_keys[0],
-            call.segment_values[0],
+            args.query,
+            args.key,
+            args.value,
+            shared.keys[0],
+            shared.values[0],
             part_out,
             part_lse,
             work.items,
             work.uses,
-            call.addresses,
+            shared.addresses,
             shared_length,
-            call.own_start,
-            call.own_length,
-            call.own_mask,
-            call.alibi_slopes,
-            *call.numbers,
+            *args.own,
+            args.options.alibi_slopes,
+            *args.numbers,
             segment_programs,
             work.parts,
             splits,
-            **call.constants,
+            **args.constants,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             OWN_BLOCK_M=own_tile.block_m,
@@ -344,9 +343,9 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
         )
     if split_parts:
         most = work.most_parts + splits
-        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, most, overlapping)
+        _launch_merge(part_out, part_lse, out, work.row_parts, args.options.sinks, splits, most, overlapping)
     elif queries <= FEW:
-        few = choose("few", chip, call.width, itemsize, queries)
-        _launch_few(call, part_out, part_lse, out, work, few, overlapping)
+        few = choose("few", chip, args.width, itemsize, queries)
+        _launch_few(args, part_out, part_lse, out, work, few, overlapping)
     else:
-        _launch_own(call, part_out, part_lse, out, work, own_tile, overlapping)
+        _launch_own(args, part_out, part_lse, out, work, own_tile, overlapping)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .launch_args import NUMBERS, Call, ceil_div
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
 from .schedule import WorkList
 from .softmax import LOG2E, attend_range, load_query, load_slopes, start, store_out
 from .tuning import MAX_REGISTERS, Tile
@@ -256,7 +256,7 @@ def _own_kernel(
 
 
 def _launch_own(
-    call: Call,
+    args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,
@@ -264,29 +264,27 @@ def _launch_own(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `_launch_merge`)."""
     batch, length = out.shape[:2]
-    kv_heads = call.key.shape[1]
-    _own_kernel[(batch * ceil_div(call.group * length, tile.block_m) * kv_heads,)](
-        call.query,
-        call.key,
-        call.value,
+    kv_heads = args.key.shape[1]
+    _own_kernel[(batch * ceil_div(args.group * length, tile.block_m) * kv_heads,)](
+        args.query,
+        args.key,
+        args.value,
         part_out,
         part_lse,
         out,
         work.row_parts,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
-        **call.constants,
+        *args.own,
+        args.options.alibi_slopes,
+        args.options.sinks,
+        *args.numbers,
+        **args.constants,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.own_block_n,
         PARTS=parts_at_a_time(tile),
         CAUSAL=length > 1,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         **overlapping,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

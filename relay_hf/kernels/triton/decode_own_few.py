@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .launch_args import NUMBERS, Call, next_power_of_2
+from .launch_args import NUMBERS, LaunchArgs, next_power_of_2
 from .schedule import WorkList
 from .softmax import LOG2E, load_tile, store_out, tanh
 from .tuning import MAX_REGISTERS, Tile
@@ -181,7 +181,7 @@ def parts_at_once(queries: int) -> int:
 
 
 def _launch_few(
-    call: Call,
+    args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,
@@ -189,31 +189,29 @@ def _launch_few(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `_launch_merge`)."""
     batch, length = out.shape[:2]
-    kv_heads, queries = call.key.shape[1], call.group * length
+    kv_heads, queries = args.key.shape[1], args.group * length
     _few_kernel[(batch * kv_heads,)](
-        call.query,
-        call.key,
-        call.value,
+        args.query,
+        args.key,
+        args.value,
         part_out,
         part_lse,
         out,
         work.row_parts,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
-        **call.constants,
+        *args.own,
+        args.options.alibi_slopes,
+        args.options.sinks,
+        *args.numbers,
+        **args.constants,
         **overlapping,
         QUERIES=queries,
         BLOCK_Q=next_power_of_2(queries),
         BLOCK_N=tile.block_n,
         PARTS=parts_at_once(queries),
         STAGES=tile.num_stages,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         num_warps=tile.num_warps,
         maxnreg=MAX_REGISTERS,
     )

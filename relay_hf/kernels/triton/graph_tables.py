@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..segment import Segment
-from .schedule import Schedule, WorkList, schedule
+from .schedule import Schedule, WorkList, build_schedule
 from .tuning import Tile, multiprocessors
 
 _VECTOR = 16  # bytes of the widest load
@@ -79,7 +79,7 @@ class DecodeTables:
         return bool(self._works)
 
     def addresses(self, keys: torch.Tensor) -> torch.Tensor:
-        """Of the layer whose own keys are `keys`: `[segments, 6]` int64, as in `Call.addresses`, from its own buffers.
+        """`SharedOperands.addresses` of the layer whose own keys are `keys`, counted from its own buffers.
 
         Raises:
             RuntimeError: these are no layer's.
@@ -149,7 +149,7 @@ class DecodeTables:
         ]
 
     def _schedule(self, launch: Launch, segments: Sequence[Segment | _Extent]) -> Schedule:
-        return schedule(segments, self._batch, *launch, self._device)
+        return build_schedule(segments, self._batch, *launch, self._device)
 
     def _make(self, launch: Launch, host: Schedule) -> WorkList:
         """Room for the lists of the same uses at any lengths.

@@ -97,7 +97,7 @@ def _launch_merge(
         sinks: `[Hq]` or None.
         own_splits: own parts of a row.
         most_parts: the most parts that a row has.
-        overlapping: `Call.overlapping`.
+        overlapping: `LaunchArgs.overlapping`.
     """
     batch, length, heads, value_size = out.shape
     _merge_kernel[(batch * heads * length,)](

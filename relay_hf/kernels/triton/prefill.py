@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch_args import NUMBERS, Call, ceil_div
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
 from .schedule import rows_of
 from .softmax import attend_range, load_query, load_slopes, start, store_out
 from .tuning import MAX_REGISTERS, chip_of, choose
@@ -145,35 +145,34 @@ def _prefill_kernel(
     store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
-def _launch_prefill(call: Call, out: torch.Tensor) -> None:
-    """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
+def _launch_prefill(args: LaunchArgs, out: torch.Tensor) -> None:
+    """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
+    shared = args.shared
     batch, length = out.shape[:2]
-    kv_heads, queries = call.key.shape[1], call.group * length
-    tile = choose("prefill", chip_of(out.device), call.width, out.element_size(), queries)
-    rows = rows_of(call.segments, batch, out.device)
+    kv_heads, queries = args.key.shape[1], args.group * length
+    tile = choose("prefill", chip_of(out.device), args.width, out.element_size(), queries)
+    rows = rows_of(shared.segments, batch, out.device)
     _prefill_kernel[(ceil_div(queries, tile.block_m) * kv_heads * batch,)](
-        call.query,
-        call.key,
-        call.value,
-        call.segment_keys[0],
-        call.segment_values[0],
+        args.query,
+        args.key,
+        args.value,
+        shared.keys[0],
+        shared.values[0],
         out,
         rows.row_segments,
         rows.segment_ids,
         rows.geometry,
-        call.addresses,
+        shared.addresses,
         rows.shared_length,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
+        *args.own,
+        args.options.alibi_slopes,
+        args.options.sinks,
+        *args.numbers,
         batch,
-        **call.constants,
+        **args.constants,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=MAX_REGISTERS,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..segment import Segment
-from .device_tables import Kept, to_device
+from .device_tables import DeviceTableCache, to_device
 from .tuning import Tile, multiprocessors
 
 # The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read, a token 4 * D: with 2
@@ -26,8 +26,8 @@ _OWN_WAVES = 2
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Who uses what.
+class RowSegments:
+    """The segments of each row, for kernels that take one row at a time.
 
     Attributes:
         shared_length: `[B]` int32, tokens that precede a row's own.
@@ -64,11 +64,11 @@ class WorkList:
 
 _MOST_LISTS = 64
 
-_rows: Kept[Rows] = Kept(_MOST_LISTS)
-_work: Kept[WorkList] = Kept(_MOST_LISTS)
+_rows: DeviceTableCache[RowSegments] = DeviceTableCache(_MOST_LISTS)
+_work: DeviceTableCache[WorkList] = DeviceTableCache(_MOST_LISTS)
 
 
-def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
     """The segments of each row, on the device."""
     return _rows.get((_geometry(segments), batch), device, lambda: _build_rows(segments, batch, device))
 
@@ -115,7 +115,7 @@ def _geometry(segments: Sequence[Segment]) -> Hashable:
     return tuple((segment.length, segment.start, segment.rows) for segment in segments)
 
 
-def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
     by_row: list[list[int]] = [[] for _ in range(batch)]
     for i, segment in enumerate(segments):
         for row in segment.rows if segment.rows is not None else range(batch):
@@ -123,7 +123,7 @@ def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -
     row_segments = [0]
     for mine in by_row:
         row_segments.append(row_segments[-1] + len(mine))
-    return Rows(
+    return RowSegments(
         shared_length=to_device([sum(segments[i].length for i in mine) for mine in by_row], device),
         row_segments=to_device(row_segments, device),
         segment_ids=to_device([i for mine in by_row for i in mine], device),
@@ -141,7 +141,7 @@ class Schedule:
     most_parts: int
 
 
-def schedule(
+def build_schedule(
     segments: Sequence[Any], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> Schedule:
     """Who does what, the longest items first: what is left at the end is short.
@@ -180,7 +180,7 @@ def schedule(
 def _build_work_list(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> WorkList:
-    host = schedule(segments, batch, kv_heads, queries, tile, device)
+    host = build_schedule(segments, batch, kv_heads, queries, tile, device)
     return WorkList(
         items=to_device(host.items, device),
         uses=to_device(host.uses, device),
