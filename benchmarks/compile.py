@@ -48,12 +48,11 @@ _MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _INT32 = ("items", "uses", "shared_length", "row_parts", "row_segments", "segment_ids", "geometry")
 _FLOAT = ("scale", "softcap")
 _USUAL = ("OWN_START",)
-_ALL = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "ALIBI", "OWN_START", "OWN_LENGTH", "HOLES")
+_ALL = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "OWN_START", "OWN_LENGTH", "HOLES")
 _OPTIONAL = {
     "own_start": "OWN_START",
     "own_length": "OWN_LENGTH",
     "own_mask": "HOLES",
-    "slopes": "ALIBI",
     "sinks": "SINKS",
 }
 

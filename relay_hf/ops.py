@@ -63,7 +63,8 @@ def relay_attention(
         alibi_slopes: `[Hq]`, `slope * (key position - query position)` is added to the scaled and capped scores, before
             masking. None: none.
         backend: "triton" for the kernels, "torch", or "auto" for the kernels on a CUDA device where they take such
-            tensors, and torch elsewhere. What is asked for by name is used or refused, never replaced.
+            tensors, and torch elsewhere. The kernels take no alibi_slopes. What is asked for by name is used or
+            refused, never replaced.
 
     Returns:
         `[B, T, Hq, Dv]`, contiguous, of the dtype of `query`. 0 where nothing is visible. Queries in padding
@@ -71,7 +72,8 @@ def relay_attention(
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message names it.
-        RuntimeError: An input requires grad (there is no backward), or the backend is not available.
+        RuntimeError: An input requires grad (there is no backward), or the backend that is asked for by name can't
+            compute the call; the message says why.
 
     Example:
         >>> import torch
@@ -114,7 +116,8 @@ def _plan_and_attend(
     backend: str,
 ) -> torch.Tensor:
     batch, _, length, head_size = query.shape
-    backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]))
+    alibi = options.alibi_slopes is not None
+    backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]), alibi=alibi)
     plan = Plan(
         batch,
         length,
@@ -161,23 +164,26 @@ def _implementation(backend: str) -> Callable[..., torch.Tensor]:
     return torch_backend.relay_attention
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1) -> str:
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1, *, alibi: bool = False
+) -> str:
     """The backend that runs when `backend` is asked for: "torch" or "triton".
 
     Args:
-        backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such tensors, and "torch"
+        backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such calls, and "torch"
             elsewhere; the others are used or refused.
         device, dtype: of all tensors.
         head_size: the larger of the two head sizes.
+        alibi: whether the call has alibi_slopes.
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: `backend` is "triton", and the kernels can't take such tensors; the message says why.
+        RuntimeError: `backend` is "triton", and the kernels can't take such calls; the message says why.
     """
     _check_backend(backend)
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    refused = _kernels_refusal(device, dtype, head_size)
+    refused = _kernels_refusal(device, dtype, head_size, alibi)
     if refused is None:
         return "triton"
     if backend == "triton":
@@ -191,13 +197,13 @@ def _check_backend(backend: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why the Triton kernels can't take such tensors, or None."""
+def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int, alibi: bool) -> str | None:
+    """Why the Triton kernels can't take such calls, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     from .kernels.triton import refusal
 
-    return refusal(device, dtype, head_size)
+    return refusal(device, dtype, head_size, alibi)
 
 
 def shared_lengths(segments: Sequence[Segment], batch: int) -> int | tuple[int, ...]:

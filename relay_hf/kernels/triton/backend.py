@@ -18,10 +18,12 @@ from .tuning import multiprocessors
 _TILE = 64  # queries of a warpgroup
 _MAX_HEAD_SIZE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# No model's attention reaches the operator with slopes: those with ALiBi have attention code of their own.
+_NO_SLOPES = "the kernels take no alibi_slopes"
 
 
-def refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why the kernels can't take such tensors, or None."""
+def refusal(device: torch.device, dtype: torch.dtype, head_size: int, alibi: bool = False) -> str | None:
+    """Why the kernels can't take such tensors, or, if `alibi`, a bias by distance; None where they can."""
     if device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not {device.type!r}"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -33,7 +35,7 @@ def refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
         return f"the kernels take float32, bfloat16 and float16, not {dtype}"
     if head_size > _MAX_HEAD_SIZE:
         return f"the kernels take head sizes up to {_MAX_HEAD_SIZE}, not {head_size}"
-    return None
+    return _NO_SLOPES if alibi else None
 
 
 def relay_attention(
@@ -44,7 +46,13 @@ def relay_attention(
     value: torch.Tensor,
     options: ScoreOptions,
 ) -> torch.Tensor:
-    """`reference.relay_attention` with own_start, own_length and own_mask inside `plan`; nothing is validated."""
+    """`reference.relay_attention` with own_start, own_length and own_mask in `plan`; arguments are not validated.
+
+    Raises:
+        RuntimeError: there are alibi_slopes.
+    """
+    if options.alibi_slopes is not None:
+        raise RuntimeError(f"{_NO_SLOPES}; relay_hf.kernels.torch does")
     batch, heads, length, _ = query.shape
     kv_heads = key.shape[1]
     out = query.new_empty(batch, length, heads, value.shape[3])

@@ -21,7 +21,7 @@ from .decode_own_few import FEW, _launch_few
 from .launch_args import NUMBERS, LaunchArgs, ceil_div
 from .merge import _launch_merge
 from .schedule import own_splits, rows_of, work_list
-from .softmax import attend_range, finish, load_query, load_slopes, start
+from .softmax import attend_range, finish, load_query, start
 from .tuning import MAX_REGISTERS, chip_of, choose
 
 
@@ -41,7 +41,6 @@ def _decode_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -75,7 +74,6 @@ def _decode_kernel(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -91,10 +89,10 @@ def _decode_kernel(
             # Programs of one item are neighbours: they read their queries, and write their parts, side by side.
             items_ptr + program // KV_HEADS * 8, program % KV_HEADS,
             query_ptr, segment_key_ptr, segment_value_ptr, out_ptr, lse_ptr, uses_ptr, addresses_ptr,
-            shared_length_ptr, own_start_ptr, own_length_ptr, slopes_ptr,
+            shared_length_ptr, own_start_ptr, own_length_ptr,
             query_stride_b, query_stride_h, query_stride_t, scale, softcap, window, query_length, columns,
             KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-            WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, UPCAST,
+            WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, UPCAST,
         )  # fmt: skip
     # Not `else`: of equal buffers in two branches the compiler makes one pair each and lets nothing overlap, 128 KB of
     # shared memory instead of 70 where both tiles are 16 by 64.
@@ -103,12 +101,12 @@ def _decode_kernel(
             (program - segment_programs) // KV_HEADS,
             program % KV_HEADS,  # segment_programs is a multiple of KV_HEADS
             query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr,
-            own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+            own_start_ptr, own_length_ptr, own_mask_ptr,
             query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
             value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length,
             columns, segment_parts, own_splits,
             KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, OWN_BLOCK_M, OWN_BLOCK_N, ALIGNMENT,
-            CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+            CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
         )  # fmt: skip
 
 
@@ -126,7 +124,6 @@ def _attend_segment(
     shared_length_ptr,
     own_start_ptr,
     own_length_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -146,7 +143,6 @@ def _attend_segment(
     ALIGNMENT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -169,14 +165,13 @@ def _attend_segment(
     part = tl.load(use_ptrs + 1, mask=valid, other=0) + split
     t = index % per_row // GROUP
     query_position = t
-    if WINDOW or ALIBI:
+    if WINDOW:
         column = columns - query_length + t
         if OWN_LENGTH:
             column = tl.load(own_length_ptr + row, mask=valid, other=0).to(tl.int32) - query_length + t
         if OWN_START:
             column -= tl.load(own_start_ptr + row, mask=valid, other=0).to(tl.int32)
         query_position = tl.load(shared_length_ptr + row, mask=valid, other=0) + column
-    if WINDOW:
         # Tokens that no query of the tile sees any more are not read.
         nearest = tl.min(tl.where(valid, query_position, 2147483647), axis=0)
         begin = tl.maximum(begin, nearest - window + 1 - first_position)
@@ -187,7 +182,6 @@ def _attend_segment(
     query_head = head * GROUP + index % GROUP
     query_offset = row.to(tl.int64) * query_stride_b + query_head * query_stride_h + t * query_stride_t
     query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
-    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_range(
         acc, peak, total, query,
@@ -195,8 +189,8 @@ def _attend_segment(
         tl.multiple_of(tl.load(address_ptr + 2), ALIGNMENT),
         value_ptr + tl.multiple_of(value_offset, ALIGNMENT),
         tl.multiple_of(tl.load(address_ptr + 5), ALIGNMENT),
-        None, begin, end, query_position, first_position, slope, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
+        None, begin, end, query_position, first_position, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, False, UPCAST,
     )  # fmt: skip
     slot = (part * (KV_HEADS * GROUP) + query_head).to(tl.int64) * query_length + t
     _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
@@ -214,7 +208,6 @@ def _attend_own(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -244,7 +237,6 @@ def _attend_own(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -261,11 +253,11 @@ def _attend_own(
     acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, split, own_splits, first_query,
-        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr,
         query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
         value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
         GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+        CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
     )  # fmt: skip
     part = segment_parts + row * own_splits + split
     slot = (part * (KV_HEADS * GROUP) + query_head) * query_length + index // GROUP
@@ -324,7 +316,6 @@ def _launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
             shared.addresses,
             shared_length,
             *args.own,
-            args.options.alibi_slopes,
             *args.numbers,
             segment_programs,
             work.parts,

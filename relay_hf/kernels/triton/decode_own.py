@@ -11,7 +11,7 @@ from triton.language.extra.cuda import gdc_wait
 
 from .launch_args import NUMBERS, LaunchArgs, ceil_div
 from .schedule import WorkList
-from .softmax import LOG2E, attend_range, load_query, load_slopes, start, store_out
+from .softmax import LOG2E, attend_range, load_query, start, store_out
 from .tuning import MAX_REGISTERS, Tile
 
 
@@ -41,7 +41,6 @@ def attend_own(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -68,7 +67,6 @@ def attend_own(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -96,7 +94,6 @@ def attend_own(
     query_head = head * GROUP + index % GROUP
     query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
     query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
-    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     mask_ptr = own_mask_ptr
     if HOLES:
         mask_ptr += row * mask_stride_b
@@ -106,8 +103,8 @@ def attend_own(
         tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT),
         value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT),
         tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT),
-        mask_ptr, begin, end, first_column + t, 0, slope, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+        mask_ptr, begin, end, first_column + t, 0, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, HOLES, UPCAST,
     )  # fmt: skip
 
 
@@ -183,7 +180,6 @@ def _own_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     sinks_ptr,
     query_stride_b,
     query_stride_h,
@@ -214,7 +210,6 @@ def _own_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -236,11 +231,11 @@ def _own_kernel(
     acc, peak, total = start(sinks_ptr, query_head, valid, BLOCK_M, BLOCK_DV, SINKS)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, 0, 1, first_query,
-        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr,
         query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
         value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
         GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+        CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
     )  # fmt: skip
 
     if OVERLAP:
@@ -276,7 +271,6 @@ def _launch_own(
         out,
         work.row_parts,
         *args.own,
-        args.options.alibi_slopes,
         args.options.sinks,
         *args.numbers,
         **args.constants,

@@ -34,7 +34,6 @@ def _few_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     sinks_ptr,
     query_stride_b,
     query_stride_h,
@@ -66,7 +65,6 @@ def _few_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -122,8 +120,6 @@ def _few_kernel(
             else:
                 scores = scores * (scale * LOG2E)
             distance = first_column + t - tokens
-            if ALIBI:
-                scores -= tl.load(slopes_ptr + this_head).to(tl.float32) * LOG2E * distance
             visible = attended & (distance >= 0)
             if WINDOW:
                 visible = visible & (distance < window)
@@ -201,7 +197,6 @@ def _launch_few(
         out,
         work.row_parts,
         *args.own,
-        args.options.alibi_slopes,
         args.options.sinks,
         *args.numbers,
         **args.constants,

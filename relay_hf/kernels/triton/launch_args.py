@@ -71,7 +71,7 @@ class LaunchArgs:
         shared: the segments.
         columns: own columns, whether they hold anything or not.
         own: the plan's own_start, own_length and own_mask, where the query lies, with a last stride of 1.
-        options: as given, tensors where the query lies.
+        options: as given, sinks where the query lies.
         alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
     """
 
@@ -119,9 +119,8 @@ class LaunchArgs:
         starts = [tensor.data_ptr() for tensor in (query, key, value, keys[0], values[0])]
         aligned = not any(step % vector for step in steps) and not any(start % _VECTOR for start in starts)
         aligned = aligned and (tables is None or tables.aligned)
-        if options.sinks is not None or options.alibi_slopes is not None:
-            sinks, slopes = _beside(query, options.sinks), _beside(query, options.alibi_slopes)
-            options = options._replace(sinks=sinks, alibi_slopes=slopes)
+        if options.sinks is not None:
+            options = options._replace(sinks=_beside(query, options.sinks))
         own = (_beside(query, tensor) for tensor in (plan.own_start, plan.own_length, plan.own_mask))
         return cls(
             query=query,
@@ -179,7 +178,6 @@ class LaunchArgs:
             "ALIGNMENT": self.alignment,
             "WINDOW": self.options.sliding_window is not None,
             "SOFTCAP": self.options.softcap is not None,
-            "ALIBI": self.options.alibi_slopes is not None,
             "OWN_START": self.own.start is not None,
             "OWN_LENGTH": self.own.length is not None,
             "HOLES": self.own.mask is not None,
