@@ -16,7 +16,7 @@ from helpers import CACHE, cache_of, generate
 from relay_hf import generation, layer_attention
 from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.decoding import Decoding
-from relay_hf.kernels.torch.visibility import levels_of
+from relay_hf.kernels.torch.plan_views import levels_of
 from relay_hf.testing import prompts, tiny_model
 
 FAMILIES = ("llama", "qwen3", "mistral", "gemma2", "gpt_oss")

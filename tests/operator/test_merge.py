@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from relay_hf.kernels import reference
 from relay_hf.kernels.torch.merge import merge
-from relay_hf.kernels.triton.merge import _launch_merge
+from relay_hf.kernels.triton.merge import launch_merge
 
 BATCH, HEADS, LENGTH, VALUE_SIZE = 2, 3, 2, 20
 
@@ -32,7 +32,7 @@ def by_kernel(outs, lses, own_splits, sinks=None):
 
     out = torch.full((batch, LENGTH, HEADS, VALUE_SIZE), float("nan"))
     row_parts = torch.arange(batch + 1, dtype=torch.int32) * shared
-    _launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts, {"OVERLAP": False})
+    launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts, {"OVERLAP": False})
     return out.transpose(1, 2)
 
 

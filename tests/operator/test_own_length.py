@@ -6,7 +6,7 @@ import torch
 from cases import SHAPES, WINDOWS, Case
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.torch.visibility import levels_of, own_view, segment_view
+from relay_hf.kernels.torch.plan_views import levels_of, own_view, segment_view
 
 
 def draw_lengths(case):

@@ -11,8 +11,8 @@ from cases import SHAPES, WINDOWS, Case
 from relay_hf.kernels import reference
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.torch import backend, decode, partial, visibility
-from relay_hf.kernels.torch.visibility import own_view, segment_view
+from relay_hf.kernels.torch import backend, decode, partial, plan_views
+from relay_hf.kernels.torch.plan_views import own_view, segment_view
 from relay_hf.ops import attend
 
 
@@ -200,8 +200,8 @@ def test_rows_at_one_position_need_no_mask_over_a_cut_segment():
 def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
     calls = []
     for name in ("build_own", "build_segment"):
-        build = getattr(visibility, name)
-        monkeypatch.setattr(visibility, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
+        build = getattr(plan_views, name)
+        monkeypatch.setattr(plan_views, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
     own_start = torch.tensor([1, 0, 2])
     plan = Plan(3, 2, 7, shared_length=(26, 20, 26), own_start=own_start)
     for layer in range(6):

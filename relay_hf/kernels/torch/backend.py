@@ -17,7 +17,8 @@ from ..segment import Segment
 from .decode import attend_step, fits
 from .merge import merge_levels
 from .partial import PartMask, attend_part, fusable, fused
-from .visibility import Level, OwnView, SegmentView, levels_of, own_view
+from .plan_views import levels_of, own_view
+from .visibility import Level, OwnView, SegmentView
 
 
 def relay_attention(
@@ -40,7 +41,7 @@ def relay_attention(
         key, value = key.masked_fill(view.unread, 0.0), value.masked_fill(view.unread, 0.0)
     levels = levels_of(plan, segments, window, query, biased=biased)
     if softcap is None and fits(query, segments, key, value, view, levels):
-        return attend_step(query, segments, key, value, view, levels, scale, sinks)
+        return attend_step(query, segments, key, value, view, levels, options)
 
     grouped = query.view(batch, kv_heads, heads // kv_heads, length, size)
     slopes = None

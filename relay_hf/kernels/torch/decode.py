@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..arguments import ScoreOptions
 from ..segment import Segment
 from .merge import merge_levels
 from .partial import fusable, fused
@@ -47,10 +48,13 @@ def attend_step(
     value: torch.Tensor,
     own: OwnView,
     levels: Sequence[Level],
-    scale: float,
-    sinks: torch.Tensor | None,
+    options: ScoreOptions,
 ) -> torch.Tensor:
-    """`backend.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`."""
+    """`backend.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`.
+
+    Of `options` the scale and the sinks are left to heed: the views have the window, and what `fits` has nothing else.
+    """
+    scale, sinks = options.scale, options.sinks
     batch, heads, _, size = query.shape
     kv_heads, dtype = key.shape[1], query.dtype
     group = heads // kv_heads

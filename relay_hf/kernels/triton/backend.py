@@ -10,9 +10,9 @@ import torch
 from ..arguments import ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
-from .decode import _launch_decode
+from .decode import launch_decode
 from .launch_args import INTERPRETED, LaunchArgs, ceil_div
-from .prefill import _launch_prefill
+from .prefill import launch_prefill
 from .tuning import multiprocessors
 
 _TILE = 64  # queries of a warpgroup
@@ -52,11 +52,11 @@ def relay_attention(
         RuntimeError: there are alibi_slopes.
     """
     if options.alibi_slopes is not None:
-        raise RuntimeError(f"{_NO_SLOPES}; relay_hf.kernels.torch does")
+        raise RuntimeError(f"{_NO_SLOPES}; relay_hf.kernels.torch.relay_attention does")
     batch, heads, length, _ = query.shape
     kv_heads = key.shape[1]
     out = query.new_empty(batch, length, heads, value.shape[3])
-    launch = _launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else _launch_decode
+    launch = launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else launch_decode
     # Triton launches on the current device, which need not be the one that holds this layer.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
         launch(LaunchArgs.of(plan, query, segments, key, value, options), out)

@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from .decode_own import _launch_own, attend_own, most_queries
-from .decode_own_few import FEW, _launch_few
+from .decode_own import attend_own, launch_own, most_queries
+from .decode_own_few import FEW, launch_own_few
 from .launch_args import NUMBERS, LaunchArgs, ceil_div
-from .merge import _launch_merge
-from .schedule import own_splits, rows_of, work_list
+from .merge import launch_merge
+from .schedule import most_uses, own_splits, rows_of, work_list
 from .softmax import attend_range, finish, load_query, start
 from .tuning import MAX_REGISTERS, chip_of, choose
 
@@ -274,17 +274,14 @@ def _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE: tl.
     tl.store(out_ptrs, out, mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :])
 
 
-def _launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
+def launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
     """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
     batch, length, heads, value_size = out.shape
     kv_heads, queries = args.key.shape[1], args.group * length
     device, itemsize = out.device, out.element_size()
     shared, chip = args.shared, chip_of(device)
     tables = shared.tables
-    if tables is None:
-        uses = max((batch if segment.rows is None else len(segment.rows) for segment in shared.segments), default=0)
-    else:
-        uses = tables.uses
+    uses = most_uses(shared.segments, batch) if tables is None else tables.uses
     tile = choose("decode", chip, args.width, itemsize, uses * queries)
     own_tile = choose("decode", chip, args.width, itemsize, min(queries, most_queries(args.width)))
     if tables is None:
@@ -315,7 +312,7 @@ def _launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
             work.uses,
             shared.addresses,
             shared_length,
-            *args.own,
+            *args.own,  # start, length, mask
             *args.numbers,
             segment_programs,
             work.parts,
@@ -334,9 +331,9 @@ def _launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
         )
     if split_parts:
         most = work.most_parts + splits
-        _launch_merge(part_out, part_lse, out, work.row_parts, args.options.sinks, splits, most, overlapping)
+        launch_merge(part_out, part_lse, out, work.row_parts, args.options.sinks, splits, most, overlapping)
     elif queries <= FEW:
         few = choose("few", chip, args.width, itemsize, queries)
-        _launch_few(args, part_out, part_lse, out, work, few, overlapping)
+        launch_own_few(args, part_out, part_lse, out, work, few, overlapping)
     else:
-        _launch_own(args, part_out, part_lse, out, work, own_tile, overlapping)
+        launch_own(args, part_out, part_lse, out, work, own_tile, overlapping)

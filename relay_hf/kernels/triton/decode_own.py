@@ -250,7 +250,7 @@ def _own_kernel(
     store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
-def _launch_own(
+def launch_own(
     args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
@@ -259,7 +259,7 @@ def _launch_own(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of a call into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `launch_merge`)."""
     batch, length = out.shape[:2]
     kv_heads = args.key.shape[1]
     _own_kernel[(batch * ceil_div(args.group * length, tile.block_m) * kv_heads,)](
@@ -270,7 +270,7 @@ def _launch_own(
         part_lse,
         out,
         work.row_parts,
-        *args.own,
+        *args.own,  # start, length, mask
         args.options.sinks,
         *args.numbers,
         **args.constants,

@@ -176,7 +176,7 @@ def parts_at_once(queries: int) -> int:
     return max(1, 16 // next_power_of_2(queries))
 
 
-def _launch_few(
+def launch_own_few(
     args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
@@ -185,7 +185,7 @@ def _launch_few(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of a call into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `launch_merge`)."""
     batch, length = out.shape[:2]
     kv_heads, queries = args.key.shape[1], args.group * length
     _few_kernel[(batch * kv_heads,)](
@@ -196,7 +196,7 @@ def _launch_few(
         part_lse,
         out,
         work.row_parts,
-        *args.own,
+        *args.own,  # start, length, mask
         args.options.sinks,
         *args.numbers,
         **args.constants,

@@ -76,7 +76,7 @@ def _merge_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=value_dims < VALUE_SIZE)
 
 
-def _launch_merge(
+def launch_merge(
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,

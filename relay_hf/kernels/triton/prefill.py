@@ -142,7 +142,7 @@ def _prefill_kernel(
     store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
-def _launch_prefill(args: LaunchArgs, out: torch.Tensor) -> None:
+def launch_prefill(args: LaunchArgs, out: torch.Tensor) -> None:
     """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
     shared = args.shared
     batch, length = out.shape[:2]
@@ -161,7 +161,7 @@ def _launch_prefill(args: LaunchArgs, out: torch.Tensor) -> None:
         rows.geometry,
         shared.addresses,
         rows.shared_length,
-        *args.own,
+        *args.own,  # start, length, mask
         args.options.sinks,
         *args.numbers,
         batch,

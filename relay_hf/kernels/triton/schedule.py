@@ -8,9 +8,9 @@ columns a row has, is read by the kernels from device memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +23,14 @@ from .tuning import Tile, multiprocessors
 _MIN_SPLIT = 128
 _SPLIT_PER_QUERY = 2
 _OWN_WAVES = 2
+
+
+class Extent(NamedTuple):
+    """What of a segment a work list depends on: tokens, position of the first one, and the rows that use it."""
+
+    length: int
+    start: int
+    rows: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +78,14 @@ _work: DeviceTableCache[WorkList] = DeviceTableCache(_MOST_LISTS)
 
 def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
     """The segments of each row, on the device."""
-    return _rows.get((_geometry(segments), batch), device, lambda: _build_rows(segments, batch, device))
+    return _rows.get((geometry_of(segments), batch), device, lambda: _build_rows(segments, batch, device))
 
 
 def work_list(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> WorkList:
     """The work list of a decode in which each row has `queries` (= `G * T`) queries for a KV head."""
-    key = (_geometry(segments), batch, kv_heads, queries, tile)
+    key = (geometry_of(segments), batch, kv_heads, queries, tile)
     return _work.get(key, device, lambda: _build_work_list(segments, batch, kv_heads, queries, tile, device))
 
 
@@ -111,8 +119,19 @@ def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, ti
     return sizes
 
 
-def _geometry(segments: Sequence[Segment]) -> Hashable:
+def geometry_of(segments: Sequence[Segment]) -> tuple[tuple[int, int, tuple[int, ...] | None], ...]:
+    """The fields of `Extent` of each segment, by which lists are found again."""
     return tuple((segment.length, segment.start, segment.rows) for segment in segments)
+
+
+def rows_using(segment: Segment | Extent, batch: int) -> int:
+    """How many rows use a segment."""
+    return batch if segment.rows is None else len(segment.rows)
+
+
+def most_uses(segments: Sequence[Segment | Extent], batch: int) -> int:
+    """The most rows that use one segment."""
+    return max((rows_using(segment, batch) for segment in segments), default=0)
 
 
 def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
@@ -142,12 +161,9 @@ class Schedule:
 
 
 def build_schedule(
-    segments: Sequence[Any], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+    segments: Sequence[Segment | Extent], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> Schedule:
-    """Who does what, the longest items first: what is left at the end is short.
-
-    Of `segments` length, start and rows are read.
-    """
+    """Who does what, the longest items first: what is left at the end is short."""
     used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
     tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
     sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))
