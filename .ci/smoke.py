@@ -15,7 +15,7 @@ from relay_hf import showcase
 package = Path(relay_hf.__file__).parent
 if Path(sys.prefix) not in package.parents or not (package / "py.typed").exists():
     sys.exit(f"relay_hf is not the installed wheel, or has no py.typed: {package}")
-if not (package / "kernels/triton_path/tiles.json").exists():
+if not (package / "kernels/triton/tiles.json").exists():
     sys.exit(f"the tile table of the GPU kernels is not in the wheel: {package}")
 
 if "Wren" not in showcase.SYSTEM_PROMPT or len(showcase.QUESTIONS) < 2:

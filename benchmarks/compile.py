@@ -26,13 +26,13 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from relay_hf.kernels.triton_path import tiles
-from relay_hf.kernels.triton_path.decode import _decode_kernel
-from relay_hf.kernels.triton_path.few import _few_kernel, parts_at_once
-from relay_hf.kernels.triton_path.merge import _MOST_PARTS, _merge_kernel
-from relay_hf.kernels.triton_path.own import _own_kernel, most_queries, parts_at_a_time
-from relay_hf.kernels.triton_path.prefill import _prefill_kernel
-from relay_hf.kernels.triton_path.tiles import Tile, choose
+from relay_hf.kernels.triton import tuning
+from relay_hf.kernels.triton.decode import _decode_kernel
+from relay_hf.kernels.triton.decode_own import _own_kernel, most_queries, parts_at_a_time
+from relay_hf.kernels.triton.decode_own_few import _few_kernel, parts_at_once
+from relay_hf.kernels.triton.merge import _MOST_PARTS, _merge_kernel
+from relay_hf.kernels.triton.prefill import _prefill_kernel
+from relay_hf.kernels.triton.tuning import Tile, choose
 
 # Bytes of shared memory that a block may use (CUDA C++ Programming Guide, specifications by compute capability).
 SHARED_LIMIT = {
@@ -48,12 +48,11 @@ _MATRIX = re.compile(r"\b(HGMMA|HMMA|UTC\w*MMA)\b")
 _INT32 = ("items", "uses", "shared_length", "row_parts", "row_segments", "segment_ids", "geometry")
 _FLOAT = ("scale", "softcap")
 _USUAL = ("OWN_START",)
-_ALL = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "ALIBI", "OWN_START", "OWN_LENGTH", "HOLES")
+_ALL = ("CAUSAL", "WINDOW", "SOFTCAP", "SINKS", "OWN_START", "OWN_LENGTH", "HOLES")
 _OPTIONAL = {
     "own_start": "OWN_START",
     "own_length": "OWN_LENGTH",
     "own_mask": "HOLES",
-    "slopes": "ALIBI",
     "sinks": "SINKS",
 }
 
@@ -98,7 +97,7 @@ class Compiled:
 
 def jobs(chips: list[str]) -> Iterator[Job]:
     """The kernels of every row on its chips, as most calls are; on some also otherwise."""
-    for tile in tiles.table():
+    for tile in tuning.table():
         kernels = [tile.kernel, "own"] if tile.kernel == "decode" and is_for_own(tile) else [tile.kernel]
         for chip in (chip for chip in tile.chips if chip in chips):
             for kernel in kernels:
@@ -197,7 +196,7 @@ def _compile(kernel, chip: str, dtype: str, constants: dict, warps: int, stages:
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
     target = GPUTarget("cuda", int(chip.removeprefix("sm_")), 32)
     return triton.compile(
-        source, target=target, options={"num_warps": warps, "num_stages": stages, "maxnreg": tiles.MAX_REGISTERS}
+        source, target=target, options={"num_warps": warps, "num_stages": stages, "maxnreg": tuning.MAX_REGISTERS}
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 import torch
 
-from . import library
-from .kernels import torch_path
+from .kernels import torch as torch_backend
+from .kernels import torch_library
+from .kernels.arguments import OwnColumns, ScoreOptions
 from .kernels.plan import Plan
 from .kernels.segment import Segment
 from .kernels.validation import check_arguments, refuse_gradient
@@ -62,7 +63,8 @@ def relay_attention(
         alibi_slopes: `[Hq]`, `slope * (key position - query position)` is added to the scaled and capped scores, before
             masking. None: none.
         backend: "triton" for the kernels, "torch", or "auto" for the kernels on a CUDA device where they take such
-            tensors, and torch elsewhere. What is asked for by name is used or refused, never replaced.
+            tensors, and torch elsewhere. The kernels take no alibi_slopes. What is asked for by name is used or
+            refused, never replaced.
 
     Returns:
         `[B, T, Hq, Dv]`, contiguous, of the dtype of `query`. 0 where nothing is visible. Queries in padding
@@ -70,7 +72,8 @@ def relay_attention(
 
     Raises:
         TypeError, ValueError: An argument does not fit; the message names it.
-        RuntimeError: An input requires grad (there is no backward), or the backend is not available.
+        RuntimeError: An input requires grad (there is no backward), or the backend that is asked for by name can't
+            compute the call; the message says why.
 
     Example:
         >>> import torch
@@ -95,23 +98,12 @@ def relay_attention(
         sinks,
         alibi_slopes,
     )
+    own = OwnColumns(own_start, own_length, own_mask)
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    options = ScoreOptions(scale, sliding_window, softcap, sinks, alibi_slopes)
     # The dispatcher costs an eager call host time: it is for graphs.
-    run = library.call if torch.compiler.is_compiling() else _plan_and_attend
-    return run(
-        query,
-        segments,
-        key,
-        value,
-        own_start=own_start,
-        own_length=own_length,
-        own_mask=own_mask,
-        scale=query.shape[3] ** -0.5 if scale is None else scale,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
-        backend=backend,
-    )
+    run = torch_library.call if torch.compiler.is_compiling() else _plan_and_attend
+    return run(query, segments, key, value, own, options, backend)
 
 
 def _plan_and_attend(
@@ -119,28 +111,26 @@ def _plan_and_attend(
     segments: Sequence[Segment],
     key: torch.Tensor,
     value: torch.Tensor,
-    *,
-    own_start: torch.Tensor | None,
-    own_length: torch.Tensor | None,
-    own_mask: torch.Tensor | None,
+    own: OwnColumns,
+    options: ScoreOptions,
     backend: str,
-    **how: Any,
 ) -> torch.Tensor:
     batch, _, length, head_size = query.shape
-    backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]))
+    alibi = options.alibi_slopes is not None
+    backend = resolve_backend(backend, query.device, query.dtype, max(head_size, value.shape[3]), alibi=alibi)
     plan = Plan(
         batch,
         length,
         key.shape[2],
         shared_length=shared_lengths(segments, batch),
-        own_start=own_start,
-        own_length=own_length,
-        own_mask=own_mask,
+        own_start=own.start,
+        own_length=own.length,
+        own_mask=own.mask,
     )
-    return attend(plan, query, segments, key, value, backend=backend, **how)
+    return _implementation(backend)(plan, query, segments, key, value, options)
 
 
-library.register(_plan_and_attend)
+torch_library.register(_plan_and_attend)
 
 
 def attend(
@@ -151,56 +141,49 @@ def attend(
     value: torch.Tensor,
     *,
     scale: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
     backend: str = "torch",
+    **options: Any,
 ) -> torch.Tensor:
     """`relay_attention` with a plan made once per forward and nothing validated: what a model calls once per layer.
 
     `plan` holds own_start, own_length and own_mask, and must be of the lengths of `query` and `key`. All tensors are of
-    one dtype. `backend` is what `resolve_backend` returned.
+    one dtype. `options` are sliding_window, softcap, sinks and alibi_slopes, and `backend` is what `resolve_backend`
+    returned.
     """
     refuse_gradient("query", query)
-    if scale is None:
-        scale = query.shape[3] ** -0.5
-    relay = torch_path.relay_attention
+    scores = ScoreOptions(query.shape[3] ** -0.5 if scale is None else scale, **options)
+    return _implementation(backend)(plan, query, segments, key, value, scores)
+
+
+def _implementation(backend: str) -> Callable[..., torch.Tensor]:
+    """The function of a backend that `resolve_backend` returned."""
     if backend == "triton":
-        from .kernels import triton_path  # here, because nothing else needs Triton
+        from .kernels import triton as triton_backend  # here, because nothing else needs Triton
 
-        relay = triton_path.relay_attention
-    return relay(
-        plan,
-        query,
-        segments,
-        key,
-        value,
-        scale=scale,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-        alibi_slopes=alibi_slopes,
-    )
+        return triton_backend.relay_attention
+    return torch_backend.relay_attention
 
 
-def resolve_backend(backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1) -> str:
+def resolve_backend(
+    backend: str, device: torch.device, dtype: torch.dtype, head_size: int = 1, *, alibi: bool = False
+) -> str:
     """The backend that runs when `backend` is asked for: "torch" or "triton".
 
     Args:
-        backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such tensors, and "torch"
+        backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such calls, and "torch"
             elsewhere; the others are used or refused.
         device, dtype: of all tensors.
         head_size: the larger of the two head sizes.
+        alibi: whether the call has alibi_slopes.
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: `backend` is "triton", and the kernels can't take such tensors; the message says why.
+        RuntimeError: `backend` is "triton", and the kernels can't take such calls; the message says why.
     """
     _check_backend(backend)
     if backend == "torch" or (backend == "auto" and device.type != "cuda"):
         return "torch"
-    refused = _kernels_refusal(device, dtype, head_size)
+    refused = _kernels_refusal(device, dtype, head_size, alibi)
     if refused is None:
         return "triton"
     if backend == "triton":
@@ -214,13 +197,13 @@ def _check_backend(backend: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why the Triton kernels can't take such tensors, or None."""
+def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int, alibi: bool) -> str | None:
+    """Why the Triton kernels can't take such calls, or None."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    from .kernels.triton_path import refusal
+    from .kernels.triton import refusal
 
-    return refusal(device, dtype, head_size)
+    return refusal(device, dtype, head_size, alibi)
 
 
 def shared_lengths(segments: Sequence[Segment], batch: int) -> int | tuple[int, ...]:

@@ -15,10 +15,9 @@ FEATURES: tuple[dict, ...] = (
     {"window": 61},
     {"softcap": 5.0},
     {"sinks": True},
-    {"alibi": True},
     {"own_start": True, "own_length": True},
     {"holes": True},
-    {"window": 29, "softcap": 3.0, "sinks": True, "alibi": True, "own_start": True, "own_length": True, "holes": True},
+    {"window": 29, "softcap": 3.0, "sinks": True, "own_start": True, "own_length": True, "holes": True},
 )
 _TREE = ((63, None), (45, (0, 2)), (0, None), (1, (1,)), (131, (4, 1)))
 SEGMENTS: tuple[dict, ...] = (
@@ -44,7 +43,7 @@ class Case:
         columns, length: own columns S, and queries of a row T.
         dtype: torch's name.
         window, softcap: as the operator takes them.
-        sinks, alibi, own_start, own_length, holes: whether there are any.
+        sinks, own_start, own_length, holes: whether there are any.
     """
 
     rows: int = 3
@@ -59,7 +58,6 @@ class Case:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
-    alibi: bool = False
     own_start: bool = False
     own_length: bool = False
     holes: bool = False

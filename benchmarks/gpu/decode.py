@@ -8,9 +8,10 @@ from functools import partial
 
 import torch
 
+from relay_hf.kernels.arguments import ScoreOptions
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import relay_attention
+from relay_hf.kernels.triton import relay_attention
 
 from . import baselines, flashinfer, workload
 from .arena import Arena
@@ -90,8 +91,8 @@ def our_call(arena: Arena, shape: Decode, device: torch.device, length: int = 1)
     query = arena.cut(shape.batch, length, shape.heads, size).transpose(1, 2)
     own_length = torch.full((shape.batch,), shape.own, device=device)
     plan = Plan(shape.batch, length, shape.own, shared_length=shape.prefix, own_length=own_length)
-    segments, scale = [Segment(key, value)], size**-0.5
-    return lambda: relay_attention(plan, query, segments, own_key, own_value, scale=scale)
+    segments, options = [Segment(key, value)], ScoreOptions(size**-0.5)
+    return lambda: relay_attention(plan, query, segments, own_key, own_value, options)
 
 
 def _compile(shape: Decode, context: Context) -> Record:

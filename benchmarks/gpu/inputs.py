@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from relay_hf.kernels import reference
+from relay_hf.kernels.arguments import ScoreOptions
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import relay_attention
+from relay_hf.kernels.triton import relay_attention
 
 from .cases import Case
 
@@ -22,7 +23,7 @@ _CAPACITY = 9  # columns that a buffer has beyond those in use
 
 @dataclass(eq=False)
 class Inputs:
-    """The tensors of a call; `options` are scale, sliding_window, softcap, sinks and alibi_slopes."""
+    """The tensors of a call; `options` are scale, sliding_window, softcap and sinks."""
 
     query: Tensor
     key: Tensor
@@ -60,7 +61,6 @@ class Inputs:
         for buffer in (key, value):
             buffer.masked_fill_(unread[:, None, :, None], float("nan"))
         mask = torch.rand(case.rows, case.columns, device=device, generator=generator) > 0.3
-        slopes = 2.0 ** (-8 * torch.arange(1, heads + 1, device=device) / heads)
         return cls(
             query=query,
             key=key[:, :, : case.columns],
@@ -74,12 +74,11 @@ class Inputs:
                 "sliding_window": case.window,
                 "softcap": case.softcap,
                 "sinks": randn(heads) if case.sinks else None,
-                "alibi_slopes": slopes if case.alibi else None,
             },
         )
 
     def one_head(self, head: int) -> Inputs:
-        """One KV head and its queries, of inputs without sinks and slopes."""
+        """One KV head and its queries, of inputs without sinks."""
         group = self.query.shape[1] // self.key.shape[1]
         at = slice(head, head + 1)
         return dataclasses.replace(
@@ -105,7 +104,8 @@ class Inputs:
 
     def ours(self) -> Tensor:
         """What the kernels compute, `[B, T, Hq, Dv]`."""
-        return relay_attention(self.plan(), self.query, self.segments, self.key, self.value, **self.options)
+        options = ScoreOptions(**self.options)
+        return relay_attention(self.plan(), self.query, self.segments, self.key, self.value, options)
 
     def exact(self) -> Tensor:
         """The reference, in float64."""
@@ -154,28 +154,26 @@ class Inputs:
         key = torch.cat([*(s.key for s in mine), self.key[row, :, :length]], dim=1).repeat_interleave(group, dim=0)
         value = torch.cat([*(s.value for s in mine), self.value[row, :, :length]], dim=1)
         value = value.repeat_interleave(group, dim=0)
-        if any(self.options[name] is not None for name in ("softcap", "sinks", "alibi_slopes")):
-            out = self._eager(self.query[row], key, value, visible, distance)
+        if any(self.options[name] is not None for name in ("softcap", "sinks")):
+            out = self._eager(self.query[row], key, value, visible)
         else:
             query, scale = self.query[row][None], self.options["scale"]
             out = F.scaled_dot_product_attention(query, key[None], value[None], attn_mask=visible, scale=scale)[0]
         return out.transpose(0, 1)[None]
 
-    def _eager(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor, distance: Tensor) -> Tensor:
+    def _eager(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         """Attention as models spell it out: products in the dtype, softmax in float32."""
         options, queries = self.options, query.shape[1]
         # Of one query the product would be another kernel's, whose sums are shorter: 2e-8 for 6e-8 in float32.
         query = query.repeat(1, -(-_LEAST_QUERIES // queries), 1)
-        distance, visible = (each.repeat(query.shape[1] // queries, 1) for each in (distance, visible))
+        visible = visible.repeat(query.shape[1] // queries, 1)
         scores = query @ key.transpose(1, 2) * options["scale"]
         if options["softcap"] is not None:
             scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
         scores = scores.float()
-        if options["alibi_slopes"] is not None:
-            scores = scores - options["alibi_slopes"].float()[:, None, None] * distance
         scores = scores.masked_fill(~visible, float("-inf"))
         if options["sinks"] is not None:
             sinks = options["sinks"].float()[:, None, None].expand(-1, scores.shape[1], 1)
             scores = torch.cat([scores, sinks], dim=2)
-        weights = torch.softmax(scores, dim=2)[..., : len(distance[0])].to(value.dtype).nan_to_num(0.0)
+        weights = torch.softmax(scores, dim=2)[..., : visible.shape[1]].to(value.dtype).nan_to_num(0.0)
         return (weights @ value)[:, :queries]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from rich.console import Console
 
-from relay_hf.kernels.triton_path import tiles
-from relay_hf.kernels.triton_path.tiles import Tile
+from relay_hf.kernels.triton import tuning as tiles
+from relay_hf.kernels.triton.tuning import Tile
 
 from . import tuning
 from .context import Context

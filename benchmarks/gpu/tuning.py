@@ -15,7 +15,7 @@ from .cases import Case, filling
 from .workload import Decode
 
 if TYPE_CHECKING:
-    from relay_hf.kernels.triton_path.tiles import Tile
+    from relay_hf.kernels.triton.tuning import Tile
 
 _BLOCK_N, _WARPS, _STAGES, _WAVES = (32, 64, 128), (4, 8), (2, 3, 4), (1.0, 2.0, 3.0, 4.0)
 _FEW = ((8, 16, 32), (1, 2), (1, 2, 3))  # tokens, warps and stages of what takes queries without matrix units

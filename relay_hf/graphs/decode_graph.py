@@ -120,7 +120,7 @@ class DecodeGraph:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
         if self._done is not None:  # for what another call launched last, on whatever stream of this device
             self._done.wait(torch.cuda.current_stream(self.static_step.position.device))
-        if not self.static_step.plan.tables.take(segments_of(cache)):
+        if not self.static_step.plan.take(segments_of(cache)):
             return False
         for index, buffers in self.buffers.items():
             cache.kv_layers[index].move_into(buffers)
@@ -163,7 +163,7 @@ class DecodeGraph:
         before, self._rows = self._rows, rows_of(cache)
         if self._ahead and before != self._rows:
             return False  # too late for a step that is under way
-        return before.users == self._rows.users or self.static_step.plan.tables.take(segments_of(cache))
+        return before.users == self._rows.users or self.static_step.plan.take(segments_of(cache))
 
     def replay(self, cache: RelayCache, inputs: Mapping[str, Any]) -> ModelOutput:
         """The step of `cache`'s rows with `inputs`."""

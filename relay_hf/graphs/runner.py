@@ -112,7 +112,7 @@ class GraphRunner:
         """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
         if self._noting is None:
             return
-        from ..kernels.triton_path import DecodeTables
+        from ..kernels.triton import DecodeTables
 
         layers = [layer.buffers for layer in self._cache.kv_layers.values() if layer.own_tensors()]
         if len({tensor.device for pair in layers for tensor in pair}) > 1:

@@ -1,6 +1,7 @@
-"""Relay attention on tensors: the segment, the plan of a forward, the reference and the paths that implement it."""
+"""Relay attention on tensors: its arguments, the plan of a forward, the reference, and the backends that compute it."""
 
-from .plan import Plan
+from .arguments import OwnColumns, ScoreOptions
+from .plan import BackendState, GraphTables, Plan
 from .segment import Segment
 
-__all__ = ["Plan", "Segment"]
+__all__ = ["BackendState", "GraphTables", "OwnColumns", "Plan", "ScoreOptions", "Segment"]

@@ -1,14 +1,57 @@
-"""What all layers of one forward share: which rows are how long, and who sees what, worked out once."""
+"""The geometry that all layers of one forward share: which rows are how long, and where their queries stand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from .segment import Segment
-from .views import Level, OwnView, Queries, SegmentView, build_levels, build_own, build_segment
+
+
+@dataclass(frozen=True, slots=True)
+class Queries:
+    """Where the queries of each row are, on the host: query `t` is `t` after the row's first.
+
+    Attributes:
+        count: Queries of a row, `T`.
+        own_starts: Own columns of a row that are padding.
+        columns: Own column of a row's first query.
+        positions: Position of a row's first query.
+    """
+
+    count: int
+    own_starts: tuple[int, ...]
+    columns: tuple[int, ...]
+    positions: tuple[int, ...]
+
+    def advanced(self) -> Queries:
+        """One column later."""
+        columns, positions = (tuple(number + 1 for number in numbers) for numbers in (self.columns, self.positions))
+        return Queries(self.count, self.own_starts, columns, positions)
+
+
+class BackendState(Protocol):
+    """What a backend works out from a plan once, for all layers, and keeps with it."""
+
+    def queries_moved(self) -> None:
+        """Drop what depends on where the queries are: they are elsewhere from now on."""
+
+
+class GraphTables(Protocol):
+    """Where kernels look up the segments of a step that is captured into a CUDA graph: memory that stays in place.
+
+    A graph repeats what it was captured with. It serves another call once the tables hold that call's segments.
+    """
+
+    @property
+    def in_use(self) -> bool:
+        """Whether kernels have looked anything up."""
+
+    def take(self, segments: Sequence[Sequence[Segment]]) -> bool:
+        """Hold the segments of each layer of another call; False, and nothing is changed, where they do not fit."""
 
 
 class Plan:
@@ -23,22 +66,19 @@ class Plan:
         own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
 
     Note:
-        Making a plan reads no tensor. The first view, which the torch path asks for, reads own_start and own_length on
-        the host; a path that reads them on the device makes none, and never waits for it. Views are kept, one for each
-        segment geometry and window. A plan belongs to one forward, or, by `advance`, to one decode step after another.
-        The tensors that it was given must not change while it is in use, but for what `advance` and `change_rows` are
-        told of.
+        Making a plan reads no tensor. `queries` reads own_start and own_length on the host, once; a backend that reads
+        them on the device never asks for it, and never waits for the device. A plan belongs to one forward, or, by
+        `advance`, to one decode step after another. The tensors that it was given must not change while it is in use,
+        but for what `advance` and `change_rows` are told of.
 
     Attributes:
-        tables: where the kernels look up segments and work of a step that is captured into a CUDA graph
-            (`triton_path.DecodeTables`); None: they are looked up by what each call is given.
+        state: what the backend that computes has worked out from the plan; None: nothing yet.
+        tables: where the kernels look up segments and work of a step that is captured into a CUDA graph; None: they
+            are looked up by what each call is given.
     """
 
     __slots__ = (
-        "_levels",
-        "_own",
         "_queries",
-        "_segments",
         "batch",
         "columns",
         "own_length",
@@ -46,6 +86,7 @@ class Plan:
         "own_start",
         "query_length",
         "shared_length",
+        "state",
         "tables",
     )
 
@@ -67,61 +108,12 @@ class Plan:
         self.own_start = own_start
         self.own_length = own_length
         self.own_mask = own_mask
-        self.tables: Any = None
+        self.state: BackendState | None = None
+        self.tables: GraphTables | None = None
         self._queries: Queries | None = None
-        self._own: dict[object, OwnView] = {}
-        self._segments: dict[tuple, SegmentView | None] = {}
-        self._levels: dict[tuple, list[Level]] = {}
 
-    def own(self, window: int | None, query: torch.Tensor, *, biased: bool = False) -> OwnView:
-        """View of the own columns; `query` gives the device, and float64 masks if it is float64."""
-        key = (window, query.dtype is torch.float64, biased)
-        view = self._own.get(key)
-        if view is None:
-            view = self._own[key] = build_own(self._read_queries(), self.own_mask, window, biased, query)
-        return view
-
-    def segment(
-        self, segment: Segment, window: int | None, query: torch.Tensor, *, biased: bool = False
-    ) -> SegmentView | None:
-        """View of a segment; None when no query sees any of it."""
-        key = (segment.length, segment.start, segment.rows, window, query.dtype is torch.float64, biased)
-        try:
-            return self._segments[key]
-        except KeyError:
-            view = self._segments[key] = build_segment(self._read_queries(), segment, window, biased, query)
-            return view
-
-    def levels(
-        self, segments: Sequence[Segment], window: int | None, query: torch.Tensor, *, biased: bool = False
-    ) -> list[Level]:
-        """The segments of a layer that some query sees, level by level."""
-        geometry = tuple((segment.length, segment.start, segment.rows) for segment in segments)
-        key = (geometry, window, query.dtype is torch.float64, biased)
-        levels = self._levels.get(key)
-        if levels is None:
-            views = [self.segment(segment, window, query, biased=biased) for segment in segments]
-            levels = self._levels[key] = build_levels(segments, views, self.batch, query)
-        return levels
-
-    def advance(self) -> None:
-        """To the next step of a decode: every row has an own column more, as own_length, where given, says by then."""
-        if self._queries is not None:
-            self._queries = self._queries.advanced()
-        self._drop_views()
-
-    def change_rows(self) -> None:
-        """Take note that own_start, own_length and own_mask hold other rows than before."""
-        self._queries = None
-        self._drop_views()
-
-    def _drop_views(self) -> None:
-        self._own.clear()
-        # What is seen of a segment changes where there is a window, or a bias by distance.
-        self._segments = {key: view for key, view in self._segments.items() if key[3] is None and not key[5]}
-        self._levels = {key: levels for key, levels in self._levels.items() if key[1] is None and not key[3]}
-
-    def _read_queries(self) -> Queries:
+    def queries(self) -> Queries:
+        """Where the queries of each row are; reads own_start and own_length where that is not known yet."""
         if self._queries is None:
             starts = [0] * self.batch if self.own_start is None else self.own_start.tolist()
             lengths = [self.columns] * self.batch if self.own_length is None else self.own_length.tolist()
@@ -130,3 +122,20 @@ class Plan:
             positions = tuple(shared + column - start for shared, column, start in rows)
             self._queries = Queries(self.query_length, tuple(starts), columns, positions)
         return self._queries
+
+    def take(self, segments: Sequence[Sequence[Segment]]) -> bool:
+        """Let the tables hold the segments of each layer of another call; False where they do not fit."""
+        return self.tables is not None and self.tables.take(segments)
+
+    def advance(self) -> None:
+        """To the next step of a decode: every row has an own column more, as own_length, where given, says by then."""
+        if self._queries is not None:
+            self._queries = self._queries.advanced()
+        if self.state is not None:
+            self.state.queries_moved()
+
+    def change_rows(self) -> None:
+        """Take note that own_start, own_length and own_mask hold other rows than before."""
+        self._queries = None
+        if self.state is not None:
+            self.state.queries_moved()

@@ -16,6 +16,7 @@ from relay_hf.attention import layer
 from relay_hf.attention.static_step import StaticStep
 from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.generation import lay_out
+from relay_hf.kernels.torch.plan_views import levels_of
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of, generate
 from tests.support.tiny_models import tiny_model
@@ -78,7 +79,7 @@ def recorded(monkeypatch):
         step.operations.append(("relay_attention", tuple(given), tuple(how.items())))
         with _disable_current_modes(), torch._C.DisableTorchFunction():
             step.storages["own_length"] = plan.own_length.data_ptr() if plan.own_length is not None else None
-            step.storages["work"] = [id(level.rows) for level in plan.levels(segments, None, query)]
+            step.storages["work"] = [id(level.rows) for level in levels_of(plan, segments, None, query)]
             return attend(plan, query, segments, key, value, **how)
 
     monkeypatch.setattr(layer, "attend", opaque)
@@ -166,15 +167,15 @@ def test_a_step_sees_rows_that_were_reordered_in_place(holes):
     before = decoding.plan.own_start.tolist()
     own_mask = None if decoding.plan.own_mask is None else decoding.plan.own_mask.clone()
     assert (own_mask is not None) == holes
-    assert decoding.plan._read_queries().own_starts == tuple(before)
+    assert decoding.plan.queries().own_starts == tuple(before)
     layer.own_length += 1  # as a step leaves it
     order = torch.tensor([2, 0, 3, 1])
     cache.rows.reorder(order)
     layer._buffers = tuple(torch.nn.functional.pad(part, (0, 0, 0, 4)) for part in layer._buffers)
     assert not decoding.leads_on(cache, 4), "the buffers are others"
     decoding.advance()
-    assert decoding.plan._read_queries().own_starts == tuple(before[row] for row in order)
-    assert decoding.plan._read_queries().columns == (layer.own_length,) * 4
+    assert decoding.plan.queries().own_starts == tuple(before[row] for row in order)
+    assert decoding.plan.queries().columns == (layer.own_length,) * 4
     if holes:
         assert torch.equal(decoding.plan.own_mask, own_mask[order])
 

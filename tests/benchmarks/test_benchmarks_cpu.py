@@ -10,7 +10,7 @@ import pytest
 from benchmarks.cpu.command import app
 from benchmarks.cpu.contenders import CONTENDERS
 from benchmarks.cpu.workloads import WORKLOADS
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import torch as torch_backend
 from tests.cli.command import Ran, wrong
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -65,7 +65,7 @@ def test_another_model_takes_the_place_of_the_workloads(run, folder):
 
 
 def test_other_tokens_than_stocks_are_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(torch_path, "relay_attention", wrong)
+    monkeypatch.setattr(torch_backend, "relay_attention", wrong)
     done = run("smoke", *FEW)
     assert done.code == 1
     assert "tokens of stock, relay-cold, relay-kept: differ: relay-cold, relay-kept" in done.out

@@ -100,7 +100,7 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
 
 
 def test_tuner_dry_run_writes_the_table_elsewhere_with_a_reason_for_each_row(tmp_path):
-    table = ROOT / "relay_hf" / "kernels" / "triton_path" / "tiles.json"
+    table = ROOT / "relay_hf" / "kernels" / "triton" / "tiles.json"
     before, path = table.read_text(), tmp_path / "tiles.json"
     out = run("benchmarks.tune", "--kernel", "decode", "--write", "--table", path)
     rows, old = json.loads(path.read_text())["tiles"], json.loads(before)["tiles"]

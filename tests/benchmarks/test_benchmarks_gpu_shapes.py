@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from benchmarks.gpu import cases, special, tuning
-from relay_hf.kernels.triton_path import path, work
-from relay_hf.kernels.triton_path.tiles import Tile
+from relay_hf.kernels.triton import backend, schedule
+from relay_hf.kernels.triton.tuning import Tile
 
 
 def tile(**changes):
@@ -26,14 +26,14 @@ def test_checked_cases_cover_the_promises_and_differ():
 
 @pytest.mark.parametrize("multiprocessors", [108, 132, 188])
 def test_checked_cases_go_every_way_through_the_kernels(monkeypatch, multiprocessors):
-    for module in (path, work):
+    for module in (backend, schedule):
         monkeypatch.setattr(module, "multiprocessors", lambda device: multiprocessors)
 
     def way(case):
         kv_rows = case.rows * case.kv_heads
-        if path._fills(kv_rows, case.group, case.length, None):
+        if backend._fills(kv_rows, case.group, case.length, None):
             return "prefill"
-        return "split" if work.own_splits(case.columns, kv_rows, None) > 1 else "decode"
+        return "split" if schedule.own_splits(case.columns, kv_rows, None) > 1 else "decode"
 
     assert {name: way(case) for name, case in cases.ONE_CALL.items()} == {name: name for name in cases.ONE_CALL}
     grid = cases.grid()

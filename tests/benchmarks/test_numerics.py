@@ -11,7 +11,7 @@ from benchmarks.numerics.document import expected_rows, read
 from benchmarks.numerics.results import BOUND, summarize
 from benchmarks.numerics.runs import run
 from benchmarks.numerics.subjects import SUBJECTS
-from relay_hf.kernels import merging
+from relay_hf.kernels.torch import merge as merging
 
 ROOT = Path(__file__).parents[2]
 ROUTED = {subject.name for subject in SUBJECTS if subject.routed}

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from relay_hf.cli.benchmark import contenders, timed_model
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import torch as torch_backend
 from relay_hf.testing import tiny_model
 
 from .command import wrong
@@ -60,7 +60,7 @@ def test_a_model_of_yours_takes_the_place_of_the_one_that_is_built(run, folder):
 
 
 def test_other_tokens_than_stocks_are_exit_code_1(run, monkeypatch):
-    monkeypatch.setattr(torch_path, "relay_attention", wrong)
+    monkeypatch.setattr(torch_backend, "relay_attention", wrong)
     done = run("bench", *QUICK)
     assert done.code == 1
     assert "tokens of stock, relay-cold, relay-kept: differ: relay-cold, relay-kept" in done.out

@@ -2,7 +2,7 @@
 
 import pytest
 
-from relay_hf.kernels import torch_path
+from relay_hf.kernels import torch as torch_backend
 
 from .command import TINY, wrong
 
@@ -48,7 +48,7 @@ def test_one_row_is_no_error(run):
 
 
 def test_other_tokens_than_stocks_are_exit_code_1_in_float32_alone(run, monkeypatch):
-    monkeypatch.setattr(torch_path, "relay_attention", wrong)
+    monkeypatch.setattr(torch_backend, "relay_attention", wrong)
     done = run("demo", *TINY, "--rows", 4)
     assert done.code == 1
     assert "NO" in done.out

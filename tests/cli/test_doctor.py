@@ -11,7 +11,8 @@ import pytest
 
 import relay_hf
 from relay_hf.cli import system
-from relay_hf.kernels import torch_path, triton_path
+from relay_hf.kernels import torch as torch_backend
+from relay_hf.kernels import triton as triton_backend
 from relay_hf.model import tested
 from relay_hf.model.upstream import drift
 from relay_hf.reasons import Reason
@@ -49,8 +50,8 @@ def test_all_is_well_here(run):
 
 
 def test_every_check_fails_where_attention_is_wrong(run, monkeypatch):
-    monkeypatch.setattr(torch_path, "relay_attention", wrong)
-    monkeypatch.setattr(triton_path, "relay_attention", wrong)
+    monkeypatch.setattr(torch_backend, "relay_attention", wrong)
+    monkeypatch.setattr(triton_backend, "relay_attention", wrong)
     done = run("doctor", "--json")
     assert done.code == 1
     assert done.error.startswith("Something is wrong: torch path, float64: largest difference to the reference ")

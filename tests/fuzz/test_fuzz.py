@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.kernels import merging
 from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.torch import merge as merging
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
 
 from . import models, sizes

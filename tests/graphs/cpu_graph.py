@@ -135,7 +135,7 @@ def _read(base, length, offset, head_stride, token_stride):
 
 
 def tile():
-    from relay_hf.kernels.triton_path.tiles import INTERPRETER, choose
+    from relay_hf.kernels.triton.tuning import INTERPRETER, choose
 
     return choose("decode", INTERPRETER, 64, 4, 16)
 

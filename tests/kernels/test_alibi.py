@@ -1,8 +1,12 @@
-"""A bias that is linear in the distance, in the torch path: against the reference, and its error in low precision."""
+"""A bias that is linear in the distance: against the reference, its error in low precision, and who computes it."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+from relay_hf import ops
+from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.triton import backend as triton_backend
 
 from .cases import SHAPES, WINDOWS, Case
 
@@ -39,6 +43,43 @@ def test_slopes_of_zero_change_nothing():
     case = Case(B=3, G=2, T=3, rows=(None, (0, 2)), P=(20, 9))
     with_slopes, without = case.run(alibi_slopes=torch.zeros(4, dtype=torch.float64)), case.run()
     torch.testing.assert_close(with_slopes, without, rtol=0, atol=1e-14)
+
+
+def test_the_kernels_refuse_slopes_by_name():
+    case = Case(dtype=torch.float32, P=())
+    slopes = case.slopes().float()
+    with pytest.raises(RuntimeError, match='backend="triton": the kernels take no alibi_slopes; use backend="auto" or'):
+        case.run(backend="triton", alibi_slopes=slopes)
+    with pytest.raises(RuntimeError, match="the kernels take no alibi_slopes"):
+        ops.attend(Plan(2, 1, 7), case.query, [], case.key, case.value, backend="triton", alibi_slopes=slopes)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A device that the kernels would run on, if it were there."""
+    ops._kernels_refusal.cache_clear()
+    monkeypatch.setattr(triton_backend, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    yield torch.device("cuda")
+    ops._kernels_refusal.cache_clear()
+
+
+def test_auto_leaves_slopes_to_torch_on_a_gpu(gpu):
+    assert ops.resolve_backend("auto", gpu, torch.bfloat16, 64) == "triton"
+    assert ops.resolve_backend("auto", gpu, torch.bfloat16, 64, alibi=True) == "torch"
+    assert ops.resolve_backend("torch", gpu, torch.bfloat16, 64, alibi=True) == "torch"
+    with pytest.raises(RuntimeError, match='backend="triton": the kernels take no alibi_slopes'):
+        ops.resolve_backend("triton", gpu, torch.bfloat16, 64, alibi=True)
+
+
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_call_asks_for_a_backend_that_takes_its_slopes(name, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ops, "resolve_backend", lambda *given, **options: asked.append(options) or "torch")
+    case = Case()
+    case.run(backend=name, alibi_slopes=case.slopes())
+    case.run(backend=name)
+    assert asked == [{"alibi": True}, {"alibi": False}]
 
 
 def stock(case, slopes, own_start, window):

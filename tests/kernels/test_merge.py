@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_hf.kernels import reference
-from relay_hf.kernels.merging import merge
-from relay_hf.kernels.triton_path.merge import _launch_merge
+from relay_hf.kernels.torch.merge import merge
+from relay_hf.kernels.triton.merge import launch_merge
 
 BATCH, HEADS, LENGTH, VALUE_SIZE = 2, 3, 2, 20
 
@@ -32,12 +32,12 @@ def by_kernel(outs, lses, own_splits, sinks=None):
 
     out = torch.full((batch, LENGTH, HEADS, VALUE_SIZE), float("nan"))
     row_parts = torch.arange(batch + 1, dtype=torch.int32) * shared
-    _launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts, {"OVERLAP": False})
+    launch_merge(lay_out(outs), lay_out(lses), out, row_parts, sinks, own_splits, parts, {"OVERLAP": False})
     return out.transpose(1, 2)
 
 
-def by_torch_path(outs, lses):
-    """The torch path's way: one part after the other, an empty one with the lowest number for its lse."""
+def by_torch(outs, lses):
+    """The torch backend's way: one part after the other, an empty one with the lowest number for its lse."""
     out, lse = outs[0].float(), lses[0].float().clamp_min(torch.finfo(torch.float32).min)
     for other_out, other_lse in zip(outs[1:], lses[1:], strict=True):
         lowest = torch.finfo(torch.float32).min
@@ -80,7 +80,7 @@ def test_any_split_gives_the_attention_over_all(seed, keys, ends, spread, masked
     finite = lses[lses.isfinite()].abs()
     known = torch.finfo(torch.float32).eps * float(finite.max()) if finite.numel() else 0.0
     tolerance = 2e-6 + 2 * known * float(value.abs().max() if keys else 0.0)
-    torch.testing.assert_close(by_torch_path(outs, lses).double(), exact, rtol=0, atol=tolerance)
+    torch.testing.assert_close(by_torch(outs, lses).double(), exact, rtol=0, atol=tolerance)
     own_splits = 1 + seed % len(outs)
     torch.testing.assert_close(by_kernel(outs, lses, own_splits).double(), exact, rtol=0, atol=tolerance)
     if sinks:

@@ -120,7 +120,7 @@ def test_lengths_that_grow_compile_once():
 
 def test_an_eager_call_stays_off_the_dispatcher(monkeypatch):
     case, _ = case_of("one segment")
-    monkeypatch.setattr("relay_hf.library.call", None)
+    monkeypatch.setattr("relay_hf.kernels.torch_library.call", None)
     case.run()
 
 

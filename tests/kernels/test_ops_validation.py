@@ -133,7 +133,7 @@ def test_counts_on_a_device_are_not_read():
     check_arguments(**tensors, segments=[], own_start=counts, own_length=counts, **dict.fromkeys(names))
     plan = ops.Plan(2, 1, 3, own_start=counts, own_length=counts)
     with pytest.raises(RuntimeError, match="meta"):
-        plan.own(None, tensors["query"])
+        plan.queries()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

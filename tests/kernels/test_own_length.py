@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from relay_hf.kernels.plan import Plan
+from relay_hf.kernels.segment import Segment
+from relay_hf.kernels.torch.plan_views import levels_of, own_view, segment_view
 
 from .cases import SHAPES, WINDOWS, Case
 
@@ -53,7 +55,7 @@ def test_a_row_is_computed_as_if_the_buffer_ended_with_it(dtype):
 
 def test_rows_of_one_length_need_no_mask_and_no_copy():
     case = Case(B=3, S=12)
-    view = Plan(3, 1, 12, own_length=torch.tensor([5, 5, 5])).own(None, case.query)
+    view = own_view(Plan(3, 1, 12, own_length=torch.tensor([5, 5, 5])), None, case.query)
     assert (view.first, view.stop, view.mask, view.unread) == (0, 5, None, None)
 
 
@@ -70,16 +72,16 @@ def test_a_plan_reads_own_start_and_own_length_once():
     assert reads == []
     case = Case(B=3, S=8)
     for window in (None, 12, 3):
-        plan.own(window, case.query)
-        plan.segment(case.segments[0], window, case.query)
+        own_view(plan, window, case.query)
+        segment_view(plan, case.segments[0], window, case.query)
     assert len(reads) == 2
 
 
 def test_segments_of_equal_geometry_share_a_view_by_the_value_of_their_rows():
     case = Case(B=4, P=(20, 20, 20), rows=((0, 2), (0, 2), (2, 0)))
     plan = Plan(4, 1, 7, shared_length=(40, 0, 40, 0))
-    one, same, other = (plan.segment(segment.__class__(segment.key, segment.value, 0, segment.rows), 30, case.query)
-                        for segment in case.segments)  # fmt: skip
+    alike = [Segment(segment.key, segment.value, 0, segment.rows) for segment in case.segments]
+    one, same, other = (segment_view(plan, segment, 30, case.query) for segment in alike)
     assert one is same
     assert one is not other
 
@@ -88,8 +90,8 @@ def test_segments_of_different_rows_are_one_level():
     """A row takes part in one segment of a level at most, and rows that are all, in order, are not picked."""
     case = Case(B=4, P=(20, 8, 8, 8, 8), rows=(None, (0, 1), (2, 3), (3,), (0, 1)))
     plan = Plan(4, 1, 7, shared_length=(36, 36, 28, 36))
-    levels = plan.levels(case.segments, None, case.query)
+    levels = levels_of(plan, case.segments, None, case.query)
     assert [[number for number, *_ in level.parts] for level in levels] == [[0], [1, 2], [3, 4]]
     assert [level.rows if level.rows is None else level.rows.tolist() for level in levels] == [None, None, [3, 0, 1]]
     assert [(first, stop) for _, _, first, stop in levels[2].parts] == [(0, 1), (1, 3)]
-    assert plan.levels(case.segments, None, case.query) is levels
+    assert levels_of(plan, case.segments, None, case.query) is levels

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from relay_hf.kernels import parts, reference, torch_path, torch_step
-from relay_hf.kernels import plan as plan_module
+from relay_hf.kernels import reference
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
+from relay_hf.kernels.torch import backend, decode, partial, plan_views
+from relay_hf.kernels.torch.plan_views import own_view, segment_view
 from relay_hf.ops import attend
 
 from .cases import SHAPES, WINDOWS, Case
@@ -191,17 +192,17 @@ def test_keys_outside_the_window_are_not_computed(length):
 def test_rows_at_one_position_need_no_mask_over_a_cut_segment():
     case = Case(P=(20,), S=8, B=3)
     plan = Plan(3, 1, 8, shared_length=20)
-    view = plan.segment(case.segments[0], 12, case.query)
+    view = segment_view(plan, case.segments[0], 12, case.query)
     assert (view.first, view.mask, view.empty) == (20 + 7 - 12 + 1, None, None)
-    assert plan.segment(case.segments[0], 8, case.query) is None
-    assert plan.own(None, case.query).mask is None
+    assert segment_view(plan, case.segments[0], 8, case.query) is None
+    assert own_view(plan, None, case.query).mask is None
 
 
 def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
     calls = []
     for name in ("build_own", "build_segment"):
-        build = getattr(plan_module, name)
-        monkeypatch.setattr(plan_module, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
+        build = getattr(plan_views, name)
+        monkeypatch.setattr(plan_views, name, lambda *a, build=build, name=name: calls.append(name) or build(*a))
     own_start = torch.tensor([1, 0, 2])
     plan = Plan(3, 2, 7, shared_length=(26, 20, 26), own_start=own_start)
     for layer in range(6):
@@ -215,7 +216,7 @@ def test_a_plan_is_worked_out_once_for_all_layers(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "window"), [(parts, "fused_part", 15), (torch_step, "fused", None)], ids=["part", "step"]
+    ("module", "name", "window"), [(partial, "fused_part", 15), (decode, "fused", None)], ids=["part", "step"]
 )
 def test_keys_and_values_are_not_copied(module, name, window, monkeypatch):
     case = Case(B=3, H=2, G=3, P=(20,), S=8, dtype=torch.bfloat16)
@@ -236,7 +237,7 @@ def step_taken(case, **options):
     """Whether the call takes the decode step's path; and it is right."""
     taken = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_path, "attend_step", lambda *given: taken.append(True) or torch_step.attend_step(*given))
+        patch.setattr(backend, "attend_step", lambda *given: taken.append(True) or decode.attend_step(*given))
         case.check(**options)
     return bool(taken)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from benchmarks.compile import SHARED_LIMIT, is_for_own
-from relay_hf.kernels.triton_path.tiles import INTERPRETER, table
+from relay_hf.kernels.triton.tuning import INTERPRETER, table
 
 ROWS = {
     (chip, kernel, tile.head_size, tile.itemsize, tile.block_m)

@@ -91,7 +91,6 @@ def test_features_equal_reference(shape, window):
         "own_length": own_length.int(),
         "own_mask": torch.rand(batch, columns, generator=case.generator) < 0.7,
         "sinks": case.randn(case.query.shape[1], dtype=torch.float32),
-        "alibi_slopes": case.slopes().float(),
     }
     check(case, **options)
     check(case, **{name: options[name] for name in ("sliding_window", "own_start")}, softcap=0.7)
@@ -127,7 +126,6 @@ def test_equals_reference_for_any_combination(dtype, data):
         sliding_window=draw(st.none() | st.integers(1, 60)),
         softcap=draw(st.none() | st.floats(0.5, 50.0)),
         sinks=case.randn(heads, dtype=dtype) if draw(st.booleans()) else None,
-        alibi_slopes=case.slopes().float() if draw(st.booleans()) else None,
     )
 
 
@@ -137,7 +135,7 @@ def test_extreme_scores():
         case = Case(B=3, H=1, G=2, P=(40, 9), S=20, dtype=torch.float32, seed=seed)
         check(case, scale=1e4)
         check(case, scale=-1e4, sinks=torch.tensor([1e4, -1e4]))
-        check(case, scale=1e4, softcap=3e4, alibi_slopes=torch.tensor([1e3, -1e3]))
+        check(case, scale=1e4, softcap=3e4)
 
 
 def test_strides_are_read_not_assumed():
@@ -165,7 +163,7 @@ def test_strides_are_read_not_assumed():
     check(case)
     case.query = case.query.transpose(2, 3).contiguous().transpose(2, 3)
     mask = torch.rand(3, 9, 2, generator=case.generator)[..., 1] < 0.5
-    check(case, own_mask=mask, sinks=torch.randn(4).expand(2, 4)[1], alibi_slopes=torch.ones(1).expand(4))
+    check(case, own_mask=mask, sinks=torch.randn(4).expand(2, 4)[1])
 
 
 @pytest.mark.parametrize("ends", [(20, 21, 22), (0, 42, 43), (44, 45, 1)])

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_hf.kernels import reference
+from relay_hf.kernels.arguments import ScoreOptions
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import DecodeTables, relay_attention
-from relay_hf.kernels.triton_path.tables import Launch
-from relay_hf.kernels.triton_path.tiles import Tile
+from relay_hf.kernels.triton import DecodeTables, relay_attention
+from relay_hf.kernels.triton.graph_tables import Launch
+from relay_hf.kernels.triton.tuning import Tile
 
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def test_the_kernels_serve_one_call_after_another(batch, group, window):
         plan.tables = tables
         elsewhere = segments_of((3,), (None,), seed=9)  # what the call itself is given is not looked at
         options = {"scale": 0.25, "sliding_window": window}
-        out = relay_attention(plan, query, elsewhere, key, value, **options)
+        out = relay_attention(plan, query, elsewhere, key, value, ScoreOptions(**options))
         exact = reference.relay_attention(query, segments, key, value, own_length=own_length, **options)
         torch.testing.assert_close(out, exact, rtol=0, atol=2e-6)
         assert works is None or works == [work.items.data_ptr() for work in tables._works.values()], "in one place"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_hf.kernels.segment import Segment
-from relay_hf.kernels.triton_path import call, tiles, work
-from relay_hf.kernels.triton_path.kept import Kept
-from relay_hf.kernels.triton_path.tiles import Tile, choose, override
+from relay_hf.kernels.triton import launch_args, schedule, tuning
+from relay_hf.kernels.triton.device_tables import DeviceTableCache
+from relay_hf.kernels.triton.tuning import Tile, choose, override
 
 from .cases import Case
 
@@ -45,7 +45,7 @@ def test_every_query_meets_every_token_once(data):
         16,
         data.draw(st.sampled_from([1.0, 8.0])),
     )
-    listed = work._build_work_list(segments, batch, 2, queries, tile, CPU)
+    listed = schedule._build_work_list(segments, batch, 2, queries, tile, CPU)
 
     seen = {}  # (segment, row, query) -> ranges of tokens; part -> its (row, query)
     parts = {}
@@ -76,24 +76,24 @@ def test_every_query_meets_every_token_once(data):
 def test_splits_fill_the_chip_once():
     """32 rows of heads 32/8, 132 multiprocessors: 16 splits are 128 programs, 17 would be two rounds."""
     tile = Tile("decode", ("any",), 128, 2, 128, 64, 8, 3, 64, 1.0)
-    size = work.split_tokens([32768], [1], 8, tile, 132)[0]
+    size = schedule.split_tokens([32768], [1], 8, tile, 132)[0]
     assert 32768 / size == 16
     # Short segments stay whole: a part would cost more than its tokens.
-    assert work.split_tokens([100], [1], 8, tile, 132)[0] >= 100
+    assert schedule.split_tokens([100], [1], 8, tile, 132)[0] >= 100
 
 
 def test_a_geometry_is_listed_once():
     segments = [segment(40), segment(9, 40, (0, 2))]
     again = [segment(40), segment(9, 40, (0, 2))]
-    tile = choose("decode", tiles.INTERPRETER, 64, 2, 16)
-    assert work.work_list(segments, 3, 2, 4, tile, CPU) is work.work_list(again, 3, 2, 4, tile, CPU)
-    assert work.rows_of(segments, 3, CPU) is work.rows_of(again, 3, CPU)
+    tile = choose("decode", tuning.INTERPRETER, 64, 2, 16)
+    assert schedule.work_list(segments, 3, 2, 4, tile, CPU) is schedule.work_list(again, 3, 2, 4, tile, CPU)
+    assert schedule.rows_of(segments, 3, CPU) is schedule.rows_of(again, 3, CPU)
     other = [segment(40), segment(9, 40, (0, 1))]
-    assert work.work_list(segments, 3, 2, 4, tile, CPU) is not work.work_list(other, 3, 2, 4, tile, CPU)
+    assert schedule.work_list(segments, 3, 2, 4, tile, CPU) is not schedule.work_list(other, 3, 2, 4, tile, CPU)
 
 
 def test_what_is_kept_is_bounded():
-    kept, built = Kept(8), []
+    kept, built = DeviceTableCache(8), []
     for i in range(50):
         kept.get(i, CPU, lambda i=i: built.append(i) or i)
         kept.get(i, CPU, pytest.fail)
@@ -111,13 +111,13 @@ def test_every_layer_of_a_deep_model_keeps_its_table(monkeypatch):
         segments = [Segment(pool[:, at : at + n], pool[:, at : at + n], p) for at, n, p in ((0, 3, 0), (5 + gap, 2, 3))]
         layer.segments = segments
         layer.run(backend="triton")
-    monkeypatch.setattr(call, "to_device", pytest.fail)
+    monkeypatch.setattr(launch_args, "to_device", pytest.fail)
     for layer in layers:
         layer.run(backend="triton")
 
 
 def test_the_table_has_a_row_for_every_class_and_chip():
-    chips = {chip for tile in tiles.table() for chip in tile.chips}
+    chips = {chip for tile in tuning.table() for chip in tile.chips}
     for kernel in ("decode", "prefill"):
         for chip in chips:
             for size in (16, 64, 80, 128, 192, 256):

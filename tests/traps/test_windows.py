@@ -41,8 +41,8 @@ def test_a_window_may_not_be_left_out(model_type, window, monkeypatch):
 
 def read_queries(monkeypatch, change):
     """The plan reads where the queries are, with a change."""
-    read = plan.Plan._read_queries
-    monkeypatch.setattr(plan.Plan, "_read_queries", lambda self: replace(read(self), **change(read(self))))
+    read = plan.Plan.queries
+    monkeypatch.setattr(plan.Plan, "queries", lambda self: replace(read(self), **change(read(self))))
 
 
 @pytest.mark.parametrize("window", REACHED)

@@ -14,10 +14,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import NUMBERS, Call, next_power_of_2
-from .online import LOG2E, load_tile, store_out, tanh
-from .tiles import MAX_REGISTERS, Tile
-from .work import WorkList
+from .launch_args import NUMBERS, LaunchArgs, next_power_of_2
+from .schedule import WorkList
+from .softmax import LOG2E, load_tile, store_out, tanh
+from .tuning import MAX_REGISTERS, Tile
 
 FEW = 2  # queries; from four on matrix units are as fast (H200: 34.6 us for 36.9 at 32/8 B=128 P=128)
 
@@ -34,7 +34,6 @@ def _few_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     sinks_ptr,
     query_stride_b,
     query_stride_h,
@@ -66,7 +65,6 @@ def _few_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -122,8 +120,6 @@ def _few_kernel(
             else:
                 scores = scores * (scale * LOG2E)
             distance = first_column + t - tokens
-            if ALIBI:
-                scores -= tl.load(slopes_ptr + this_head).to(tl.float32) * LOG2E * distance
             visible = attended & (distance >= 0)
             if WINDOW:
                 visible = visible & (distance < window)
@@ -180,8 +176,8 @@ def parts_at_once(queries: int) -> int:
     return max(1, 16 // next_power_of_2(queries))
 
 
-def _launch_few(
-    call: Call,
+def launch_own_few(
+    args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,
@@ -189,31 +185,28 @@ def _launch_few(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `launch_merge`)."""
     batch, length = out.shape[:2]
-    kv_heads, queries = call.key.shape[1], call.group * length
+    kv_heads, queries = args.key.shape[1], args.group * length
     _few_kernel[(batch * kv_heads,)](
-        call.query,
-        call.key,
-        call.value,
+        args.query,
+        args.key,
+        args.value,
         part_out,
         part_lse,
         out,
         work.row_parts,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
-        **call.constants,
+        *args.own,  # start, length, mask
+        args.options.sinks,
+        *args.numbers,
+        **args.constants,
         **overlapping,
         QUERIES=queries,
         BLOCK_Q=next_power_of_2(queries),
         BLOCK_N=tile.block_n,
         PARTS=parts_at_once(queries),
         STAGES=tile.num_stages,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         num_warps=tile.num_warps,
         maxnreg=MAX_REGISTERS,
     )

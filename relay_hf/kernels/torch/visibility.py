@@ -1,4 +1,4 @@
-"""What the queries of a forward see of a part of the keys, as the torch path computes it: built once for all layers."""
+"""What queries see of a part of the keys: the bounds of it, a mask within them, and the queries that see nothing."""
 
 from __future__ import annotations
 
@@ -7,30 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ..plan import Queries
+from ..segment import Segment
 from .alibi import Distances
-from .segment import Segment
-
-
-@dataclass(frozen=True, slots=True)
-class Queries:
-    """Where the queries of each row are, on the host: query `t` is `t` after the row's first.
-
-    Attributes:
-        count: Queries of a row, `T`.
-        own_starts: Own columns of a row that are padding.
-        columns: Own column of a row's first query.
-        positions: Position of a row's first query.
-    """
-
-    count: int
-    own_starts: tuple[int, ...]
-    columns: tuple[int, ...]
-    positions: tuple[int, ...]
-
-    def advanced(self) -> Queries:
-        """One column later."""
-        columns, positions = (tuple(number + 1 for number in numbers) for numbers in (self.columns, self.positions))
-        return Queries(self.count, self.own_starts, columns, positions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

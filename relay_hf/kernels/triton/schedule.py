@@ -8,15 +8,15 @@ columns a row has, is read by the kernels from device memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
 from ..segment import Segment
-from .kept import Kept, to_device
-from .tiles import Tile, multiprocessors
+from .device_tables import DeviceTableCache, to_device
+from .tuning import Tile, multiprocessors
 
 # The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read, a token 4 * D: with 2
 # tokens for each query of the tile the parts are as much traffic as the tokens, though in the L2 cache.
@@ -25,9 +25,17 @@ _SPLIT_PER_QUERY = 2
 _OWN_WAVES = 2
 
 
+class Extent(NamedTuple):
+    """What of a segment a work list depends on: tokens, position of the first one, and the rows that use it."""
+
+    length: int
+    start: int
+    rows: tuple[int, ...] | None
+
+
 @dataclass(frozen=True, eq=False)
-class Rows:
-    """Who uses what.
+class RowSegments:
+    """The segments of each row, for kernels that take one row at a time.
 
     Attributes:
         shared_length: `[B]` int32, tokens that precede a row's own.
@@ -64,20 +72,20 @@ class WorkList:
 
 _MOST_LISTS = 64
 
-_rows: Kept[Rows] = Kept(_MOST_LISTS)
-_work: Kept[WorkList] = Kept(_MOST_LISTS)
+_rows: DeviceTableCache[RowSegments] = DeviceTableCache(_MOST_LISTS)
+_work: DeviceTableCache[WorkList] = DeviceTableCache(_MOST_LISTS)
 
 
-def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+def rows_of(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
     """The segments of each row, on the device."""
-    return _rows.get((_geometry(segments), batch), device, lambda: _build_rows(segments, batch, device))
+    return _rows.get((geometry_of(segments), batch), device, lambda: _build_rows(segments, batch, device))
 
 
 def work_list(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> WorkList:
     """The work list of a decode in which each row has `queries` (= `G * T`) queries for a KV head."""
-    key = (_geometry(segments), batch, kv_heads, queries, tile)
+    key = (geometry_of(segments), batch, kv_heads, queries, tile)
     return _work.get(key, device, lambda: _build_work_list(segments, batch, kv_heads, queries, tile, device))
 
 
@@ -111,11 +119,22 @@ def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, ti
     return sizes
 
 
-def _geometry(segments: Sequence[Segment]) -> Hashable:
+def geometry_of(segments: Sequence[Segment]) -> tuple[tuple[int, int, tuple[int, ...] | None], ...]:
+    """The fields of `Extent` of each segment, by which lists are found again."""
     return tuple((segment.length, segment.start, segment.rows) for segment in segments)
 
 
-def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> Rows:
+def rows_using(segment: Segment | Extent, batch: int) -> int:
+    """How many rows use a segment."""
+    return batch if segment.rows is None else len(segment.rows)
+
+
+def most_uses(segments: Sequence[Segment | Extent], batch: int) -> int:
+    """The most rows that use one segment."""
+    return max((rows_using(segment, batch) for segment in segments), default=0)
+
+
+def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -> RowSegments:
     by_row: list[list[int]] = [[] for _ in range(batch)]
     for i, segment in enumerate(segments):
         for row in segment.rows if segment.rows is not None else range(batch):
@@ -123,7 +142,7 @@ def _build_rows(segments: Sequence[Segment], batch: int, device: torch.device) -
     row_segments = [0]
     for mine in by_row:
         row_segments.append(row_segments[-1] + len(mine))
-    return Rows(
+    return RowSegments(
         shared_length=to_device([sum(segments[i].length for i in mine) for mine in by_row], device),
         row_segments=to_device(row_segments, device),
         segment_ids=to_device([i for mine in by_row for i in mine], device),
@@ -141,13 +160,10 @@ class Schedule:
     most_parts: int
 
 
-def schedule(
-    segments: Sequence[Any], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
+def build_schedule(
+    segments: Sequence[Segment | Extent], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> Schedule:
-    """Who does what, the longest items first: what is left at the end is short.
-
-    Of `segments` length, start and rows are read.
-    """
+    """Who does what, the longest items first: what is left at the end is short."""
     used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
     tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
     sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))
@@ -180,7 +196,7 @@ def schedule(
 def _build_work_list(
     segments: Sequence[Segment], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> WorkList:
-    host = schedule(segments, batch, kv_heads, queries, tile, device)
+    host = build_schedule(segments, batch, kv_heads, queries, tile, device)
     return WorkList(
         items=to_device(host.items, device),
         uses=to_device(host.uses, device),

@@ -1,9 +1,9 @@
 """Decode: few queries a row, against every shared segment and each row's own tokens, in two launches.
 
 The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
-against one split of the segment's tokens. The second (few.py or own.py) takes each row through its own tokens and adds
-its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own tokens are parts of the
-first launch too, and the second (merge.py) only merges (`reference.merge`).
+against one split of the segment's tokens. The second (decode_own_few.py or decode_own.py) takes each row through its
+own tokens and adds its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own
+tokens are parts of the first launch too, and the second (merge.py) only merges (`reference.merge`).
 
 Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
 then `own_splits` of each row, if that is not 0.
@@ -16,13 +16,13 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from .call import NUMBERS, Call, ceil_div
-from .few import FEW, _launch_few
-from .merge import _launch_merge
-from .online import attend_range, finish, load_query, load_slopes, start
-from .own import _launch_own, attend_own, most_queries
-from .tiles import MAX_REGISTERS, chip_of, choose
-from .work import own_splits, rows_of, work_list
+from .decode_own import attend_own, launch_own, most_queries
+from .decode_own_few import FEW, launch_own_few
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
+from .merge import launch_merge
+from .schedule import most_uses, own_splits, rows_of, work_list
+from .softmax import attend_range, finish, load_query, start
+from .tuning import MAX_REGISTERS, chip_of, choose
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "segment_programs", "segment_parts", "own_splits"])
@@ -41,7 +41,6 @@ def _decode_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -75,7 +74,6 @@ def _decode_kernel(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -91,10 +89,10 @@ def _decode_kernel(
             # Programs of one item are neighbours: they read their queries, and write their parts, side by side.
             items_ptr + program // KV_HEADS * 8, program % KV_HEADS,
             query_ptr, segment_key_ptr, segment_value_ptr, out_ptr, lse_ptr, uses_ptr, addresses_ptr,
-            shared_length_ptr, own_start_ptr, own_length_ptr, slopes_ptr,
+            shared_length_ptr, own_start_ptr, own_length_ptr,
             query_stride_b, query_stride_h, query_stride_t, scale, softcap, window, query_length, columns,
             KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-            WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, UPCAST,
+            WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, UPCAST,
         )  # fmt: skip
     # Not `else`: of equal buffers in two branches the compiler makes one pair each and lets nothing overlap, 128 KB of
     # shared memory instead of 70 where both tiles are 16 by 64.
@@ -103,12 +101,12 @@ def _decode_kernel(
             (program - segment_programs) // KV_HEADS,
             program % KV_HEADS,  # segment_programs is a multiple of KV_HEADS
             query_ptr, key_ptr, value_ptr, out_ptr, lse_ptr,
-            own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+            own_start_ptr, own_length_ptr, own_mask_ptr,
             query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
             value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length,
             columns, segment_parts, own_splits,
             KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, OWN_BLOCK_M, OWN_BLOCK_N, ALIGNMENT,
-            CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+            CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
         )  # fmt: skip
 
 
@@ -126,7 +124,6 @@ def _attend_segment(
     shared_length_ptr,
     own_start_ptr,
     own_length_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -146,7 +143,6 @@ def _attend_segment(
     ALIGNMENT: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -169,14 +165,13 @@ def _attend_segment(
     part = tl.load(use_ptrs + 1, mask=valid, other=0) + split
     t = index % per_row // GROUP
     query_position = t
-    if WINDOW or ALIBI:
+    if WINDOW:
         column = columns - query_length + t
         if OWN_LENGTH:
             column = tl.load(own_length_ptr + row, mask=valid, other=0).to(tl.int32) - query_length + t
         if OWN_START:
             column -= tl.load(own_start_ptr + row, mask=valid, other=0).to(tl.int32)
         query_position = tl.load(shared_length_ptr + row, mask=valid, other=0) + column
-    if WINDOW:
         # Tokens that no query of the tile sees any more are not read.
         nearest = tl.min(tl.where(valid, query_position, 2147483647), axis=0)
         begin = tl.maximum(begin, nearest - window + 1 - first_position)
@@ -187,7 +182,6 @@ def _attend_segment(
     query_head = head * GROUP + index % GROUP
     query_offset = row.to(tl.int64) * query_stride_b + query_head * query_stride_h + t * query_stride_t
     query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
-    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_range(
         acc, peak, total, query,
@@ -195,8 +189,8 @@ def _attend_segment(
         tl.multiple_of(tl.load(address_ptr + 2), ALIGNMENT),
         value_ptr + tl.multiple_of(value_offset, ALIGNMENT),
         tl.multiple_of(tl.load(address_ptr + 5), ALIGNMENT),
-        None, begin, end, query_position, first_position, slope, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
+        None, begin, end, query_position, first_position, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, False, UPCAST,
     )  # fmt: skip
     slot = (part * (KV_HEADS * GROUP) + query_head).to(tl.int64) * query_length + t
     _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
@@ -214,7 +208,6 @@ def _attend_own(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -244,7 +237,6 @@ def _attend_own(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -261,11 +253,11 @@ def _attend_own(
     acc, peak, total = start(None, query_head, valid, BLOCK_M, BLOCK_DV, False)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, split, own_splits, first_query,
-        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr,
         query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
         value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
         GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+        CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
     )  # fmt: skip
     part = segment_parts + row * own_splits + split
     slot = (part * (KV_HEADS * GROUP) + query_head) * query_length + index // GROUP
@@ -282,24 +274,22 @@ def _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE: tl.
     tl.store(out_ptrs, out, mask=valid[:, None] & (value_dims < VALUE_SIZE)[None, :])
 
 
-def _launch_decode(call: Call, out: torch.Tensor) -> None:
-    """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
+def launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
+    """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
     batch, length, heads, value_size = out.shape
-    kv_heads, queries = call.key.shape[1], call.group * length
+    kv_heads, queries = args.key.shape[1], args.group * length
     device, itemsize = out.device, out.element_size()
-    chip, tables = chip_of(device), call.tables
+    shared, chip = args.shared, chip_of(device)
+    tables = shared.tables
+    uses = most_uses(shared.segments, batch) if tables is None else tables.uses
+    tile = choose("decode", chip, args.width, itemsize, uses * queries)
+    own_tile = choose("decode", chip, args.width, itemsize, min(queries, most_queries(args.width)))
     if tables is None:
-        uses = max((batch if segment.rows is None else len(segment.rows) for segment in call.segments), default=0)
-    else:
-        uses = tables.uses
-    tile = choose("decode", chip, call.width, itemsize, uses * queries)
-    own_tile = choose("decode", chip, call.width, itemsize, min(queries, most_queries(call.width)))
-    if tables is None:
-        work = work_list(call.segments, batch, kv_heads, queries, tile, device)
-        shared_length = rows_of(call.segments, batch, device).shared_length
+        work = work_list(shared.segments, batch, kv_heads, queries, tile, device)
+        shared_length = rows_of(shared.segments, batch, device).shared_length
     else:
         work, shared_length = tables.work(kv_heads, queries, tile), tables.shared_length
-    splits = own_splits(call.columns, batch * kv_heads, device)
+    splits = own_splits(args.columns, batch * kv_heads, device)
     split_parts = batch * splits
 
     parts = work.parts + split_parts
@@ -308,29 +298,26 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
     segment_programs = len(work.items) * kv_heads
     programs = segment_programs + split_parts * ceil_div(queries, own_tile.block_m) * kv_heads
     # Without a first launch, what a second one would overlap is the launch that makes its queries.
-    overlapping = call.overlapping if programs else {"OVERLAP": False}
+    overlapping = args.overlapping if programs else {"OVERLAP": False}
     if programs:
         _decode_kernel[(programs,)](
-            call.query,
-            call.key,
-            call.value,
-            call.segment_keys[0],
-            call.segment_values[0],
+            args.query,
+            args.key,
+            args.value,
+            shared.keys[0],
+            shared.values[0],
             part_out,
             part_lse,
             work.items,
             work.uses,
-            call.addresses,
+            shared.addresses,
             shared_length,
-            call.own_start,
-            call.own_length,
-            call.own_mask,
-            call.alibi_slopes,
-            *call.numbers,
+            *args.own,  # start, length, mask
+            *args.numbers,
             segment_programs,
             work.parts,
             splits,
-            **call.constants,
+            **args.constants,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             OWN_BLOCK_M=own_tile.block_m,
@@ -344,9 +331,9 @@ def _launch_decode(call: Call, out: torch.Tensor) -> None:
         )
     if split_parts:
         most = work.most_parts + splits
-        _launch_merge(part_out, part_lse, out, work.row_parts, call.sinks, splits, most, overlapping)
+        launch_merge(part_out, part_lse, out, work.row_parts, args.options.sinks, splits, most, overlapping)
     elif queries <= FEW:
-        few = choose("few", chip, call.width, itemsize, queries)
-        _launch_few(call, part_out, part_lse, out, work, few, overlapping)
+        few = choose("few", chip, args.width, itemsize, queries)
+        launch_own_few(args, part_out, part_lse, out, work, few, overlapping)
     else:
-        _launch_own(call, part_out, part_lse, out, work, own_tile, overlapping)
+        launch_own(args, part_out, part_lse, out, work, own_tile, overlapping)

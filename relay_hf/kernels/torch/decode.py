@@ -2,7 +2,7 @@
 
 That kernel lays its output out as its queries lie. So as `[B, Hkv, G, D]` own part and segments are views of one order,
 and nothing is copied or rearranged between them; nor, with one query head to a KV head, are the queries. A decode step
-of a small model is as fast as it has few operations: 14 here in place of the 23 of `torch_path`, which can do all else,
+of a small model is as fast as it has few operations: 14 here in place of the 23 of `backend`, which can do all else,
 take 60 us off the 910 of a layer of the model of `benchmarks.overhead` (two slow cores).
 """
 
@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .merging import merge_levels
-from .parts import fusable, fused
-from .segment import Segment
-from .views import Level, OwnView
+from ..arguments import ScoreOptions
+from ..segment import Segment
+from .merge import merge_levels
+from .partial import fusable, fused
+from .visibility import Level, OwnView
 
 
 def fits(
@@ -47,10 +48,13 @@ def attend_step(
     value: torch.Tensor,
     own: OwnView,
     levels: Sequence[Level],
-    scale: float,
-    sinks: torch.Tensor | None,
+    options: ScoreOptions,
 ) -> torch.Tensor:
-    """`torch_path.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`."""
+    """`backend.relay_attention` of what `fits`, over the own columns that `own` says: `[B, 1, Hq, D]`.
+
+    Of `options` the scale and the sinks are left to heed: the views have the window, and what `fits` has nothing else.
+    """
+    scale, sinks = options.scale, options.sinks
     batch, heads, _, size = query.shape
     kv_heads, dtype = key.shape[1], query.dtype
     group = heads // kv_heads

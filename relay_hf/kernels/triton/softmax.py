@@ -64,15 +64,6 @@ def load_query(
 
 
 @triton.jit
-def load_slopes(slopes_ptr, query_head, valid, M: tl.constexpr, ALIBI: tl.constexpr):
-    """ALiBi's slope of each query `[M]`; 0 without."""
-    slope = tl.zeros([M], dtype=tl.float32)
-    if ALIBI:
-        slope = tl.load(slopes_ptr + query_head, mask=valid, other=0.0).to(tl.float32)
-    return slope
-
-
-@triton.jit
 def load_tile(ptr, stride, token, end, N: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """`[N, BLOCK]` keys or values from `token` on; 0 beyond `SIZE` and from `end` on."""
     tokens = tl.arange(0, N)
@@ -100,7 +91,6 @@ def attend_tile(
     end,
     query_position,
     first_position,
-    slope,
     scale,
     softcap,
     window,
@@ -112,7 +102,6 @@ def attend_tile(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -134,10 +123,8 @@ def attend_tile(
     else:
         scores = scores * (scale * LOG2E) + bias[None, :]
     # distance [M, N]: how far a key lies behind the query
-    if CAUSAL or WINDOW or ALIBI:
+    if CAUSAL or WINDOW:
         distance = query_position[:, None] - (first_position + tokens)[None, :]
-        if ALIBI:
-            scores -= slope[:, None] * LOG2E * distance
         if CAUSAL:
             scores = tl.where(distance >= 0, scores, float("-inf"))
         if WINDOW:
@@ -175,7 +162,6 @@ def attend_range(
     end,
     query_position,
     first_position,
-    slope,
     scale,
     softcap,
     window,
@@ -187,7 +173,6 @@ def attend_range(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -199,7 +184,7 @@ def attend_range(
     for token in tl.range(begin, end, BLOCK_N):
         acc, peak, total = attend_tile(
             acc, peak, total, query, key_ptr, key_stride, value_ptr, value_stride, mask_ptr, token, end,
-            query_position, first_position, slope, scale, softcap, window,
-            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+            query_position, first_position, scale, softcap, window,
+            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, HOLES, UPCAST,
         )  # fmt: skip
     return acc, peak, total

@@ -7,15 +7,15 @@ other trees, all that differs between them lies in tables of a fixed room: `take
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..segment import Segment
-from .tiles import Tile, multiprocessors
-from .work import Schedule, WorkList, schedule
+from .schedule import Extent, Schedule, WorkList, build_schedule, geometry_of, most_uses, rows_using
+from .tuning import Tile, multiprocessors
 
 _VECTOR = 16  # bytes of the widest load
 _LEAST_SEGMENTS = 4
@@ -29,14 +29,6 @@ class Launch(NamedTuple):
     kv_heads: int
     queries: int
     tile: Tile
-
-
-class _Extent(NamedTuple):
-    """A segment without its keys and values, which are not to be held on to."""
-
-    length: int
-    start: int
-    rows: tuple[int, ...] | None
 
 
 class DecodeTables:
@@ -63,8 +55,9 @@ class DecodeTables:
         self._batch, self._device = len(key), key.device
         if not _alike(segments):
             raise ValueError("segments must be alike, and dense in their last dimension, in all layers")
-        self._segments = [_Extent(s.length, s.start, s.rows) for s in segments[0]]
-        self.uses = _uses(self._segments, self._batch)
+        # Without keys and values, which are not to be held on to.
+        self._segments = [Extent(*each) for each in geometry_of(segments[0])]
+        self.uses = most_uses(self._segments, self._batch)
         self._room = max(_LEAST_SEGMENTS, _power_of_2(len(self._segments)))
         self._addresses = torch.zeros(len(buffers), self._room, 6, dtype=torch.int64, device=self._device)
         self.shared_length = torch.zeros(self._batch, dtype=torch.int32, device=self._device)
@@ -79,7 +72,7 @@ class DecodeTables:
         return bool(self._works)
 
     def addresses(self, keys: torch.Tensor) -> torch.Tensor:
-        """Of the layer whose own keys are `keys`: `[segments, 6]` int64, as in `Call.addresses`, from its own buffers.
+        """`SharedOperands.addresses` of the layer whose own keys are `keys`, counted from its own buffers.
 
         Raises:
             RuntimeError: these are no layer's.
@@ -110,7 +103,7 @@ class DecodeTables:
         """Hold another call's segments. False, and nothing is changed, where they do not fit or need other kernels."""
         if not _alike(segments) or len(segments) != len(self._buffers) or len(segments[0]) > self._room:
             return False
-        if _uses(segments[0], self._batch) != self.uses:
+        if most_uses(segments[0], self._batch) != self.uses:
             return False
         offsets = self._offsets(segments)
         if _aligned(offsets, self._buffers[0][0].element_size()) != self.aligned:
@@ -118,7 +111,7 @@ class DecodeTables:
         hosts = {launch: self._schedule(launch, segments[0]) for launch in self._works}
         if not all(_fits(work, hosts[launch]) for launch, work in self._works.items()):
             return False
-        self._segments = [_Extent(s.length, s.start, s.rows) for s in segments[0]]
+        self._segments = [Extent(*each) for each in geometry_of(segments[0])]
         self._write(offsets)
         for launch, work in self._works.items():
             _put(work, hosts[launch])
@@ -148,8 +141,8 @@ class DecodeTables:
             for layer, bases in zip(segments, self._buffers, strict=True)
         ]
 
-    def _schedule(self, launch: Launch, segments: Sequence[Segment | _Extent]) -> Schedule:
-        return schedule(segments, self._batch, *launch, self._device)
+    def _schedule(self, launch: Launch, segments: Sequence[Segment | Extent]) -> Schedule:
+        return build_schedule(segments, self._batch, *launch, self._device)
 
     def _make(self, launch: Launch, host: Schedule) -> WorkList:
         """Room for the lists of the same uses at any lengths.
@@ -159,7 +152,7 @@ class DecodeTables:
         most so many parts as rows are in it.
         """
         tile, filling = launch.tile, launch.tile.waves * multiprocessors(self._device) / launch.kv_heads
-        tiles = sum(math.ceil(_rows(s, self._batch) * launch.queries / tile.block_m) for s in self._segments)
+        tiles = sum(math.ceil(rows_using(s, self._batch) * launch.queries / tile.block_m) for s in self._segments)
         items = math.ceil(filling) + 2 * max(tiles, 1)
         parts = items * max(1, tile.block_m // launch.queries)
         uses = max(2 * self._batch, _power_of_2(len(host.uses)))
@@ -187,19 +180,8 @@ def _put(work: WorkList, host: Schedule) -> None:
 
 
 def _alike(segments: LayerSegments) -> bool:
-    def geometry(layer: Sequence[Segment]) -> Hashable:
-        return tuple((segment.length, segment.start, segment.rows) for segment in layer)
-
     dense = all(part.stride(-1) == 1 for layer in segments for s in layer for part in (s.key, s.value))
-    return dense and all(geometry(layer) == geometry(segments[0]) for layer in segments)
-
-
-def _rows(segment: Segment | _Extent, batch: int) -> int:
-    return batch if segment.rows is None else len(segment.rows)
-
-
-def _uses(segments: Sequence[Segment | _Extent], batch: int) -> int:
-    return max((_rows(segment, batch) for segment in segments), default=0)
+    return dense and all(geometry_of(layer) == geometry_of(segments[0]) for layer in segments)
 
 
 def _aligned(offsets: list[list[list[int]]], itemsize: int) -> bool:

@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
-from .call import NUMBERS, Call, ceil_div
-from .online import attend_range, load_query, load_slopes, start, store_out
-from .tiles import MAX_REGISTERS, chip_of, choose
-from .work import rows_of
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
+from .schedule import rows_of
+from .softmax import attend_range, load_query, start, store_out
+from .tuning import MAX_REGISTERS, chip_of, choose
 
 
 @triton.jit(do_not_specialize=[*NUMBERS, "batch"])
@@ -32,7 +32,6 @@ def _prefill_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     sinks_ptr,
     query_stride_b,
     query_stride_h,
@@ -62,7 +61,6 @@ def _prefill_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -91,7 +89,6 @@ def _prefill_kernel(
     furthest = first_column + tl.minimum((tile * BLOCK_M + BLOCK_M - 1) // GROUP, query_length - 1)
     query_offset = row * query_stride_b + query_head * query_stride_h + t.to(tl.int64) * query_stride_t
     query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
-    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     acc, peak, total = start(sinks_ptr, query_head, valid, BLOCK_M, BLOCK_DV, SINKS)
 
     # A tile of padding alone has nothing to see.
@@ -113,8 +110,8 @@ def _prefill_kernel(
                 tl.multiple_of(tl.load(address_ptr + 2), ALIGNMENT),
                 segment_value_ptr + tl.multiple_of(value_offset, ALIGNMENT),
                 tl.multiple_of(tl.load(address_ptr + 5), ALIGNMENT),
-                None, begin, end, to_position + column, first_position, slope, scale, softcap, window,
-                HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, ALIBI, False, UPCAST,
+                None, begin, end, to_position + column, first_position, scale, softcap, window,
+                HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, False, UPCAST,
             )  # fmt: skip
 
         begin = own_start
@@ -131,13 +128,13 @@ def _prefill_kernel(
         diagonal = begin + tl.maximum(nearest + 1 - begin, 0) // BLOCK_N * BLOCK_N
         acc, peak, total = attend_range(
             acc, peak, total, query, own_key_ptr, own_key_stride, own_value_ptr, own_value_stride, mask_ptr,
-            begin, diagonal, column, 0, slope, scale, softcap, window,
-            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+            begin, diagonal, column, 0, scale, softcap, window,
+            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, False, WINDOW, SOFTCAP, HOLES, UPCAST,
         )  # fmt: skip
         acc, peak, total = attend_range(
             acc, peak, total, query, own_key_ptr, own_key_stride, own_value_ptr, own_value_stride, mask_ptr,
-            diagonal, furthest + 1, column, 0, slope, scale, softcap, window,
-            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, True, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+            diagonal, furthest + 1, column, 0, scale, softcap, window,
+            HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, True, WINDOW, SOFTCAP, HOLES, UPCAST,
         )  # fmt: skip
 
     # out [B, T, Hq, DV]
@@ -145,35 +142,33 @@ def _prefill_kernel(
     store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
-def _launch_prefill(call: Call, out: torch.Tensor) -> None:
-    """Write the attention of `call` into `out` `[B, T, Hq, Dv]`, contiguous."""
+def launch_prefill(args: LaunchArgs, out: torch.Tensor) -> None:
+    """Write the attention of a call into `out` `[B, T, Hq, Dv]`, contiguous."""
+    shared = args.shared
     batch, length = out.shape[:2]
-    kv_heads, queries = call.key.shape[1], call.group * length
-    tile = choose("prefill", chip_of(out.device), call.width, out.element_size(), queries)
-    rows = rows_of(call.segments, batch, out.device)
+    kv_heads, queries = args.key.shape[1], args.group * length
+    tile = choose("prefill", chip_of(out.device), args.width, out.element_size(), queries)
+    rows = rows_of(shared.segments, batch, out.device)
     _prefill_kernel[(ceil_div(queries, tile.block_m) * kv_heads * batch,)](
-        call.query,
-        call.key,
-        call.value,
-        call.segment_keys[0],
-        call.segment_values[0],
+        args.query,
+        args.key,
+        args.value,
+        shared.keys[0],
+        shared.values[0],
         out,
         rows.row_segments,
         rows.segment_ids,
         rows.geometry,
-        call.addresses,
+        shared.addresses,
         rows.shared_length,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
+        *args.own,  # start, length, mask
+        args.options.sinks,
+        *args.numbers,
         batch,
-        **call.constants,
+        **args.constants,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         maxnreg=MAX_REGISTERS,

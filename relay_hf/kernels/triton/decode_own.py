@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import NUMBERS, Call, ceil_div
-from .online import LOG2E, attend_range, load_query, load_slopes, start, store_out
-from .tiles import MAX_REGISTERS, Tile
-from .work import WorkList
+from .launch_args import NUMBERS, LaunchArgs, ceil_div
+from .schedule import WorkList
+from .softmax import LOG2E, attend_range, load_query, start, store_out
+from .tuning import MAX_REGISTERS, Tile
 
 
 def most_queries(head_size: int) -> int:
@@ -41,7 +41,6 @@ def attend_own(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     query_stride_b,
     query_stride_h,
     query_stride_t,
@@ -68,7 +67,6 @@ def attend_own(
     CAUSAL: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -96,7 +94,6 @@ def attend_own(
     query_head = head * GROUP + index % GROUP
     query_offset = row * query_stride_b + query_head * query_stride_h + t * query_stride_t
     query = load_query(query_ptr, query_offset, valid, HEAD_SIZE, BLOCK_D, ALIGNMENT)
-    slope = load_slopes(slopes_ptr, query_head, valid, BLOCK_M, ALIBI)
     mask_ptr = own_mask_ptr
     if HOLES:
         mask_ptr += row * mask_stride_b
@@ -106,8 +103,8 @@ def attend_own(
         tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT),
         value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT),
         tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT),
-        mask_ptr, begin, end, first_column + t, 0, slope, scale, softcap, window,
-        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, ALIBI, HOLES, UPCAST,
+        mask_ptr, begin, end, first_column + t, 0, scale, softcap, window,
+        HEAD_SIZE, VALUE_SIZE, BLOCK_N, BLOCK_D, BLOCK_DV, CAUSAL, WINDOW, SOFTCAP, HOLES, UPCAST,
     )  # fmt: skip
 
 
@@ -183,7 +180,6 @@ def _own_kernel(
     own_start_ptr,
     own_length_ptr,
     own_mask_ptr,
-    slopes_ptr,
     sinks_ptr,
     query_stride_b,
     query_stride_h,
@@ -214,7 +210,6 @@ def _own_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
-    ALIBI: tl.constexpr,
     OWN_START: tl.constexpr,
     OWN_LENGTH: tl.constexpr,
     HOLES: tl.constexpr,
@@ -236,11 +231,11 @@ def _own_kernel(
     acc, peak, total = start(sinks_ptr, query_head, valid, BLOCK_M, BLOCK_DV, SINKS)
     acc, peak, total = attend_own(
         acc, peak, total, row, head, 0, 1, first_query,
-        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr, slopes_ptr,
+        query_ptr, key_ptr, value_ptr, own_start_ptr, own_length_ptr, own_mask_ptr,
         query_stride_b, query_stride_h, query_stride_t, key_stride_b, key_stride_h, key_stride_n,
         value_stride_b, value_stride_h, value_stride_n, mask_stride_b, scale, softcap, window, query_length, columns,
         GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
-        CAUSAL, WINDOW, SOFTCAP, ALIBI, OWN_START, OWN_LENGTH, HOLES, UPCAST,
+        CAUSAL, WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, HOLES, UPCAST,
     )  # fmt: skip
 
     if OVERLAP:
@@ -255,8 +250,8 @@ def _own_kernel(
     store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE, BLOCK_DV)
 
 
-def _launch_own(
-    call: Call,
+def launch_own(
+    args: LaunchArgs,
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,
@@ -264,29 +259,26 @@ def _launch_own(
     tile: Tile,
     overlapping: Mapping[str, object],
 ) -> None:
-    """Write the attention of `call` into `out`, given its parts over segments (see `_launch_merge`)."""
+    """Write the attention of a call into `out`, given its parts over segments (see `launch_merge`)."""
     batch, length = out.shape[:2]
-    kv_heads = call.key.shape[1]
-    _own_kernel[(batch * ceil_div(call.group * length, tile.block_m) * kv_heads,)](
-        call.query,
-        call.key,
-        call.value,
+    kv_heads = args.key.shape[1]
+    _own_kernel[(batch * ceil_div(args.group * length, tile.block_m) * kv_heads,)](
+        args.query,
+        args.key,
+        args.value,
         part_out,
         part_lse,
         out,
         work.row_parts,
-        call.own_start,
-        call.own_length,
-        call.own_mask,
-        call.alibi_slopes,
-        call.sinks,
-        *call.numbers,
-        **call.constants,
+        *args.own,  # start, length, mask
+        args.options.sinks,
+        *args.numbers,
+        **args.constants,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.own_block_n,
         PARTS=parts_at_a_time(tile),
         CAUSAL=length > 1,
-        SINKS=call.sinks is not None,
+        SINKS=args.options.sinks is not None,
         **overlapping,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,

@@ -1,6 +1,6 @@
 """Relay attention by Triton kernels. Importing this imports Triton."""
 
-from .path import refusal, relay_attention
-from .tables import DecodeTables
+from .backend import refusal, relay_attention
+from .graph_tables import DecodeTables
 
 __all__ = ["DecodeTables", "refusal", "relay_attention"]

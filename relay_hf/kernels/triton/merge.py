@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
-from .call import next_power_of_2
-from .online import LOG2E
+from .launch_args import next_power_of_2
+from .softmax import LOG2E
 
 _MOST_PARTS = 64  # at a time: 64 registers a thread at head size 128
 
@@ -76,7 +76,7 @@ def _merge_kernel(
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=value_dims < VALUE_SIZE)
 
 
-def _launch_merge(
+def launch_merge(
     part_out: torch.Tensor,
     part_lse: torch.Tensor,
     out: torch.Tensor,
@@ -97,7 +97,7 @@ def _launch_merge(
         sinks: `[Hq]` or None.
         own_splits: own parts of a row.
         most_parts: the most parts that a row has.
-        overlapping: `Call.overlapping`.
+        overlapping: `LaunchArgs.overlapping`.
     """
     batch, length, heads, value_size = out.shape
     _merge_kernel[(batch * heads * length,)](

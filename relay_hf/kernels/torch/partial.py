@@ -3,11 +3,12 @@
 A part is query `[N, Hkv, G, R, D]` over key `[N, Hkv, K, D]` and value `[N, Hkv, K, Dv]`, `K >= 1`. Its out
 and lse `.view` to `[N, Hkv, G, R, Dv]` and `[N, Hkv, G, R]`; how they are grouped until then differs. The
 log-sum-exp is natural, float32 (float64 for float64 inputs). `R` counts the queries that differ in what they see: an
-additive mask is `[N or 1, 1, R, K]` and says everything; `causal` besides it only lets work be skipped. A bias,
-`[Hkv, G, 1, K]`, is added to the scores of each query head, after the softcap.
+additive mask says everything; `causal` besides it only lets work be skipped.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -21,13 +22,25 @@ _QUERY_BLOCK = 32  # rows that the fused kernel takes at a time, below 192 rows
 _MANY_QUERIES = 128
 
 
+class PartMask(NamedTuple):
+    """What is added to the scores of a part, after the softcap.
+
+    Attributes:
+        additive: `[N or 1, 1, R, K]`, 0 or -inf; None where `causal` says it all, or all is visible.
+        bias: `[Hkv, G, 1, K]`, of each query head and key; None: no bias.
+        causal: no query sees a later one's key.
+    """
+
+    additive: torch.Tensor | None
+    bias: torch.Tensor | None
+    causal: bool
+
+
 def attend_part(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    causal: bool,
+    mask: PartMask,
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,13 +51,13 @@ def attend_part(
     if softcap is None and query.is_cpu and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         size, value_size = key.shape[-1], value.shape[-1]
         if fusable(query, key, value):
-            return fused_part(query, key, value, mask, bias, causal, scale)
+            return fused_part(query, key, value, mask, scale)
         if value_size < size and query.shape[3] >= _MANY_QUERIES:
             dtype = _exact_dtype(query)
             padded = pad(value.to(dtype), (0, size - value_size))
-            out, lse = fused_part(query.to(dtype), key.to(dtype), padded, mask, bias, causal, scale)
+            out, lse = fused_part(query.to(dtype), key.to(dtype), padded, mask, scale)
             return out[..., :value_size], lse
-    return matmul_part(query, key, value, mask, bias, causal, scale, softcap)
+    return matmul_part(query, key, value, mask, scale, softcap)
 
 
 def fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
@@ -57,29 +70,24 @@ def fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool
 
 
 def fused_part(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    causal: bool,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: PartMask, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attend_part` by PyTorch's CPU flash kernel: equal head sizes, no softcap, last strides of 1."""
     batch, kv_heads, group, rows, size = query.shape
-    stack = not causal if mask is None else rows < _QUERY_BLOCK
+    additive, bias, causal = mask
+    stack = not causal if additive is None else rows < _QUERY_BLOCK
     if bias is not None:
         # Unstacked, a bias without a mask is one row of it for each query head, for any number of queries.
         stack = stack and rows < _QUERY_BLOCK
-        mask = _biased_mask(mask, bias, rows if stack else None)
-    elif mask is not None and stack and rows > 1 and group > 1:
-        mask = mask.repeat(1, 1, group, 1)
+        additive = _biased_mask(additive, bias, rows if stack else None)
+    elif additive is not None and stack and rows > 1 and group > 1:
+        additive = additive.repeat(1, 1, group, 1)
     causal = causal and not stack
     # Queries of a KV head stacked into one matrix read its keys once, and not once per query head: 164 against 309 us
     # at B=16, heads 12/4, 160 keys. With a mask, to be stacked too, this pays below the kernel's block of queries only:
     # bf16, B=4, heads 32/8, 512 keys: 0.54 against 1.31 ms for 4 queries, but 1.08 times slower for 32 of 32 keys.
     shape = (batch, kv_heads, group * rows, size) if stack else (batch, kv_heads * group, rows, size)
-    out, lse = fused(query.reshape(shape), key, value, 0.0, causal, attn_mask=mask, scale=scale)
+    out, lse = fused(query.reshape(shape), key, value, 0.0, causal, attn_mask=additive, scale=scale)
     return out, lse
 
 
@@ -95,9 +103,7 @@ def matmul_part(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    causal: bool,
+    mask: PartMask,
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,12 +117,12 @@ def matmul_part(
         if softcap is not None:
             scores.div_(softcap).tanh_().mul_(softcap)
         by_row = scores.view(batch, kv_heads, group, rows, -1)
-        if bias is not None:
-            by_row += bias
-        if causal and mask is None:
+        if mask.bias is not None:
+            by_row += mask.bias
+        if mask.causal and mask.additive is None:
             by_row += torch.full(by_row.shape[3:], float("-inf"), dtype=dtype, device=query.device).triu_(1)
-        elif mask is not None:
-            by_row += mask.unsqueeze(2)
+        elif mask.additive is not None:
+            by_row += mask.additive.unsqueeze(2)
         # The clamps keep a query that sees nothing finite: weights exp(-inf) = 0, out 0.
         lowest, tiny = torch.finfo(dtype).min, torch.finfo(dtype).tiny
         peak = scores.amax(dim=-1, keepdim=True).clamp_(min=lowest)

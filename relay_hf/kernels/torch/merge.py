@@ -1,4 +1,4 @@
-"""Merging the parts of the torch path: into what the own part gave, one level of segments after another."""
+"""Merging parts by their log-sum-exp: into what the own part gave, one level of segments after another."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .views import Level
+from .visibility import Level
 
 
 def merge_levels(

@@ -1,4 +1,4 @@
-"""Relay attention in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
+"""`relay_attention` in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
 
 Partial results are kept as out `[B, Hkv, G, T, Dv]` and lse `[B, Hkv, G, T]`, both float32 (float64 for float64
 inputs). An empty part has the lowest finite number for its lse: like -inf it merges with weight 0, but the difference
@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 import torch
 
-from .merging import merge_levels
-from .parts import attend_part, fusable, fused
-from .plan import Plan
-from .segment import Segment
-from .torch_step import attend_step, fits
-from .views import Level, OwnView, SegmentView
+from ..arguments import ScoreOptions
+from ..plan import Plan
+from ..segment import Segment
+from .decode import attend_step, fits
+from .merge import merge_levels
+from .partial import PartMask, attend_part, fusable, fused
+from .plan_views import levels_of, own_view
+from .visibility import Level, OwnView, SegmentView
 
 
 def relay_attention(
@@ -25,25 +27,21 @@ def relay_attention(
     segments: Sequence[Segment],
     key: torch.Tensor,
     value: torch.Tensor,
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
+    options: ScoreOptions,
 ) -> torch.Tensor:
     """`reference.relay_attention` with own_start, own_length and own_mask in `plan`; arguments are not validated."""
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
+    scale, window, softcap, sinks, alibi_slopes = options
     biased = alibi_slopes is not None
-    view = plan.own(sliding_window, query, biased=biased)
+    view = own_view(plan, window, query, biased=biased)
     if view.first or view.stop < key.shape[2]:
         key, value = (part.narrow(2, view.first, view.stop - view.first) for part in (key, value))
     if view.unread is not None:
         key, value = key.masked_fill(view.unread, 0.0), value.masked_fill(view.unread, 0.0)
-    levels = plan.levels(segments, sliding_window, query, biased=biased)
+    levels = levels_of(plan, segments, window, query, biased=biased)
     if softcap is None and fits(query, segments, key, value, view, levels):
-        return attend_step(query, segments, key, value, view, levels, scale, sinks)
+        return attend_step(query, segments, key, value, view, levels, options)
 
     grouped = query.view(batch, kv_heads, heads // kv_heads, length, size)
     slopes = None
@@ -55,7 +53,7 @@ def relay_attention(
         stacked = grouped if level.rows is None else grouped.index_select(0, level.rows)
         return _attend_level(stacked, segments, level, slopes, scale, softcap)
 
-    out, lse = attend_part(grouped, key, value, view.mask, _bias(view, slopes), view.causal, scale, softcap)
+    out, lse = attend_part(grouped, key, value, _mask(view, slopes), scale, softcap)
     out = out.view(batch, kv_heads, -1, length, value.shape[3]).to(lse.dtype)
     lse = lse.view(batch, kv_heads, -1, length)
     _complete(lse, view, slopes)
@@ -118,15 +116,16 @@ def _attend_segment(
     batch, kv_heads, group, length, size = query.shape
     stacked = query.permute(1, 2, 0, 3, 4).reshape(1, kv_heads, group, batch * length, size)
     key, value = key.unsqueeze(0), value.unsqueeze(0)
-    out, lse = attend_part(stacked, key, value, seen.mask, _bias(seen, slopes), False, scale, softcap)
+    out, lse = attend_part(stacked, key, value, _mask(seen, slopes), scale, softcap)
     out = out.view(kv_heads, group, batch, length, -1).permute(2, 0, 1, 3, 4)
     lse = lse.view(kv_heads, group, batch, length).permute(2, 0, 1, 3)
     _complete(lse, seen, slopes)
     return out, lse
 
 
-def _bias(view: OwnView | SegmentView, slopes: torch.Tensor | None) -> torch.Tensor | None:
-    return None if slopes is None or view.distances is None else view.distances.key_bias(slopes)
+def _mask(view: OwnView | SegmentView, slopes: torch.Tensor | None) -> PartMask:
+    bias = None if slopes is None or view.distances is None else view.distances.key_bias(slopes)
+    return PartMask(view.mask, bias, isinstance(view, OwnView) and view.causal)
 
 
 def _complete(lse: torch.Tensor, view: OwnView | SegmentView, slopes: torch.Tensor | None) -> None:

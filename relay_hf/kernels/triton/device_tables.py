@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 
 import torch
 
-_Built = TypeVar("_Built")
+_Table = TypeVar("_Table")
 
 
-class Kept(Generic[_Built]):
+class DeviceTableCache(Generic[_Table]):
     """What was built last, by key; what a CUDA graph was captured with stays for good.
 
     The graph holds its address: were it freed, a replay would read whatever lies there then.
@@ -22,11 +22,11 @@ class Kept(Generic[_Built]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._built: dict[Hashable, _Built] = {}
-        self._captured: dict[Hashable, _Built] = {}
+        self._built: dict[Hashable, _Table] = {}
+        self._captured: dict[Hashable, _Table] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, device: torch.device, build: Callable[[], _Built]) -> _Built:
+    def get(self, key: Hashable, device: torch.device, build: Callable[[], _Table]) -> _Table:
         """What `key` stands for on `device`, built if it is not kept.
 
         Raises:

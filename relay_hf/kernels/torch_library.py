@@ -7,12 +7,12 @@ number of its rows, or -1 for all of them, and then the rows. Arguments are not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
-from .kernels.segment import Segment
-from .kernels.validation import refuse_gradient
+from .arguments import OwnColumns, ScoreOptions
+from .segment import Segment
+from .validation import refuse_gradient
 
 __all__ = ["call", "register"]
 
@@ -26,9 +26,15 @@ _LIBRARY.define(
 
 
 def call(
-    query: torch.Tensor, segments: Sequence[Segment], key: torch.Tensor, value: torch.Tensor, **options: Any
+    query: torch.Tensor,
+    segments: Sequence[Segment],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    own: OwnColumns,
+    options: ScoreOptions,
+    backend: str,
 ) -> torch.Tensor:
-    """`relay_hf.ops.relay_attention` through the dispatcher; `options` are all of its keyword arguments, resolved."""
+    """What is registered, through the dispatcher."""
     rows: list[int] = []
     for segment in segments:
         rows.extend((-1,) if segment.rows is None else (len(segment.rows), *segment.rows))
@@ -40,12 +46,14 @@ def call(
         rows,
         key,
         value,
-        **options,
+        *own,
+        *options,
+        backend,
     )
 
 
 def register(run: Callable[..., torch.Tensor]) -> None:
-    """Let the operator compute `run(query, segments, key, value, **options)`, on every device."""
+    """Let the operator compute `run(query, segments, key, value, own, options, backend)`, on every device."""
 
     def relay_attention(
         query: torch.Tensor,
@@ -73,15 +81,9 @@ def register(run: Callable[..., torch.Tensor]) -> None:
             [Segment(*each) for each in fields],
             key,
             value,
-            own_start=own_start,
-            own_length=own_length,
-            own_mask=own_mask,
-            scale=scale,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
-            alibi_slopes=alibi_slopes,
-            backend=backend,
+            OwnColumns(own_start, own_length, own_mask),
+            ScoreOptions(scale, sliding_window, softcap, sinks, alibi_slopes),
+            backend,
         )
 
     _LIBRARY.impl("relay_attention", relay_attention, "CompositeExplicitAutograd")

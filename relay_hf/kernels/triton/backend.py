@@ -7,20 +7,23 @@ from contextlib import nullcontext
 
 import torch
 
+from ..arguments import ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
-from .call import INTERPRETED, Call, ceil_div
-from .decode import _launch_decode
-from .prefill import _launch_prefill
-from .tiles import multiprocessors
+from .decode import launch_decode
+from .launch_args import INTERPRETED, LaunchArgs, ceil_div
+from .prefill import launch_prefill
+from .tuning import multiprocessors
 
 _TILE = 64  # queries of a warpgroup
 _MAX_HEAD_SIZE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# No model's attention reaches the operator with slopes: those with ALiBi have attention code of their own.
+_NO_SLOPES = "the kernels take no alibi_slopes"
 
 
-def refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """Why the kernels can't take such tensors, or None."""
+def refusal(device: torch.device, dtype: torch.dtype, head_size: int, alibi: bool = False) -> str | None:
+    """Why the kernels can't take such tensors, or, if `alibi`, a bias by distance; None where they can."""
     if device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not {device.type!r}"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -32,7 +35,7 @@ def refusal(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
         return f"the kernels take float32, bfloat16 and float16, not {dtype}"
     if head_size > _MAX_HEAD_SIZE:
         return f"the kernels take head sizes up to {_MAX_HEAD_SIZE}, not {head_size}"
-    return None
+    return _NO_SLOPES if alibi else None
 
 
 def relay_attention(
@@ -41,21 +44,22 @@ def relay_attention(
     segments: Sequence[Segment],
     key: torch.Tensor,
     value: torch.Tensor,
-    *,
-    scale: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
-    alibi_slopes: torch.Tensor | None = None,
+    options: ScoreOptions,
 ) -> torch.Tensor:
-    """`reference.relay_attention` with own_start, own_length and own_mask inside `plan`; nothing is validated."""
+    """`reference.relay_attention` with own_start, own_length and own_mask in `plan`; arguments are not validated.
+
+    Raises:
+        RuntimeError: there are alibi_slopes.
+    """
+    if options.alibi_slopes is not None:
+        raise RuntimeError(f"{_NO_SLOPES}; relay_hf.kernels.torch.relay_attention does")
     batch, heads, length, _ = query.shape
     kv_heads = key.shape[1]
     out = query.new_empty(batch, length, heads, value.shape[3])
-    launch = _launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else _launch_decode
+    launch = launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else launch_decode
     # Triton launches on the current device, which need not be the one that holds this layer.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
-        launch(Call.of(plan, query, segments, key, value, scale, sliding_window, softcap, sinks, alibi_slopes), out)
+        launch(LaunchArgs.of(plan, query, segments, key, value, options), out)
     return out
 
 

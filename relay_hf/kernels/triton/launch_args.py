@@ -1,19 +1,21 @@
-"""One attention call as the kernels take it: where its tensors lie, and which of the operator's features it uses."""
+"""What a kernel is launched with: the tensors of an attention call, where they lie, and compile-time constants."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 
+from ..arguments import OwnColumns, ScoreOptions
 from ..plan import Plan
 from ..segment import Segment
-from .kept import Kept, to_device
-from .online import attend_range
-from .tables import DecodeTables
-from .tiles import overlaps
+from .device_tables import DeviceTableCache, to_device
+from .graph_tables import DecodeTables
+from .softmax import attend_range
+from .tuning import overlaps
 
 _VECTOR = 16  # bytes of the widest load
 _WIDEST = 2**30  # tokens of a window: more than any position, and sums with positions stay in int32
@@ -23,10 +25,10 @@ INTERPRETED = not isinstance(attend_range, triton.JITFunction)
 
 _MOST_TABLES = 4096  # of 48 bytes a segment: with several segments each layer may have its own
 
-_tables: Kept[torch.Tensor] = Kept(_MOST_TABLES)
+_addresses: DeviceTableCache[torch.Tensor] = DeviceTableCache(_MOST_TABLES)
 
-# The names of `Call.numbers`. Unspecialized, one compiled variant serves all their values; what is known of their
-# alignment is said by ALIGNMENT.
+# The names of `LaunchArgs.numbers`. Unspecialized, one compiled variant serves all their values; ALIGNMENT says what is
+# known of their alignment.
 NUMBERS = [
     *(
         f"{tensor}_stride_{axis}"
@@ -42,42 +44,45 @@ NUMBERS = [
 ]
 
 
+class SharedOperands(NamedTuple):
+    """The segments of a call, and how a kernel finds their keys and values.
+
+    Attributes:
+        segments: those with tokens and rows.
+        keys, values: of the segments, with a last stride of 1; of none, the own ones in their place.
+        addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
+            keys, then of values. Segments that lie in one tensor have the same in every layer.
+        tables: for a step that is captured, what gives addresses, counted from the own tensors, and work; else None.
+    """
+
+    segments: Sequence[Segment]
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    addresses: torch.Tensor
+    tables: DecodeTables | None
+
+
 @dataclass(frozen=True, eq=False)
-class Call:
-    """The arguments of `ops.relay_attention`, laid out.
+class LaunchArgs:
+    """The arguments of a call as its kernels take them.
 
     Attributes:
         query, key, value: as given, with a last stride of 1.
-        segments: those with tokens and rows.
-        segment_keys, segment_values: of the segments, with a last stride of 1; of none, the own ones in their place.
-        addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
-            keys, then of values. Segments that lie in one tensor have the same in every layer.
-        tables: what says so in their place, and who does what, for a step that is captured: from the own tensors; or
-            None.
-        alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
+        shared: the segments.
         columns: own columns, whether they hold anything or not.
-        own_start, own_length, own_mask: the plan's, where the query lies, with a last stride of 1.
-        scale, sliding_window, softcap, sinks, alibi_slopes: as given.
+        own: the plan's own_start, own_length and own_mask, where the query lies, with a last stride of 1.
+        options: as given, sinks where the query lies.
+        alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    segments: Sequence[Segment]
-    segment_keys: list[torch.Tensor]
-    segment_values: list[torch.Tensor]
-    addresses: torch.Tensor
-    tables: DecodeTables | None
-    alignment: int
+    shared: SharedOperands
     columns: int
-    own_start: torch.Tensor | None
-    own_length: torch.Tensor | None
-    own_mask: torch.Tensor | None
-    scale: float
-    sliding_window: int | None
-    softcap: float | None
-    sinks: torch.Tensor | None
-    alibi_slopes: torch.Tensor | None
+    own: OwnColumns
+    options: ScoreOptions
+    alignment: int
 
     @classmethod
     def of(
@@ -87,12 +92,8 @@ class Call:
         segments: Sequence[Segment],
         key: torch.Tensor,
         value: torch.Tensor,
-        scale: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-        alibi_slopes: torch.Tensor | None,
-    ) -> Call:
+        options: ScoreOptions,
+    ) -> LaunchArgs:
         """Look up where everything lies."""
         segments = [segment for segment in segments if segment.length and segment.rows != ()]
         query, key, value = _dense(query), _dense(key), _dense(value)
@@ -105,34 +106,31 @@ class Call:
             for segment_key, segment_value in zip(keys, values, strict=True):
                 for tensor, base in ((segment_key, keys[0]), (segment_value, values[0])):
                     numbers += [(tensor.data_ptr() - base.data_ptr()) // size, tensor.stride(0), tensor.stride(1)]
-            addresses = _tables.get(tuple(numbers), query.device, lambda: to_device(numbers, query.device, torch.int64))
-        else:
+            addresses = _addresses.get(
+                tuple(numbers), query.device, lambda: to_device(numbers, query.device, torch.int64)
+            )
+        elif isinstance(tables, DecodeTables):
             keys, values, addresses = [key], [value], tables.addresses(key)
+        else:
+            raise TypeError(f"plan.tables must be DecodeTables for the Triton kernels; got {type(tables).__name__}")
 
         vector = _VECTOR // size
         steps = [*numbers, *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]]
         starts = [tensor.data_ptr() for tensor in (query, key, value, keys[0], values[0])]
         aligned = not any(step % vector for step in steps) and not any(start % _VECTOR for start in starts)
         aligned = aligned and (tables is None or tables.aligned)
+        if options.sinks is not None:
+            options = options._replace(sinks=_beside(query, options.sinks))
+        own = (_beside(query, tensor) for tensor in (plan.own_start, plan.own_length, plan.own_mask))
         return cls(
             query=query,
             key=key,
             value=value,
-            segments=segments,
-            segment_keys=keys,
-            segment_values=values,
-            addresses=addresses,
-            tables=tables,
-            alignment=vector if aligned else 1,
+            shared=SharedOperands(segments, keys, values, addresses, tables),
             columns=plan.columns,
-            own_start=_beside(query, plan.own_start),
-            own_length=_beside(query, plan.own_length),
-            own_mask=_beside(query, plan.own_mask),
-            scale=scale,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=_beside(query, sinks),
-            alibi_slopes=_beside(query, alibi_slopes),
+            own=OwnColumns(*own),
+            options=options,
+            alignment=vector if aligned else 1,
         )
 
     @property
@@ -152,10 +150,10 @@ class Call:
             *self.query.stride()[:3],
             *self.key.stride()[:3],
             *self.value.stride()[:3],
-            0 if self.own_mask is None else self.own_mask.stride(0),
-            self.scale,
-            1.0 if self.softcap is None else self.softcap,
-            0 if self.sliding_window is None else min(self.sliding_window, _WIDEST),
+            0 if self.own.mask is None else self.own.mask.stride(0),
+            self.options.scale,
+            1.0 if self.options.softcap is None else self.options.softcap,
+            0 if self.options.sliding_window is None else min(self.options.sliding_window, _WIDEST),
             self.query.shape[2],
             self.columns,
         )
@@ -178,12 +176,11 @@ class Call:
             "BLOCK_D": max(16, next_power_of_2(head_size)),
             "BLOCK_DV": max(16, next_power_of_2(value_size)),
             "ALIGNMENT": self.alignment,
-            "WINDOW": self.sliding_window is not None,
-            "SOFTCAP": self.softcap is not None,
-            "ALIBI": self.alibi_slopes is not None,
-            "OWN_START": self.own_start is not None,
-            "OWN_LENGTH": self.own_length is not None,
-            "HOLES": self.own_mask is not None,
+            "WINDOW": self.options.sliding_window is not None,
+            "SOFTCAP": self.options.softcap is not None,
+            "OWN_START": self.own.start is not None,
+            "OWN_LENGTH": self.own.length is not None,
+            "HOLES": self.own.mask is not None,
             # The interpreter (of Triton 3.9) computes a product of bfloat16 on raw bits: errors of 1e10.
             "UPCAST": INTERPRETED and self.query.dtype is torch.bfloat16,
         }
