@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import RelayError
 from .context import active_context
-from .layer import AttentionRequest, Operands, ScoreOptions, attend_layer
+from .layer import AttentionRequest, Operands, ScoreSettings, attend_layer
 
 _LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
 _LIBRARY.define(
@@ -25,7 +25,7 @@ _LIBRARY.define(
 )
 
 
-def traced(request: AttentionRequest, operands: Operands, options: ScoreOptions) -> Tensor:
+def traced(request: AttentionRequest, operands: Operands, options: ScoreSettings) -> Tensor:
     """`attend_layer` as an operation of a graph."""
     # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
     device_type = operands.query.device.type
@@ -49,7 +49,7 @@ def _layer_attention(
             AttentionRequest(*asked),
             context.cache.config,
             Operands(query, key, value, mask),
-            ScoreOptions(scaling, softcap, sinks),
+            ScoreSettings(scaling, softcap, sinks),
         )
 
 

@@ -17,7 +17,7 @@ from ..model.attention_choice import ATTENTION_NAME, users_implementation
 from ..model.upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
 from .compiled import traced
 from .context import active_context
-from .layer import AttentionRequest, Operands, ScoreOptions, attend_layer
+from .layer import AttentionRequest, Operands, ScoreSettings, attend_layer
 from .masks import relay_mask
 
 
@@ -52,7 +52,7 @@ def relay_attention_forward(
     given = AttentionArguments.of(module, arguments)
     request = AttentionRequest(layer_index(module), type(module).__name__, given.causal, given.dropout, given.unknown)
     operands = Operands(query, key, value, attention_mask)
-    options = ScoreOptions(given.scaling, given.softcap, given.sinks)
+    options = ScoreSettings(given.scaling, given.softcap, given.sinks)
     if context is None:
         return traced(request, operands, options), None
     return attend_layer(context, request, module.config, operands, options), None

@@ -46,7 +46,7 @@ class Operands(NamedTuple):
     mask: Tensor | None
 
 
-class ScoreOptions(NamedTuple):
+class ScoreSettings(NamedTuple):
     """What is done to a layer's scores: see `AttentionArguments`."""
 
     scaling: float | None
@@ -59,7 +59,7 @@ def attend_layer(
     request: AttentionRequest,
     config: PreTrainedConfig,
     operands: Operands,
-    options: ScoreOptions,
+    options: ScoreSettings,
 ) -> Tensor:
     """Attention `[B, T, Hq, Dv]` over a layer's segments and own KV.
 
