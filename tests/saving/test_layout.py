@@ -1,11 +1,11 @@
 """A header that lies about its tensors, or that two readers may take for two things, is refused; an odd one is read."""
 
 import pytest
-from fuzz_files.container import bytes_of, file_of, parts_of
-from helpers import generate
 
 from relay_hf import PrefixFileError
-from relay_hf.testing import tiny_model
+from tests.fuzz_files.container import bytes_of, file_of, parts_of
+from tests.support.generating import generate
+from tests.support.tiny_models import tiny_model
 
 from .common import ROWS, assert_served, patched, saved
 
