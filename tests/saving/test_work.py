@@ -12,7 +12,7 @@ from relay_hf.prefix import PrefixEntry, PrefixFile, write
 
 from .common import IDS, patched
 
-FILES = ("store.py", "kept.py", "keeping.py", "saving.py", "file.py", "file_reader.py")
+FILES = ("radix.py", "kept_prefix.py", "store.py", "save_load.py", "file.py", "file_reader.py")
 
 
 def one_behind_another(number):
