@@ -6,7 +6,7 @@ import pytest
 
 from relay_hf.cli.benchmark import contenders, timed_model
 from relay_hf.kernels import torch as torch_backend
-from relay_hf.testing import tiny_model
+from tests.support.tiny_models import tiny_model
 
 from .command import wrong
 

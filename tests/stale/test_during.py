@@ -1,6 +1,7 @@
 """A model that code of the caller's changes in the middle of a call: nothing is kept of what came after."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import LogitsProcessor, TextStreamer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import relay_hf
-from relay_hf.generation.call import GenerateCall
+from relay_hf.generation.facts import CallArguments
 from relay_hf.testing import prompts
 from tests.support.generating import generate
 from tests.support.tiny_models import tiny_model
@@ -90,13 +91,8 @@ def test_only_the_prompt_is_kept(change, monkeypatch):
     torch.testing.assert_close(right, expected)
     stays = change is another_buffer
     assert ours.relay.last.prefix_tokens_reused == (0 if stays else PROMPT)
-    note = GenerateCall.note_arguments
-
-    def forgetful(call, *arguments):
-        note(call, *arguments)
-        call.callers_code = False
-
-    monkeypatch.setattr(GenerateCall, "note_arguments", forgetful)
+    read = CallArguments.of
+    monkeypatch.setattr(CallArguments, "of", lambda *given: replace(read(*given), callers_code=False))
     _, wrong = turns(unguarded, change)
     assert unguarded.relay.last.prefix_tokens_reused == PROMPT + STEPS - 1
     assert (wrong - right).abs().max() > 1e-3

@@ -3,8 +3,8 @@
 import pytest
 
 from relay_hf.attention import layer
-from relay_hf.attention.context import ForwardContext
-from relay_hf.cache_utils import RelayLayer, cache
+from relay_hf.attention.context import Observations
+from relay_hf.cache_utils import RelayCache, RelayLayer, cache
 from relay_hf.model.architectures import ARCHITECTURES, Architecture
 from relay_hf.model.upstream import attention
 from relay_hf.testing import prompts
@@ -109,12 +109,12 @@ def test_a_layer_must_attend_to_the_segment_of_the_layer_that_it_reuses(monkeypa
     """Layers of one kind reuse the last one's before them; here they get the first one's segment."""
     models = pair("gemma3n_text", layer_types=["full_attention"] * 4)
     assert_relayed(models, INPUTS)
-    source = ForwardContext.source
+    source, reusing = Observations.source, RelayCache(models[1].config).reusing
 
     def first(self, key, layer_idx):
-        return min(self.cache.kv_layers) if layer_idx in self.cache.reusing else source(self, key, layer_idx)
+        return 0 if layer_idx in reusing else source(self, key, layer_idx)
 
-    monkeypatch.setattr(ForwardContext, "source", first)
+    monkeypatch.setattr(Observations, "source", first)
     assert_wrong(models, INPUTS)
 
 
@@ -126,5 +126,5 @@ def test_a_layer_that_is_not_known_to_reuse_is_untouched(model_type, monkeypatch
 
 @pytest.mark.parametrize("model_type", REUSING)
 def test_a_layer_without_keys_of_its_own_or_of_another_is_untouched(model_type, monkeypatch):
-    monkeypatch.setattr(ForwardContext, "source", lambda self, key, layer_idx: layer_idx)
+    monkeypatch.setattr(Observations, "source", lambda self, key, layer_idx: layer_idx)
     assert_untouched(pair(model_type), INPUTS, "names no layer of the cache")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from relay_hf.attention import masks
-from relay_hf.generation import eligible_models, lay_out
+from relay_hf.generation import eligible_models, lay_out, returned_cache
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.prefix import Prompts
 from relay_hf.testing import prompts
@@ -117,7 +117,7 @@ def second_turn(models):
 
 def test_a_second_turn_that_hides_a_token_of_the_prefix_needs_the_guard(monkeypatch):
     """Which leaves it to stock: `test_a_second_turn_that_masks_the_prefix_goes_on_as_stock` in `test_cache.py`."""
-    monkeypatch.setattr(lay_out, "own_columns", lambda cache, mask: None)
+    monkeypatch.setattr(returned_cache, "own_columns", lambda cache, mask: None)
     models = pair("llama")
     assert second_turn(models) > LEAST_WRONG
     assert models[1].relay.last.reason == "a returned cache, continued"
