@@ -1,1 +1,1 @@
-"""Around a forward that runs with a RelayCache: its masks are recognised, its layers attend to shared and own KV."""
+"""How one forward runs with a RelayCache: its masks are recognised, and its layers attend to shared and own KV."""

@@ -1,7 +1,7 @@
-"""What torch.compile sees of a relayed forward: each layer's attention is one operation.
+"""A layer's attention as one operation of a graph of torch.compile.
 
-The operation finds the forward's context and the cache by itself when it runs. So a graph holds none of what differs
-from call to call and from step to step, and serves them all.
+The operation finds the forward's context and the cache by itself when it runs. So a graph holds nothing that differs
+from call to call or from step to step, and serves them all.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _LIBRARY.define(
     "layer_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float? scaling, float? softcap, "
     "Tensor? sinks, int? layer_idx, str module, bool causal, float dropout, str? unknown, "
     "ScalarType? autocast) -> Tensor",
-    # What the host counts, a graph's replay would not: Inductor leaves the operation out of its CUDA graphs.
+    # A replay of a CUDA graph repeats none of the host's counting, so Inductor must leave the operation out of one.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.cudagraph_unsafe),
 )
 
 
 def traced(request: AttentionRequest, operands: Operands, options: ScoreSettings) -> Tensor:
     """`attend_layer` as an operation of a graph."""
-    # The casts of autocast are part of a graph, which runs outside of it: the operation is told of its own.
+    # A graph contains autocast's casts and runs outside of autocast, so the operation is given the dtype.
     device_type = operands.query.device.type
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     return torch.ops.relay_hf.layer_attention(*operands, *options, *request, autocast)

@@ -1,4 +1,4 @@
-"""The forward that is running now: how it is relayed, and what was seen of it so far."""
+"""The context of a relayed forward while it runs: its settings, and what was observed so far."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Capture = dict[int, tuple[Tensor, Tensor]]  # K and V, by layer
 
 @dataclass(frozen=True, eq=False)
 class ForwardSettings:
-    """How a forward is relayed: known when it begins.
+    """The settings of a relayed forward, known when it begins.
 
     Attributes:
         cache: the RelayCache that the forward reads and writes.
         model: the patched model that runs.
-        configs: the configurations whose attention implementation is switched meanwhile.
-        backend: what is to compute attention, as configured.
+        configs: the configurations whose attention implementation is switched while it runs.
+        backend: the backend of attention that the options name.
         own_mask: `[B, S]` bool, own columns that may be attended to; None when only left padding is masked.
-        static_step: what makes it a static decode step, or None.
-        capture: where layers leave K and V as their attention sees them, if the cache stores something else; or None.
+        static_step: the static decode step that the forward is, or None.
+        capture: see `ForwardListener.capture`.
     """
 
     cache: RelayCache
@@ -49,15 +49,15 @@ class ForwardSettings:
 
 @dataclass(eq=False)
 class Observations:
-    """What was seen of a forward while it ran.
+    """Observations of a forward while it ran.
 
     Attributes:
-        attended: the layers whose attention was served.
+        attended: the layers whose attention was computed here.
         updated: the layers whose keys and values were handed to the cache.
-        backends: what computed attention.
+        backends: the backends that computed attention.
         attends_stored: so far attention took keys and values just as the cache stores them.
         names_layers: so far every module named the cache layer that it attends to.
-        rechosen: the user has chosen another attention implementation meanwhile.
+        rechosen: the user has chosen another attention implementation while the forward ran.
     """
 
     attended: set[int] = field(default_factory=set)
@@ -72,16 +72,16 @@ class Observations:
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
         """Note that a layer's keys are known, and that its attention is handed `keys`."""
         self.updated.add(layer_idx)
-        self._sources[keys.data_ptr(), keys.shape] = layer_idx, keys  # held, so that no other comes to lie there
+        self._sources[keys.data_ptr(), keys.shape] = layer_idx, keys  # held, so that no other tensor gets its address
         self._pending.add(layer_idx)
 
     def source(self, key: Tensor, layer_idx: int | None) -> int | None:
-        """The layer whose keys a module attends to: that which was handed them, or `layer_idx` if none was."""
+        """The layer whose keys a module attends to: the layer that was handed them, or `layer_idx` if none was."""
         found = self._sources.get((key.data_ptr(), key.shape))
         return layer_idx if found is None else found[0]
 
     def takes(self, layer_idx: int) -> bool:
-        """Whether attention comes for the first time for what a layer was handed."""
+        """Whether a layer's attention reads the keys that it was handed for the first time."""
         first = layer_idx in self._pending
         self._pending.discard(layer_idx)
         return first
@@ -92,11 +92,11 @@ class ForwardContext:
     """A forward that runs with a RelayCache.
 
     Attributes:
-        settings: how it is relayed.
+        settings: the settings of the forward.
         outer: the forward around this one, if forwards nest.
         masks: the masks that it has handed to the model.
-        plans: what all layers with as many queries share, by the number of queries; the first layer makes it.
-        seen: what was seen of it so far.
+        plans: the plan that all layers with one number of queries share, by that number; the first layer makes it.
+        seen: the observations so far.
     """
 
     settings: ForwardSettings
@@ -113,7 +113,7 @@ class ForwardContext:
 
     @property
     def stores_late(self) -> bool:
-        """Whether keys and values are stored when attention comes for them: in a static decode step."""
+        """Whether attention stores keys and values, instead of the cache's update: so in a static decode step."""
         return self.settings.static_step is not None
 
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
@@ -127,7 +127,7 @@ class ForwardContext:
         if len(layer.shared) != 1 or layer.shared[0].segment.rows is not None:
             return layer.joined(0), layer.joined(1)
         (shared_length,) = rows.shared_lengths  # models that need this share one prefix among all rows, or none
-        # One object for all layers: it knows the masks of the layers before.
+        # One object for all layers: it has the masks that earlier layers split.
         self._columns = columns = self._columns or Columns(len(keys), rows.offset, shared_length, rows.own_start)
         shared = [part[None] for part in layer.shared[0].stored]
         return SplitTensor(shared[0], keys, 2, columns), SplitTensor(shared[1], values, 2, columns)
@@ -145,7 +145,7 @@ def open_context(settings: ForwardSettings) -> ForwardContext:
     context = ForwardContext(settings, active_forward.get())
     if step is not None:
         context.plans, context.masks = {1: step.plan}, step.masks.copy()
-    active_forward.set(context)  # first: what follows is undone by `close_context`, wherever an interrupt comes
+    active_forward.set(context)  # first, so that `close_context` undoes the rest wherever an interrupt comes
     settings.cache.in_static_step = step is not None
     select(settings.configs, context)
     return context

@@ -1,6 +1,6 @@
-"""Around every forward of a patched model: one that is given a RelayCache is relayed.
+"""The start and the end of every forward of a patched model: a forward that is given a RelayCache is relayed.
 
-`enter` and `leave` are what the model's forward hooks do. A forward without a RelayCache is left alone.
+The model's forward hooks call `enter` and `leave`. They do nothing in a forward without a RelayCache.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
     """Open the context of a forward that is given a RelayCache.
 
     Returns:
-        Other arguments for the forward, positional and by name: a static decode step is given no mask, or prepared
-        ones. None where they stay.
+        New arguments for the forward, positional and by name: a static decode step gets no mask, or prepared masks.
+        None if the arguments stay.
 
     Raises:
-        RelayError: the forward asks for attention weights, or its mask does not go with the cache.
+        RelayError: the forward asks for attention weights, or its mask does not fit the cache.
     """
     stale = active_context()
     if stale is not None and stale.settings.model is model:
@@ -67,9 +67,9 @@ def _enter_known(
     ids: Tensor | None,
     arguments: _Arguments,
 ) -> _Arguments | None:
-    """`enter` of a forward whose mask is known without a look at it; it may be a static decode step."""
+    """`enter` of a forward whose mask is known and need not be read; it may be a static decode step."""
     args, kwargs = arguments
-    by_name = kwargs if len(args) < 2 else {}  # behind the ids comes the mask
+    by_name = kwargs if len(args) < 2 else {}  # the second positional argument is the mask
     before, step = told.static_step, static_step(cache, told.static_step, ids, by_name)
     told.static_step = step
     configs = () if cache.rows.whole_rows else told.configs
@@ -78,7 +78,7 @@ def _enter_known(
     if step is None:
         return None
     if step is not before:
-        # The masks of this step and of those to come.
+        # The masks of this step and of all later ones.
         step.given_masks = prepare_masks(context, len(step.own_length), step.own_length.device)
         step.masks = context.masks.copy()
         told.prepare(step)
@@ -90,7 +90,7 @@ def _enter_known(
 def leave(model: PreTrainedModel, complete: bool) -> None:
     """Close the context of a forward, and check that every layer attended to its shared prefix.
 
-    `complete`: the forward has returned something, and has not raised.
+    `complete`: the forward has returned, and has not raised.
     """
     context = active_context()
     if context is None or context.settings.model is not model:
@@ -117,9 +117,10 @@ def forward_arguments(
 
 
 def check_attended(context: ForwardContext) -> None:
-    """Raise unless every layer that holds anything of the rows was served from the cache in this forward."""
+    """Raise unless attention of every layer that holds KV of the rows was computed here in this forward."""
     cache, seen = context.cache, context.seen
-    # A layer with both need not use both; any other that stores nothing mixes tokens in a way that the cache can't see.
+    # A layer with KV and a state may use the state alone. Any other layer that stores no KV mixes tokens in a way that
+    # the cache can't see.
     holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
     attended = seen.updated if cache.rows.whole_rows else seen.attended
     if not cache.rows.whole_rows:

@@ -1,7 +1,7 @@
 """Transformers' attention function, answered from the RelayCache of the forward that runs.
 
-Registered once under one name, with the mask function of `masks.py`. Where no relayed forward is active, both hand over
-to what the user had chosen.
+It is registered once under one name, with the mask function of `masks.py`. Where no relayed forward is active, both
+call the functions that the user has chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .masks import relay_mask
 
 
 def register() -> None:
-    """Make the name known to Transformers. It has no unregister, and a second call changes nothing."""
+    """Make the name known to Transformers, which has no unregister. A second call changes nothing."""
     register_attention(ATTENTION_NAME, relay_attention_forward, relay_mask)
 
 
@@ -36,14 +36,14 @@ def relay_attention_forward(
         query: `[B, Hq, T, D]`.
         key: `[B, Hkv, S, D]`, own keys as attention sees them.
         value: `[B, Hkv, S, Dv]`.
-        attention_mask: what `relay_mask` gave the model for this kind of layer.
-        **arguments: what the module passes along besides; see `AttentionArguments`.
+        attention_mask: the mask that `relay_mask` gave the model for this kind of layer.
+        **arguments: the other arguments that the module passes along; see `AttentionArguments`.
 
     Returns:
         The output, `[B, T, Hq, Dv]`, and no weights.
 
     Raises:
-        RelayError: the layer asks for something that a relayed forward can't give.
+        RelayError: the layer asks for something that a relayed forward can't compute.
     """
     compiling = torch.compiler.is_compiling()
     context = None if compiling else active_context()
@@ -59,7 +59,7 @@ def relay_attention_forward(
 
 
 def _users_attention(module: nn.Module) -> Callable:
-    """The attention function that the model would have called without us, its file's own overrides included."""
+    """The attention function that the model would call without relay_hf, also one that its own file overrides."""
     name = users_implementation(module.config)
     found = attention_function(module, name)
     if found is None:

@@ -1,4 +1,4 @@
-"""One layer's attention in a relayed forward: from what the cache holds for it to the operator."""
+"""One layer's attention in a relayed forward: it collects the layer's KV from the cache, and calls the operator."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class AttentionRequest(NamedTuple):
-    """What an attention module asks for, tensors apart.
+    """The arguments of an attention module that are not tensors.
 
     Attributes:
         layer_idx: the cache layer that the module names.
         module: the name of its class.
         causal: it is causal.
         dropout: probability; must be 0.
-        unknown: an argument that it passes on and the operator does not know; must be None.
+        unknown: an argument of the module that the operator does not know; must be None.
     """
 
     layer_idx: int | None
@@ -47,7 +47,7 @@ class Operands(NamedTuple):
 
 
 class ScoreSettings(NamedTuple):
-    """What is done to a layer's scores: see `AttentionArguments`."""
+    """How a layer's scores are scaled, capped and extended by sinks: see `AttentionArguments`."""
 
     scaling: float | None
     softcap: float | None
@@ -64,12 +64,12 @@ def attend_layer(
     """Attention `[B, T, Hq, Dv]` over a layer's segments and own KV.
 
     Raises:
-        RelayError: the layer asks for something that a relayed forward can't give.
+        RelayError: the layer asks for something that a relayed forward can't compute.
     """
     query, key, value, mask = operands
     cache, seen, step = context.cache, context.seen, context.settings.static_step
     if request.layer_idx is not None and cache.traceable and request.layer_idx not in seen.updated:
-        # The cache's update was traced. Attention need not have been: past torch.compile's limit of graphs it is not.
+        # The cache's update was traced. Attention was not if torch.compile has reached its limit of graphs.
         key, value = cache.store(key, value, request.layer_idx)
     window = context.masks.window_of(mask)
     if (options.softcap is not None or options.sinks is not None) and users_implementation(config) == "sdpa":
@@ -86,7 +86,7 @@ def attend_layer(
     device_type = query.device.type
     if not torch.is_autocast_enabled(device_type):
         return _attend(context, source, reused, query, key, value, **how)
-    # As stock's sdpa is cast: all operands once, and nothing inside (the operator's sums stay in float32).
+    # Cast like stock's sdpa: all operands once, and nothing inside (the operator's sums stay in float32).
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
         return _attend(context, source, reused, query.to(dtype), key.to(dtype), value.to(dtype), **how)
@@ -121,7 +121,8 @@ def _same_view(one: Tensor, other: Tensor) -> bool:
 
 def _plan(rows: RowLayout, own_mask: Tensor | None, query: Tensor, key: Tensor) -> Plan:
     columns = key.shape[2]
-    if own_mask is not None:  # read at the prefill: longer than a chunk of it, shorter than what was generated since
+    # It was read at the prefill: it is longer than the columns of a chunk, and shorter once tokens were generated.
+    if own_mask is not None:
         own_mask = nn.functional.pad(own_mask, (0, columns - own_mask.shape[1]), value=True).to(query.device)
     return Plan(
         query.shape[0],
@@ -136,7 +137,7 @@ def _plan(rows: RowLayout, own_mask: Tensor | None, query: Tensor, key: Tensor) 
 def _source(
     context: ForwardContext, request: AttentionRequest, config: PreTrainedConfig, key: Tensor, window: int | None
 ) -> int:
-    """The layer whose keys and values the module attends to; an error where it can't be served."""
+    """The layer whose keys and values the module attends to; raises where the relay can't compute this."""
     layer_idx, cache, seen = request.layer_idx, context.cache, context.seen
     static = context.settings.static_step is not None
     source = seen.source(key, None if static else layer_idx)
@@ -144,7 +145,7 @@ def _source(
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than it gave the cache")
     seen.names_layers &= layer_idx == source
     if layer_idx not in cache.reusing:
-        # A module may be run by several layers (Zamba), or several times (Dory): the keys tell which.
+        # Several layers may run one module (Zamba), or one layer may run it several times (Dory): the keys tell which.
         layer_idx = source
     layer = None if source is None else cache.kv_layers.get(source)
     if layer_idx is None or source is None or layer is None:
@@ -155,13 +156,14 @@ def _source(
     if request.dropout:
         raise UnfitForwardError(f"attention dropout is active ({request.dropout})")
     if not request.causal and users_implementation(config) != "eager":
-        # Others than eager leave a causal mask out and go by this: a prompt without padding is seen from both sides.
+        # Implementations other than eager drop a causal mask and read this flag instead. So in a prompt without
+        # padding such a layer sees later tokens too.
         raise UnfitModelError("a layer's attention is not causal")
     if request.unknown is not None:
         raise UnfitForwardError(f"attention has an argument that the operator does not know, {request.unknown!r}")
     if not static and key.shape[2] != layer.own_length:
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than the cache holds for it")
     if layer.sliding_window is not None and window is None:
-        # Stock's cache drops what has left the window, so that decoding sees less than the mask says (Moshi).
+        # Stock's cache drops tokens that have left the window, so decode steps see fewer than the mask says (Moshi).
         raise UnfitModelError(f"layer {layer_idx} has a window in the cache, and none in its attention mask")
     return source

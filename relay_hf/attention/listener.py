@@ -1,4 +1,4 @@
-"""Who is told of a model's forwards, and says what their arguments do not: a generate() call, for one."""
+"""The protocol between a forward and the generate() call that runs it: what the forward reports, and what it asks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class ForwardListener(Protocol):
-    """Runs forwards of one model, and knows more of them than their arguments say.
+    """An object that runs forwards of one model, and knows facts about them that their arguments do not hold.
 
     Attributes:
-        static_step: the latest forward, if it was a static decode step.
-        capture: where layers leave K and V as their attention sees them, by layer, if the cache stores something else;
-            or None.
+        static_step: the latest forward, if it was a static decode step; else None.
+        capture: a dictionary for K and V as attention sees them, by layer, in models whose cache stores something
+            else; or None.
     """
 
     static_step: StaticStep | None
@@ -36,19 +36,19 @@ class ForwardListener(Protocol):
         """A forward of `input_ids` `[B, T]` with `cache` is about to begin."""
 
     def knows_masks(self, cache: RelayCache) -> bool:
-        """Whether the mask of a forward with `cache` is the prompt's, with ones behind it: then it is not read.
+        """Whether the mask of a forward with `cache` is the prompt's, with ones behind it.
 
-        On a GPU, to read a mask would be to wait for the device.
+        Such a mask is not read, because on a GPU a read waits for the device.
         """
 
     def prepare(self, step: StaticStep) -> None:
-        """A static step was made anew, its masks too; its forward has not begun."""
+        """A new static step was made, with its masks; its forward has not begun."""
 
     def entered(self) -> None:
         """A static step's forward begins."""
 
     def computed_by(self, backend: str) -> None:
-        """A forward was replayed whose attention a backend computes."""
+        """A forward was replayed, and `backend` computed its attention."""
 
     def left(self, seen: Observations) -> None:
         """A forward is over."""

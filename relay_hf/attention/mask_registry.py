@@ -1,4 +1,4 @@
-"""The masks that a relayed forward has handed to its model: small tensors, by which a layer's window is recognised."""
+"""The masks that a relayed forward has handed to its model: small tensors that tell which window a layer has."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..errors import UnfitModelError
 
 @dataclass(eq=False)
 class MaskRegistry:
-    """What each mask of a forward stands for.
+    """The window that each mask of a forward stands for.
 
     Attributes:
-        causal: the model has asked for a plain causal mask, and was given none.
-        preparing: masks are made ahead, for decode steps to come: causal ones are handed out too.
-        windows: the masks that were handed out, by where their memory begins, with their sliding window (tokens;
-            infinitely many for a causal one), or None for a pattern that attention can't follow.
+        causal: the model has asked for a plain causal mask, and got None.
+        preparing: masks are being made ahead for decode steps, so causal ones are handed out too.
+        windows: the masks that were handed out, by the address of their memory, with their sliding window (tokens;
+            infinity for a causal mask), or None for a pattern that attention can't follow.
     """
 
     causal: bool = False
@@ -27,7 +27,7 @@ class MaskRegistry:
     windows: dict[int, tuple[Tensor, float | None]] = field(default_factory=dict)
 
     def copy(self) -> MaskRegistry:
-        """One that knows the same masks, for another forward."""
+        """A registry of the same masks, for another forward."""
         return MaskRegistry(self.causal, windows=dict(self.windows))
 
     def hand_out(
@@ -52,7 +52,7 @@ class MaskRegistry:
         elements, window = (
             (None, None) if mask is None else self.windows.get(mask.untyped_storage().data_ptr(), (None, None))
         )
-        # A slice has the same storage: models drop queries that need no answer, but never the last ones.
+        # A slice has the same storage. Models cut off queries whose logits nobody needs, but never the last ones.
         if mask is None or elements is None or mask.storage_offset() + mask.shape[2] != len(elements):
             raise UnfitModelError("the model makes or rewrites its attention masks in its own way")
         if window is None:

@@ -1,4 +1,4 @@
-"""Transformers' mask function, answered for a relayed forward: masks are recognised, not built."""
+"""The mask function that Transformers calls in a relayed forward: it recognises masks, and builds none."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ from .context import ForwardContext, active_context
 
 
 def relay_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """The mask of a relayed forward: None where it is causal, one of the registry's where it has a window.
+    """The mask of a relayed forward: None if it is causal, a small one of the registry if it has a window.
 
     No mask is built. The forward's context knows which own columns a row may see, and a window is arithmetic on
     positions. Attention under any other pattern raises. The arguments are those of Transformers' own mask functions.
 
-    Masks that are prepared ahead, for decode steps to come, are never None: a model that is given None for a mask makes
-    one itself.
+    Masks that are prepared ahead for decode steps are never None, because a model that gets None makes its own mask.
     """
     if torch.compiler.is_compiling():
         from ..model import uncompiled
@@ -41,7 +40,7 @@ def _relay_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     context = active_context()
     if context is None:
         users_mask = registered_mask(users_implementation(kwargs["config"]))
-        # As Transformers has it for an implementation that registered no mask.
+        # Transformers gives no mask either, if an implementation has registered no function for it.
         return None if users_mask is None else users_mask(*args, **kwargs)
     asked, masks = MaskRequest.of(*args, **kwargs), context.masks
     window: float | None = None
@@ -51,15 +50,15 @@ def _relay_mask(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
             return None
     elif asked.window is not None and _same_function(asked.function, sliding_window_mask(asked.window)):
         window = asked.window
-    # Of a pattern that the operator does not know it is handed out too: BART's kin make one for cross-attention that
-    # they don't have.
+    # A mask of an unknown pattern is handed out too: BART and its relatives make one for cross-attention that a decoder
+    # alone does not run.
     return masks.hand_out(asked.rows, asked.queries, asked.columns, window, asked.device)
 
 
 def prepare_masks(context: ForwardContext, batch: int, device: torch.device) -> Any:
-    """The masks of a decode step, as generate() prepares them for a static cache; None if it would make none itself.
+    """The masks of a decode step, as generate() prepares them for a static cache; None for a model that gets none.
 
-    A model that is given them builds none: the host is spared that, and torch.compile sees nothing it can't follow.
+    A model that gets masks builds none. This saves host time, and torch.compile meets no code that it can't follow.
     """
     model, cache = context.settings.model, context.cache
     if not makes_masks_ahead(model, cache.config):

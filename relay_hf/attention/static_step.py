@@ -1,8 +1,8 @@
-"""The static decode path: from the first decode step of a call on, nothing that a step touches moves or changes shape.
+"""Decode steps with fixed shapes: from the first one of a call on, no tensor of a step moves or changes shape.
 
-A decode step's own keys and values are written in place, into buffers with room for the tokens that the call may still
-make, and attention is given whole buffers: how much of them is filled is read from device memory. Nothing is built for
-masks, and nothing waits for the device. What the model computes around attention has one shape in every step as it is.
+A decode step writes its own keys and values in place, into buffers with room for the tokens that the call may still
+make. Attention gets whole buffers, and reads from device memory how much of them is filled. No mask is built, and
+nothing waits for the device. The model's other operations have the same shapes in every step anyway.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class StaticStep:
-    """What the decode steps of a call share.
+    """The tensors and the plan that all decode steps of a call share.
 
     Args:
         cache: the cache, prefilled.
         layer: one of its layers; all of them have room for another column.
 
     Attributes:
-        capacity: own columns that the buffers have room for.
-        position: `[1]` int64, the own column that the step's token takes.
-        own_length: `[B]` int64, own columns that a row has with the step's token.
+        capacity: own columns that fit into the buffers.
+        position: `[1]` int64, the own column of the step's token.
+        own_length: `[B]` int64, own columns of a row, the step's token included.
         plan: the geometry of the step.
-        given_masks: what the model is given for its masks: prepared ones, or None to make them itself.
-        masks: what the prepared ones stand for.
+        given_masks: the prepared masks that the model gets, or None if it makes masks itself.
+        masks: the registry of the prepared masks.
     """
 
     def __init__(self, cache: RelayCache, layer: RelayLayer) -> None:
@@ -48,7 +48,7 @@ class StaticStep:
         self.capacity = layer.capacity
         self._columns = layer.own_length
         self._shared_length, self._own_start, self._holes = rows.shared_length, rows.own_start, rows.holes
-        # One tensor, so that a step moves all of them with one operation.
+        # One tensor, so that a step moves all counters by one operation.
         self._counters = torch.full((batch + 1,), self._columns, dtype=torch.int64, device=keys.device)
         self.position, self.own_length = self._counters[:1], self._counters[1:]
         self.own_length += 1
@@ -67,9 +67,9 @@ class StaticStep:
         )
 
     def leads_on(self, cache: RelayCache, batch: int) -> bool:
-        """Whether `cache` stands where this step has left it, in the same memory, with room for another of all rows.
+        """Whether `cache` is as this step has left it, in the same memory, with room for another token of each row.
 
-        What lies in `own_start` and `holes` may have changed: `advance` sees to that.
+        The contents of `own_start` and `holes` may have changed; `advance` takes over such a change.
         """
         layer, rows = self._layer, cache.rows
         return (
@@ -85,7 +85,7 @@ class StaticStep:
         )
 
     def take_up(self, cache: RelayCache) -> None:
-        """Lead on from where `cache` stands, whose layers hold their rows in the buffers of the one before."""
+        """Go on with `cache`, whose layers have moved their rows into the buffers of the cache before."""
         rows, layer = cache.rows, next(layer for layer in cache.kv_layers.values() if layer.own_tensors())
         self._cache, self._layer, self._columns = cache, layer, layer.own_length - 1
         self._changes, self._shared_length, self._holes = rows.changes, rows.shared_length, rows.holes
@@ -96,15 +96,15 @@ class StaticStep:
         rows.own_start = self._own_start
 
     def let_go(self) -> None:
-        """Hold on to no cache."""
+        """Drop the reference to the cache."""
         self._cache = self._layer = None
 
     def replayed(self) -> None:
-        """Note that a CUDA graph has moved the tensors to the next step, and all else."""
+        """Note that a replay of a CUDA graph has run, which moved the counters to the next step."""
         self._columns += 1
 
     def advance(self) -> None:
-        """To the next step."""
+        """Move to the next step."""
         self._counters += 1
         self._columns += 1
         self.plan.advance()
@@ -119,17 +119,17 @@ class StaticStep:
 def static_step(
     cache: RelayCache, before: StaticStep | None, ids: Tensor | None, inputs: Mapping[str, Any]
 ) -> StaticStep | None:
-    """The coming forward as a static decode step, or None where it is none.
+    """The coming forward as a static decode step; None if it can't be one.
 
     Args:
-        cache: the cache of a generate() call, whose masks are known: the prompt's, and ones.
-        before: the step before, if it was one.
+        cache: the cache of a generate() call whose masks are known: the prompt's, with ones behind it.
+        before: the static step before, or None.
         ids: `[B, T]`, the tokens of the forward.
-        inputs: its arguments.
+        inputs: the forward's arguments.
     """
     if ids is None or ids.dim() != 2 or ids.shape[1] != 1 or not cache.attends_stored:
         return None
-    if inputs.get("position_ids") is None:  # they would be counted from the mask, which is left out, or on the host
+    if inputs.get("position_ids") is None:  # the model would count them from the mask, which it does not get
         return None
     if before is not None and before.leads_on(cache, len(ids)):
         before.advance()

@@ -147,7 +147,7 @@ def test_what_is_not_known_gets_the_whole():
 
 def test_scores_that_would_have_to_be_whole_are_refused():
     query, key, *_ = tensors([0, 3, 4])
-    with pytest.raises(UnfitModelError, match="does to its scores what is not known"):
+    with pytest.raises(UnfitModelError, match="applies an unknown operation to its scores"):
         torch.topk(torch.matmul(query, key.transpose(-1, -2)), 3)
 
 

@@ -1,6 +1,6 @@
-"""Keys, values and scores in a shared and an own part, for attention code that is a model's own."""
+"""Tensors that hold the shared part of keys, values or scores once, for models with attention code of their own."""
 
-from . import operations  # noqa: F401  (what can be done to the tensors)
+from . import operations  # noqa: F401  (registers the operations on the tensors)
 from .columns import Columns
 from .tensor import SplitTensor
 

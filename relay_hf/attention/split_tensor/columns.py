@@ -1,4 +1,4 @@
-"""Where the columns of a batch's rows lie, and taking whole tensors apart along them."""
+"""The columns of a batch's rows, `[padding | shared | own]`, and how whole tensors are split and joined along them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _KEPT_SPLITS = 4  # masks of one forward: one a kind of layer
 
 @dataclass(eq=False)
 class Columns:
-    """`[padding | shared | own]`, the columns of every row; the last of the shared ones is before a row's own tokens.
+    """`[padding | shared | own]`, the columns of every row. A row's shared columns end where its own tokens begin.
 
     Attributes:
         rows: number of rows.
         offset: columns before the own part.
         shared: columns of the shared part.
-        own_start: `[B]`, leading columns of the own part that are none of a row's own tokens (there its prefix still
-            goes on, or its padding), or None for 0.
+        own_start: `[B]`, leading columns of the own part that hold no own token of a row, but the end of its prefix or
+            its padding; None for 0.
     """
 
     rows: int
@@ -59,20 +59,20 @@ class Columns:
         full = tensor[(None,) * (dims - tensor.dim())]
         by_row = full.expand(entries, *full.shape[1:]).unflatten(0, (self.rows, entries // self.rows)).movedim(axis, 1)
         columns = (self.first + self.own_start)[:, None] + torch.arange(self.shared, device=tensor.device)
-        # A chunk of a prefill may end before some row's own tokens begin: nothing reads what such a row computes.
+        # A chunk of a prefill may end before some row's own tokens begin. Nothing reads the output of such a row.
         columns = columns.clamp(max=by_row.shape[1] - 1)
         rows = torch.arange(self.rows, device=tensor.device)[:, None]
         picked = by_row[rows, columns]
         return picked.movedim(1, axis).flatten(0, 1)
 
     def join(self, shared: Tensor, own: Tensor, axis: int) -> Tensor:
-        """The whole tensor of two parts, zero in columns of padding."""
+        """The two parts as one whole tensor, zero in columns of padding."""
         entries = len(own) // self.rows
         parts = shared.unflatten(0, (-1, entries)).expand(self.rows, *[-1] * own.dim())
         return join_columns(own, axis, self.offset, self.own_start, [[part] for part in parts])
 
     def hide_foreign(self, own: Tensor) -> Tensor:
-        """Scores of own columns, `[entries, ..., T, S]`, with those that are none of a row's own tokens at -inf."""
+        """Scores of own columns, `[entries, ..., T, S]`, at -inf in columns that hold no own token of the row."""
         if self.own_start is None:
             return own
         foreign = torch.arange(own.shape[-1], device=own.device) < self.own_start[:, None]

@@ -1,4 +1,4 @@
-"""What can be done to a SplitTensor, by the name that PyTorch gives the function. NotImplemented: take it whole."""
+"""Operations on a SplitTensor, by PyTorch's name of the function. NotImplemented: the whole tensor is used instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _matmul(func: Callable, a: Any, b: Any) -> Any:
 
 
 def _times_shared(a: Tensor, b: SplitTensor) -> Tensor:
-    """`a [rows * n, ..., T, K]` times the shared part of b: of all rows as one matrix, where it is the same for all."""
+    """`a [rows * n, ..., T, K]` times the shared part of b: of all rows as one matrix, if they share that part."""
     if not b.same_for_all:
         return torch.matmul(a, b.shared)
     rows, queries = b.columns.rows, a.shape[-2]
@@ -80,7 +80,7 @@ def _softmax(func: Callable, scores: Any, dim: int = -1, _stacklevel: int = 3, d
     shared, own = scores.shared.to(inside), scores.columns.hide_foreign(scores.own.to(inside))
     most = torch.maximum(shared.amax(-1, keepdim=True), own.amax(-1, keepdim=True))
     if scores.columns.own_start is not None:
-        # Padding may see nothing at all, and must stay finite: what it becomes is multiplied by zero, and added.
+        # A row of padding may see nothing, and must stay finite: it is later multiplied by zero, and added.
         most = most.clamp(min=torch.finfo(inside).min)
     shared, own = (shared - most).exp(), (own - most).exp()
     total = shared.sum(-1, keepdim=True) + own.sum(-1, keepdim=True)
@@ -125,7 +125,7 @@ def _attention(
 
 
 def _view(func: Callable, tensor: Any, *sizes: Any) -> Any:
-    """Views that leave the columns an axis and the rows outermost."""
+    """Views that keep the columns as one axis, and the rows outermost."""
     old = list(tensor.shape)
     new = _spread(sizes)
     if not all(isinstance(size, int) for size in new):
@@ -176,7 +176,7 @@ def _expand(func: Callable, tensor: Any, *sizes: Any) -> Any:
 
 
 def _cat(func: Callable, tensors: Any, dim: int = 0) -> Any:
-    """More columns behind the last one: attention sinks."""
+    """Appends columns behind the last one, for attention sinks."""
     first, *more = tensors
     split = [isinstance(tensor, SplitTensor) for tensor in tensors]
     if split != [True] + [False] * len(more) or dim % first.dim() != first.axis:
@@ -185,7 +185,7 @@ def _cat(func: Callable, tensors: Any, dim: int = 0) -> Any:
 
 
 def _getitem(func: Callable, tensor: Any, index: Any) -> Any:
-    """New axes behind the first one, or fewer columns at the end; nothing else."""
+    """Adds axes behind the first one, or cuts columns off the end; nothing else."""
     index = index if isinstance(index, tuple) else (index,)
     if not isinstance(tensor, SplitTensor):
         return NotImplemented
@@ -233,7 +233,7 @@ def _cast(func: Callable, tensor: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _largest(func: Callable, *args: Any, **kwargs: Any) -> Any:
-    """The larger of two tensors; the reduction of the same name is none of ours."""
+    """The larger of two tensors. The reduction of the same name is not implemented."""
     two = len(args) == 2 and all(isinstance(arg, Tensor) for arg in args) and not kwargs
     return _elementwise(torch.maximum if func.__name__ == "max" else torch.minimum, *args) if two else NotImplemented
 

@@ -1,14 +1,14 @@
-"""Keys, values and scores whose columns lie in two places: for attention code that is a model's own.
+"""SplitTensor: keys, values or scores in two parts, shared and own, for models with attention code of their own.
 
 A model with attention code of its own multiplies queries with keys, adds a mask or a bias, takes a softmax over the
-columns and multiplies with values. A `SplitTensor` stands in for the keys and values: it has the shape and the columns
-that stock's would have, `[padding | shared | own]`, and holds the shared part once and the own part per row. What the
-model's code does to it is done to both parts; the softmax is over both. So the identity of RelayAttention
-(arXiv 2402.14808) holds whatever bias or mask the model adds: over the shared part the queries of all rows are one
-matrix, and it is read once.
+columns and multiplies with values. A `SplitTensor` replaces the keys and values. It has the shape and the columns that
+stock's would have, `[padding | shared | own]`, and holds the shared part once and the own part per row. Each operation
+of the model's code is applied to both parts, and the softmax goes over both. So the identity of RelayAttention
+(arXiv 2402.14808) holds for any bias or mask that the model adds. The queries of all rows are one matrix over the
+shared part, which is read once.
 
-An operation that is not known here gets the whole tensor, put together for it. A score before its softmax can't be put
-together (what stock has in a column of padding is not known): there it is refused.
+An operation that is not known here gets a whole tensor, joined from the two parts. Scores before their softmax can't be
+joined, because stock's scores in columns of padding are not known: there the operation is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ...errors import UnfitModelError
 from .columns import Columns
 
-# What is known, by the name that PyTorch gives a function; `operations.py` fills it.
+# The known operations, by PyTorch's name of the function; `operations.py` fills it.
 OPERATIONS: dict[str, Callable[..., Any]] = {}
 
 
@@ -33,8 +33,8 @@ class SplitTensor(Tensor):
         shared: the shared columns: `[rows * n, ...]`, or `[n, ...]` where they are the same for all rows.
         own: the own columns, `[rows * n, ...]`.
         axis: the axis of columns.
-        columns: where the columns of each row lie.
-        padded: columns of padding hold zeros, so that the whole is known.
+        columns: the columns of each row.
+        padded: columns of padding hold zeros, so that the parts can be joined.
     """
 
     shared: Tensor
@@ -45,7 +45,7 @@ class SplitTensor(Tensor):
 
     @staticmethod
     def __new__(cls, shared: Tensor, own: Tensor, axis: int, columns: Columns, padded: bool = True) -> SplitTensor:
-        """Of its two parts."""
+        """A tensor of these two parts."""
         shape = list(own.shape)
         shape[axis] += columns.offset
         new = Tensor._make_wrapper_subclass(cls, shape, dtype=own.dtype, device=own.device)
@@ -53,7 +53,7 @@ class SplitTensor(Tensor):
         return new
 
     def like(self, shared: Tensor, own: Tensor, axis: int | None = None, padded: bool | None = None) -> SplitTensor:
-        """One with other parts."""
+        """A tensor with other parts, and the same columns."""
         axis = self.axis if axis is None else axis
         return SplitTensor(shared, own, axis, self.columns, self.padded if padded is None else padded)
 
@@ -65,7 +65,7 @@ class SplitTensor(Tensor):
     def whole(self) -> Tensor:
         """The tensor in one piece."""
         if not self.padded:
-            raise UnfitModelError("attention code of the model's own does to its scores what is not known")
+            raise UnfitModelError("the model's own attention code applies an unknown operation to its scores")
         return self.columns.join(self.shared, self.own, self.axis)
 
     @classmethod
@@ -87,10 +87,10 @@ class SplitTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        raise UnfitModelError(f"attention code of the model's own does to its keys what is not known ({func})")
+        raise UnfitModelError(f"the model's own attention code applies an unknown operation to its keys ({func})")
 
 
-# What a tensor is asked about itself; all of it is in its wrapper.
+# Questions about a tensor that its wrapper answers.
 _ATTRIBUTES = {"__len__", "device", "dim", "dtype", "is_cuda", "is_floating_point", "layout", "ndim", "numel"}
 _ATTRIBUTES |= {"requires_grad", "shape", "size"}
 
