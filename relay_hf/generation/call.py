@@ -1,6 +1,6 @@
-"""One generate() call while it runs: what its prefill, its forwards and its report tell one another.
+"""The state of one generate() call while it runs, which its prefill, its forwards and its report share.
 
-`warm`, `save`, `load` and `explain` run within one too: they put tokens through the model as a call does.
+`warm`, `save`, `load` and `explain` run within such a call too, because they put tokens through the model as one does.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class GenerateCall:
-    """A call while it runs. It hears of the model's forwards (`ForwardListener`).
+    """A call while it runs. The model's forwards report to it (`ForwardListener`).
 
     Attributes:
-        facts: what is known of it when it begins.
-        report: what was decided; None until the prefill, or for good in a mode that has none.
+        facts: the facts of the call when it begins.
+        report: the decision as a report; None before the prefill, and always in a mode without the common prefill.
         cache: the RelayCache that the call fills.
         masks_known: the masks of its forwards are the prompt's with ones appended. In a loop of the caller's own they
             may be others.
         rechosen: the user has chosen another attention implementation during a forward.
-        backends: what computed relayed attention so far.
+        backends: the backends that computed relayed attention so far.
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
-        recorder: what is to be kept of a single row when the call ends, or None.
-        runner: what runs the forwards behind the prefill, by CUDA graphs where it can; None before.
+        recorder: records a single row that is to be kept when the call ends, or None.
+        runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
         static_step, capture: see `ForwardListener`.
     """
 
@@ -80,7 +80,7 @@ class GenerateCall:
         return self.masks_known and self.cache is cache
 
     def prepare(self, step: StaticStep) -> None:
-        """A static step was made anew."""
+        """A new static step was made."""
         if self.runner is not None:
             self.runner.prepare(step)
 
@@ -90,7 +90,7 @@ class GenerateCall:
             self.runner.entered()
 
     def computed_by(self, backend: str) -> None:
-        """A forward was replayed whose attention a backend computes."""
+        """A forward was replayed, and `backend` computed its attention."""
         self.backends.add(backend)
 
     def left(self, seen: Observations) -> None:
@@ -101,15 +101,15 @@ class GenerateCall:
     # -- of its caches -----------------------------------------------------------------------------------------------
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
-        """A DynamicCache in the place of the caller's, which is to hold in the end what stock's would."""
+        """A DynamicCache in the place of the caller's RelayCache, which takes over its content when the call ends."""
         dynamic = given.to_dynamic()
         mark_as_users(dynamic)  # so generate() leaves no token in it that it does not return
-        given.reset()  # or its tokens would be held twice
+        given.reset()  # otherwise its tokens would be held twice
         self.stand_in = (given, dynamic)
         return dynamic
 
     def with_given_cache(self, outputs: Any) -> Any:
-        """What generate() returns, with the caller's own cache in the place of what stood in for it."""
+        """What generate() returns, with the caller's own cache instead of the DynamicCache that stood in for it."""
         if self.stand_in is not None and isinstance(outputs, ModelOutput):
             given, dynamic = self.stand_in
             for name in [name for name, value in outputs.items() if value is dynamic]:
@@ -119,7 +119,7 @@ class GenerateCall:
     # -- of its end --------------------------------------------------------------------------------------------------
 
     def keep_row(self) -> None:
-        """Keep the single row of a call, if it is to be; whatever goes wrong with that, the call goes on."""
+        """Keep the single row of a call, if it was recorded. An error in this does not end the call."""
         recorder, self.recorder = self.recorder, None
         if recorder is None:
             return
@@ -127,7 +127,7 @@ class GenerateCall:
             recorder.keep()
 
     def let_go(self) -> None:
-        """Hold on to no cache, so that it is seen who else does."""
+        """Drop all references to the cache. Then any reference that is left is somebody else's."""
         self.cache = self.static_step = self.recorder = None
 
 
@@ -139,7 +139,7 @@ def current_call() -> GenerateCall | None:
 
 @contextmanager
 def running(call: GenerateCall) -> Iterator[GenerateCall]:
-    """Within it the call hears of the model's forwards. At its end no forward is left open, whatever was raised."""
+    """Within it the model's forwards report to the call. At its end no forward is left open, whatever was raised."""
     before, runner, outer = listener.get(), active_runner.get(), active_forward.get()
     try:
         listener.set(call)
@@ -151,10 +151,10 @@ def running(call: GenerateCall) -> Iterator[GenerateCall]:
         raise
     finally:
         try:
-            # An interrupt (not an Exception) passes the forward hooks by: what they left open is closed here.
+            # PyTorch calls no forward hook after an interrupt (not an Exception), so open forwards are closed here.
             while (context := active_context()) is not outer and context is not None:
                 close_context(context)
         finally:
             listener.set(before)
             active_runner.set(runner)
-            call.runner = None  # which refers to the call: the memory of an interrupted one is free at once
+            call.runner = None  # it refers to the call: without it an interrupted call's memory is free at once

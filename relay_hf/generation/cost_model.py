@@ -1,14 +1,14 @@
 """`policy="auto"`: whether relaying a call is expected to be faster than stock.
 
-A cost model. Relaying saves prefill (arithmetic) and traffic of decoding (stock re-reads the prefix for each row, and
-copies all KV at every step); it costs another pass over the weights when a prefix is prefilled, and host time in every
-layer of every decode step. Where the constants err they should err towards stock.
+This is the cost model. Relaying saves prefill (arithmetic) and traffic of decoding (stock re-reads the prefix for each
+row, and copies all KV at every step). Relaying costs another pass over the weights when a prefix is prefilled, and host
+time in every layer of every decode step. Where the constants err they should err towards stock.
 
 On a CPU they were fitted on two cores of a 2.6 GHz AVX-512 machine in float32 over calls of 1 to 16 rows, 64 to 512
-shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU rates are the data sheet's of the fastest chip of a
-generation, so that what is saved is underestimated, and times were measured on an H200 (Llama shapes of 8 and 32
-layers, 1 to 32 rows). `python -m benchmarks.gpu --sections gate` measures calls beside what is expected of them; a kind
-of GPU of which no such result is committed is left to stock.
+shared and 8 to 256 own tokens, 1 and 32 new ones. On a GPU the rates are the data sheet's of the fastest chip of a
+generation, so that savings are underestimated. Times were measured on an H200 (Llama shapes of 8 and 32 layers, 1 to 32
+rows). `python -m benchmarks.gpu --sections gate` measures calls beside the model's expectation. Calls on a kind of GPU
+without such a committed result are left to stock.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from transformers import PreTrainedConfig
 
 from ..reasons import Reason, Refusal
 
-_FORWARD_HOST = 1.2e-3  # seconds of Python that a forward takes a decoder layer, on a 2.5 GHz core
+_FORWARD_HOST = 1.2e-3  # seconds of Python for a decoder layer of a forward, on a 2.5 GHz core
 _OWN_CODE = 6  # times the operator's overhead: 0.7 ms a layer in place of 0.12, with tiny operands
-_KEEPING = 5e-4  # seconds a layer that it takes to keep a row: the model is looked at three times, its KV copied
-_RETURNS = 0.25  # chance that a single row's start returns, in a call to come
+_KEEPING = 5e-4  # seconds a layer to keep a row: the model is compared three times, and the row's KV is copied
+_RETURNS = 0.25  # chance that a later call starts with the same tokens as a single row
 _STOCK_COPIES = 3  # a DynamicCache reads and writes all KV to append to it, and reads it to attend
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What computes.
+    """How fast a device computes.
 
     Attributes:
         flops: operations a second that a prefill reaches.
         bandwidth: bytes a second, of weights and KV alike.
         layer_overhead: seconds that relaying adds to a decoder layer of a decode step, once for each part.
-        layer_host: seconds that the host needs for a decoder layer beside the device, which it does not wait for.
-        layer_device: seconds that the device needs for a decoder layer of a step beside moving weights and KV.
-        replayed_overhead: `layer_overhead` where the step is replayed as a CUDA graph, and the host needs no time.
-        layer_capture: seconds that it takes to capture a decoder layer.
+        layer_host: seconds of the host for a decoder layer, which overlap with the device's.
+        layer_device: seconds of the device for a decoder layer of a step, without those to move weights and KV.
+        replayed_overhead: `layer_overhead` of a step that is replayed as a CUDA graph, and takes no time of the host.
+        layer_capture: seconds to capture a decoder layer.
     """
 
     flops: float
@@ -53,10 +53,10 @@ class Machine:
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> Machine | None:
-        """The machine that holds `device`, computing in `dtype`; None for a kind that nothing is known of."""
+        """The machine of `device`, computing in `dtype`; None for a kind of device that was never measured."""
         if device.type == "cpu":
-            # 1.9e11 are reached by a product of 512 rows. The overhead is that of attention in two parts over one in
-            # one part, with tiny operands: 1.0e-4.
+            # A product of 512 rows reaches 1.9e11. The overhead is the difference between attention in two parts and
+            # in one part, with tiny operands: 1.0e-4.
             return cls(2.0e11 * torch.get_num_threads(), 2.0e10, 1.2e-4)
         if device.type != "cuda" or torch.version.hip is not None:
             return None
@@ -68,8 +68,8 @@ class Machine:
         return cls(rate, bandwidth, 4.0e-4, 0.6e-3, 1.0e-4, 3.0e-5, 5.0e-3)
 
 
-# First numbers of the compute capabilities of which a result of `python -m benchmarks.gpu` is committed: there kernels
-# are known to be right and the constants fitted. On others "auto" leaves calls to stock.
+# First numbers of the compute capabilities with a committed result of `python -m benchmarks.gpu`, which shows that the
+# kernels are right there, and to which the constants were fitted. On others "auto" leaves calls to stock.
 MEASURED = frozenset({9})
 
 # By first number of the compute capability: FLOP/s in 16 bit (dense, float32 sums) and in float32, bytes/s. From data
@@ -94,8 +94,8 @@ class ModelCost:
     def of(cls, modules: Iterable[nn.Module], config: PreTrainedConfig, attending: float = 1.0) -> ModelCost:
         """Read it off the modules and the decoder's configuration. `attending`: share of the layers that keep KV.
 
-        Counted are the weights that a prompt token meets: not the embedding and the head, which have a row for each
-        word, and of stacked experts (3-D) the share that is routed to.
+        It counts the weights that a prompt token is multiplied with. It leaves out the embedding and the head, which
+        have a row for each word. Of stacked experts (3-D) it counts the share that a token is routed to.
 
         Raises:
             AttributeError, RuntimeError, TypeError, ValueError: the configuration has its sizes under other names, or
@@ -119,16 +119,16 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: rows, and tokens.
+    """The rows and tokens of a call.
 
     Attributes:
         rows: rows of the call.
         new: tokens to be generated for a row, at most.
-        runs: what rows would share: of each run its tokens, its rows, and whether it is kept from before.
-        forwards: forwards that those take that are not kept.
+        runs: the runs that rows would share: tokens, rows, and whether an earlier call has kept it, of each.
+        forwards: forwards for the runs that are not kept.
         keeping: own prompt tokens of a single row that is to be kept for later calls.
-        passes: forwards that the rows' own tokens take: more than one where recurrent layers forbid padding.
-        own_code: attention is the model's own code, over tensors in two parts.
+        passes: forwards for the rows' own tokens: more than one where recurrent layers forbid padding.
+        own_code: attention is the model's own code, over split tensors.
         replayed: decode steps will be replays of a CUDA graph.
     """
 
@@ -149,7 +149,7 @@ def costs(
     dtype: torch.dtype,
     attending: float = 1.0,
 ) -> tuple[ModelCost, Machine] | Refusal:
-    """What the model of `modules` and `config` costs, and on what; or why that is not known."""
+    """The costs of the model of `modules` and `config`, and its machine; or the reason why they are not known."""
     machine = Machine.of(device, dtype)
     if machine is None:
         return Reason.DEVICE_COST.of(device=device.type)
@@ -166,8 +166,8 @@ class Verdict:
     """Whether relaying a call is expected to pay.
 
     Attributes:
-        gain: seconds that it is expected to save, at least; None: that is not known.
-        refused: why it is not expected to pay, or None.
+        gain: seconds that relaying is expected to save, at least; None if that is not known.
+        refused: why relaying is not expected to pay, or None.
     """
 
     gain: float | None
@@ -193,11 +193,11 @@ def judge(
 def run_gain(
     tokens: int, ways: int, kept: bool, new: int, model: ModelCost, machine: Machine, replayed: bool = False
 ) -> float:
-    """Seconds that sharing one more run is expected to save, over leaving its tokens to each of the `ways` on from it.
+    """Seconds that one more run is expected to save, compared with adding its tokens to each of its `ways` on.
 
-    Saved are the prefill of all but one way (of all, if it is kept) and, in each of `new` steps, the reading of the
-    others' KV; it costs a forward of its own, unless it is kept, and in every layer of every step a part of attention
-    more.
+    It saves the prefill of all ways but one (of all, if the run is kept). In each of `new` steps it saves reading the
+    KV of the other ways. It costs a forward, unless it is kept, and one more part of attention in every layer of every
+    step.
     """
     copies = (ways - 1) * tokens
     overhead = machine.replayed_overhead if replayed else machine.layer_overhead
@@ -215,7 +215,7 @@ def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     prefill = saved * 2 * model.parameters / machine.flops
     passes = (shape.forwards + shape.passes - 1) * _forward(model, machine)
 
-    # A step takes what the device takes, or the host where that is longer.
+    # A step takes the longer one of the device's and the host's time.
     device = model.parameters * model.itemsize / machine.bandwidth + model.layers * machine.layer_device
     host = model.layers * machine.layer_host
     token = model.layers * model.kv_bytes / machine.bandwidth

@@ -1,4 +1,4 @@
-"""From a generate() call's prompts to what will be shared, and why. Runs nothing."""
+"""Decides what a generate() call will share, or why it shares nothing, from its prompts. Nothing is computed here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .sharing import SharingRules, find, look
 
 
 class _Weighed(NamedTuple):
-    """A call that could be served, its prompts read.
+    """A call that can be served exactly, while it is weighed.
 
     Attributes:
-        facts, asked: of the call.
-        prompts: its rows.
-        cache: stock's.
-        device: where it would run.
+        facts, asked: facts and prefill inputs of the call.
+        prompts: the call's rows.
+        cache: the cache that stock would use.
+        device: the device that the call would run on.
     """
 
     facts: CallFacts
@@ -48,12 +48,12 @@ class _Weighed(NamedTuple):
 
 
 def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None = None) -> Decision:
-    """Decide a call.
+    """Decide what to do with a call.
 
     Args:
-        facts: what is known of it.
-        asked: what its prefill is given.
-        device: where the call would run; None: where the model is.
+        facts: the facts of the call.
+        asked: the inputs of its prefill.
+        device: the device that the call would run on; None: the model's.
 
     Raises:
         TokenIdError: a token id has no embedding.
@@ -64,7 +64,7 @@ def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None =
     refused = refused or eligibility.rope_refusal(view.configs, input_ids.shape[1])
     if refused:
         return Decision(refused)
-    # All that is read of the ids and the mask is read here: on a GPU each look waits for it.
+    # Ids and mask are read here, and nowhere else, because on a GPU each read waits for the device.
     prompts = Prompts.of(input_ids, asked.inputs.get("attention_mask"))
     refused = eligibility.padding_refusal(prompts.attended)
     if keeps_state(cache) and refused is None:
@@ -75,7 +75,7 @@ def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None =
     check_vocabulary(view.model, prompts.ids, "input_ids")
     weighed = _Weighed(facts, asked, prompts, cache, device or view.device)
     found = _weigh(weighed)
-    # Where nothing that is kept is to be used, nobody looks at the model: `benchmarks.overhead` shows what that takes.
+    # The model is compared only if a kept prefix is about to be used: `benchmarks.overhead` measures how long it takes.
     if found.uses_kept and found.snapshot is not None:
         found.fingerprint = look(facts, found.snapshot)
         if found.fingerprint is None:
@@ -86,7 +86,7 @@ def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None =
 def refusal(
     facts: CallFacts, asked: PrefillInputs, cache: Cache | None, device: torch.device | None = None
 ) -> Refusal | None:
-    """Why a call is not served whatever its rows share, or None. Arguments as for `decide`; `cache`: stock's."""
+    """Why a call is not served, whatever its rows share, or None. `cache`: stock's; the others are as for `decide`."""
     if facts.config.policy == "off":
         return Reason.POLICY_OFF.of()
     return (
@@ -112,11 +112,11 @@ def _backend_refusal(facts: CallFacts, device: torch.device | None) -> Refusal |
 def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
     """The cache that stock would use; a plain one where only the model's own defaults ask for a static one.
 
-    Such a default is its author's advice for speed, not the caller's wish. On other devices generate() has chosen to
-    compile the forward for it by now.
+    Such a default is the model author's advice for speed, not the caller's wish. It is overridden on a CPU alone: on
+    other devices generate() has already chosen to compile the forward for the static cache.
     """
     view = facts.view
-    # generate() makes one for models that take none, too.
+    # generate() makes a cache also for models that take none.
     cache = asked.inputs.get(view.cache_name) if takes_cache(view.forward_inputs) else None
     by_default = isinstance(cache, StaticCache) and not facts.arguments.names_cache
     if by_default and not was_looked_at(cache) and view.device.type == "cpu":
@@ -125,7 +125,7 @@ def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
 
 
 def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
-    """What the rows share, and whether it is to be shared. `reuse`: whether to go on from what is kept."""
+    """The runs that rows share, and whether to share them. `reuse`: whether to start from kept prefixes."""
     facts, prompts, recurrent = weighed.facts, weighed.prompts, weighed.recurrent
     view, automatic = facts.view, facts.config.policy == "auto"
     unkept = None
@@ -135,10 +135,9 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
         unkept = keeping_refusal(view.model, view.modules)
     positions = view.architecture.positions
     if positions == "given" and "position_ids" not in view.forward_inputs:
-        positions = "columns"  # BART's kin, which take what a caller gives them all the same, and leave it
-    # Tensors that stand for whole rows can hold one shared prefix only. A model that counts columns can't have prefixes
-    # that begin in different columns. A recurrent layer that goes on token by token would do so in each level but the
-    # first.
+        positions = "columns"  # BART and its relatives: they accept position_ids, and ignore them
+    # A split tensor can hold one shared prefix only. A model that counts columns can't have prefixes that begin in
+    # different columns. A recurrent layer that continues token by token would be slow in each level but the first.
     one_level = recurrent == "steps" or view.architecture.own_attention or positions == "columns"
     found = find(facts, prompts, SharingRules(unkept, one_level, recurrent, reuse))
     if found.relays and automatic:
@@ -160,7 +159,7 @@ def _prune(found: Decision, weighed: _Weighed) -> None:
     replayed = facts.graphs.expected(new, device)
 
     def pays(tokens: int, run: PrefixNode) -> bool:
-        # What all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
+        # A run that all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
         whole = len(run.rows) == len(found.prompts.ids)
         return whole or cost_model.run_gain(tokens, run.ways, run.kept, new, *known, replayed) > 0
 
@@ -170,7 +169,7 @@ def _prune(found: Decision, weighed: _Weighed) -> None:
 
 
 def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:
-    """Why sharing what was found is not expected to pay, or None."""
+    """Why sharing the runs is not expected to pay, or None."""
     view, prompts, cache = weighed.facts.view, found.prompts, weighed.cache
     own_code, states = view.architecture.own_attention, keeps_state(cache)
     passes = 1

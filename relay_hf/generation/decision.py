@@ -1,4 +1,4 @@
-"""What is to be done with a generate() call: what its rows share, what of that is kept, and why."""
+"""The decision about a generate() call: the runs that its rows share, which of them are kept already, and why."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
 
 @dataclass(eq=False)
 class Decision:
-    """What to do with a call.
+    """The decision about a call.
 
     Attributes:
-        refused: why nothing is done; None: it is to be relayed, if there is anything to share or to keep.
+        refused: why the call is left to stock; None: it is relayed, if there is anything to share or to keep.
         prompts: the rows, on the host.
-        runs: what rows share, and what is kept of them: a forest.
-        matches: how much of each row is kept.
-        snapshot: the model that these are kept of, as it was; None where nothing was kept.
-        fingerprint: the model when it was compared with that; None where nobody has looked.
-        keep: whether what is prefilled of the runs may be kept for later calls.
-        keep_row: whether the single row is to be kept whole, answer and all.
-        gain: seconds that policy "auto" expects relaying to save, at least; None where nobody asked, or it isn't known.
+        runs: the runs that rows share, and the kept runs that they start with: a forest.
+        matches: for each row, how much of its start is kept.
+        snapshot: the state of the model that the matched prefixes belong to; None if nothing is kept.
+        fingerprint: the model when it was compared with the snapshot; None if it was not compared.
+        keep: whether runs that are prefilled may be kept for later calls.
+        keep_row: whether the single row is to be kept whole, with its answer.
+        gain: seconds that policy "auto" expects relaying to save, at least; None if it was not asked, or does not know.
     """
 
     refused: Refusal | None = None
@@ -50,12 +50,12 @@ class Decision:
 
     @property
     def uses_kept(self) -> bool:
-        """Whether it goes on from anything that is kept."""
+        """Whether the call starts from a kept prefix."""
         return self.relays and any(run.kept for _, run in walk(self.runs))
 
     @property
     def reason(self) -> str:
-        """Why it is, or why it isn't."""
+        """Why the call is relayed, or why it is not."""
         if self.refused is not None:
             return self.refused
         count, runs = len(self.prompts.ids), [run for _, run in walk(self.runs)]
@@ -70,7 +70,7 @@ class Decision:
         return reason if len(kept) == len(runs) else f"{reason}, and some go on alike"
 
     def held(self, run: PrefixNode) -> list[PrefixKV]:
-        """What there is of a run that is kept."""
+        """The KV of a kept run."""
         return self.matches[run.rows[0]].runs(run.start, run.end)
 
     @property
@@ -90,13 +90,13 @@ class Decision:
             run, level = todo.pop()
             deepest = max(deepest, level)
             for child in run.children:
-                # A run that is kept in part stands as two of the same rows, and of one row there may be more kept.
+                # A run that is kept in part stands as two runs of the same rows. A run of one row is not shared.
                 todo.append((child, level + (1 < len(child.rows) < len(run.rows))))
         return deepest
 
     @property
     def forwards(self) -> int:
-        """Forwards that the runs take, at least: one for each level of what is not kept."""
+        """The least number of forwards for the runs: one for each level with runs that are not kept."""
         most, todo = 0, [(run, 0) for run in self.runs]
         while todo:
             run, before = todo.pop()
@@ -106,7 +106,7 @@ class Decision:
         return most
 
     def report(self) -> RelayReport:
-        """The decision as a report, before any byte is measured and any backend has run."""
+        """The decision as a report, before bytes are counted and a backend has run."""
         rows, tokens = len(self.prompts.ids), self.prompts.tokens
         if self.refused is not None:
             return RelayReport.untouched(self.refused, rows=rows, prompt_tokens_computed=tokens)

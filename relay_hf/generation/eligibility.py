@@ -1,6 +1,6 @@
-"""Which calls are served: those whose relayed forwards are known to be exact. Each refusal is a reason for the report.
+"""Checks whether a call can be relayed exactly. Each refusal is a reason for the report.
 
-Why a model is not served whatever is asked of it stands in `eligible_models.py`.
+Reasons that hold for all calls of a model are in `eligible_models.py`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ..prefix import Prompts
 from ..reasons import Reason, Refusal
 from .facts import CallFacts, PrefillInputs
 
-# Projections of a recurrent layer that come after its convolution, by their names.
+# Names of a recurrent layer's projections that come after its convolution.
 _BEHIND_CONVOLUTIONS = frozenset({"dt_proj", "o_proj", "out_proj", "x_proj"})
 
 
 def call_refusal(facts: CallFacts, asked: PrefillInputs, stock_cache: Cache | None) -> Refusal | None:
-    """Why this call is not served, or None. `stock_cache`: the cache among the inputs, or what stands for it."""
+    """Why this call is not served, or None. `stock_cache`: the cache that stock would use."""
     arguments, inputs = facts.arguments, asked.inputs
     if not asked.first:
         return Reason.ASSISTANT.of()
@@ -38,7 +38,7 @@ def call_refusal(facts: CallFacts, asked: PrefillInputs, stock_cache: Cache | No
         if inputs.get(name) or getattr(asked.generation_config, name, False):
             return (Reason.ALL_OUTPUTS if arguments.asked(name) else Reason.ALL_OUTPUTS_BY_DEFAULT).of(name=name)
     for name, value in inputs.items():
-        empty = value is None or (isinstance(value, dict) and not value)  # what multimodal models get for text alone
+        empty = value is None or (isinstance(value, dict) and not value)  # {}: of multimodal models, for text
         if not empty and name not in KNOWN_INPUTS:
             return _input_refusal(facts, name)
     if inputs.get("logits_to_keep") not in (None, 1):
@@ -51,7 +51,7 @@ def call_refusal(facts: CallFacts, asked: PrefillInputs, stock_cache: Cache | No
 
 
 def _input_refusal(facts: CallFacts, name: str) -> Refusal:
-    """Whose an input is that is not relayed. Of images, say, which the caller gave, generate() makes another input."""
+    """The reason of an input that is not relayed. generate() may have made it from one of the caller's (images)."""
     given = facts.arguments.inputs
     if given is None or given - KNOWN_INPUTS:
         return Reason.INPUT_GIVEN.of(name=name)
@@ -62,7 +62,7 @@ def padding_refusal(attended: Tensor | None) -> Refusal | None:
     """Why a mask forbids it, or None. `attended`: `[B, n]` bool, on the host, or None where all tokens are."""
     if attended is None or bool(attended[:, -1].all()):
         return None
-    # What it is generated from may see nothing at all, and then each implementation makes up something else.
+    # A query in the padding may see nothing. Then the output, which is read here, depends on the implementation.
     return Reason.PADDED_END.of()
 
 
@@ -97,10 +97,10 @@ def state_refusal(modules: Iterable[nn.Module], prompts: Prompts, chunked: bool)
 def _shows_padding(module: nn.Module) -> bool:
     """Whether a module has a convolution and, before it, a projection with a bias.
 
-    Stock zeroes padding before the projection alone: what then enters the convolution is the bias, and the first
-    tokens of a row see it.
+    Stock zeroes padding only before the projection. So the bias enters the convolution, and the first tokens of a row
+    see it.
     """
-    # What peft puts around a layer has it as its base_layer.
+    # peft wraps a layer in a module that holds it as base_layer.
     children = {name: getattr(child, "base_layer", child) for name, child in module.named_children()}
     before = [child for name, child in children.items() if name not in _BEHIND_CONVOLUTIONS]
     convolutions = [child for child in before if isinstance(child, nn.Conv1d)]
@@ -109,9 +109,9 @@ def _shows_padding(module: nn.Module) -> bool:
 
 
 def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, positions: str) -> Refusal | None:
-    """Why the positions forbid it: they must be those that generate() counts from the mask.
+    """Why the positions forbid relaying, or None: they must be those that generate() counts from the mask.
 
-    `positions`: where the model takes them from, as in the table of types.
+    `positions`: where the model takes positions from; see `Architecture.positions`.
     """
     position_ids, mask = asked.inputs.get("position_ids"), asked.inputs.get("attention_mask")
     given = position_ids is not None and positions != "columns"
@@ -119,7 +119,7 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
         return Reason.PADDED_COLUMNS.of()
     if position_ids is None:
         return None
-    if prompts.holes and not given:  # GIT takes those of a prompt's first forward alone
+    if prompts.holes and not given:  # GIT reads position_ids in a prompt's first forward alone
         return Reason.HOLES_IN_COLUMNS.of()
     if position_ids.dim() != 2:
         return Reason.POSITIONS_OF_MODEL.of(dimensions=position_ids.dim())
@@ -132,14 +132,14 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
     same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
     if same:
         return None
-    counts = mask is not None and mask.dtype is not torch.bool and bool((mask > 1).any())  # it is summed up
+    counts = mask is not None and mask.dtype is not torch.bool and bool((mask > 1).any())  # stock sums it up
     if facts.arguments.asked("position_ids") or counts:
         return Reason.POSITIONS_GIVEN.of()
     return (Reason.POSITIONS_OF_ITS_OWN if counts_positions_itself(facts.view.model) else Reason.POSITIONS_COUNTED).of()
 
 
 def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> Refusal | None:
-    """Why RoPE forbids a prompt of `length` tokens: its frequencies are others than those of a shorter prefix."""
+    """Why RoPE forbids a prompt of `length` tokens, or None: its frequencies differ from those of a shorter prefix."""
     for config in configs:
         limit = rope_limit(config)
         if limit is not None and length >= limit:

@@ -1,6 +1,6 @@
-"""Which models are served: those whose relayed forwards are known to be exact. Each refusal is a reason for the report.
+"""Checks whether a model can be relayed exactly. Each refusal is a reason for the report.
 
-A refusal of this file depends on the model alone, as it is now, and not on what a call asks for.
+A refusal of this file depends on the present state of the model alone, and not on the arguments of a call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..model.upstream.names import KNOWN_ATTENTION, RANDOM_IN_TRAINING
 from ..model.view import ModelView
 from ..reasons import Reason, Refusal
 
-# Packages whose kernels take the place of the recurrent layers' PyTorch code on a GPU.
+# Packages whose kernels replace the recurrent layers' PyTorch code on a GPU.
 _RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
 
 
@@ -36,7 +36,7 @@ def model_refusal(view: ModelView) -> Refusal | None:
     if known.untouched is not None:
         return Reason.UNFIT_MODEL.of(why=known.untouched)
     if known.own_attention:
-        # Attention code of the model's own is not seen to be causal, so what says otherwise is read.
+        # Attention code of the model's own can't be observed to be causal, so the configuration is read.
         if known.decoder and not config.is_decoder:
             return Reason.NO_DECODER.of()
         if is_bidirectional(config):
@@ -47,7 +47,10 @@ def model_refusal(view: ModelView) -> Refusal | None:
 
 
 def attention_refusal(view: ModelView) -> Refusal | None:
-    """Why what the model calls attention may be something else, or None: relayed forwards would not run it."""
+    """Why the model's attention function may compute something else than attention, or None.
+
+    A relayed forward computes attention by the operator, and does not call that function.
+    """
     for config in view.configs:
         name = users_implementation(config)
         if name is not None and name not in KNOWN_ATTENTION:
@@ -71,7 +74,7 @@ def attention_refusal(view: ModelView) -> Refusal | None:
 
 
 def hook_refusal(view: ModelView) -> Refusal | None:
-    """Why the model's forward hooks forbid it: a hook that reads or edits activations would see other shapes."""
+    """Why forward hooks forbid relaying, or None: a hook that reads or edits activations would see other shapes."""
     if _global_forward_hooks or _global_forward_pre_hooks:
         return Reason.HOOK_ON_ALL.of()
     for module in view.modules:
@@ -83,7 +86,7 @@ def hook_refusal(view: ModelView) -> Refusal | None:
 
 
 def training_refusal(view: ModelView) -> Refusal | None:
-    """Why a model in training mode is not served: only where dropout and checkpointing are off is it the same model."""
+    """Why a model in training mode is not served, or None: dropout and gradient checkpointing must be off."""
     if not any(module.training for module in view.modules):
         return None
     for module in view.modules:

@@ -1,4 +1,4 @@
-"""What a call would do, without running it."""
+"""`model.relay.explain()`: the report that a generate() call would have, without running it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of a generate() call when it begins, and what its prefill is given. It stays as it is."""
+"""The facts of a generate() call when it begins: its arguments, its model, and the inputs of its prefill; read-only."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """What the arguments of generate() say of a call.
+    """Facts that the arguments of generate() tell about a call.
 
     Attributes:
         given: names of all arguments that the caller gave; None outside of generate().
-        inputs: names of the model's inputs that the caller gave, the first apart; None outside of generate().
+        inputs: names of the model's inputs that the caller gave, without the first one; None outside of generate().
         names_cache: the caller named a cache implementation.
         own_loop: the decoding loop is the caller's (`custom_generate`).
-        callers_code: code of the caller's runs between the steps, and may do anything to the model meanwhile.
+        callers_code: code of the caller runs between the steps, and may change the model.
     """
 
     given: frozenset[str] | None = None
@@ -43,7 +43,7 @@ class CallArguments:
 
     @classmethod
     def of(cls, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallArguments:
-        """Read them. Arguments that don't fit are left to generate() itself."""
+        """Read the arguments. generate() itself raises for those that don't fit."""
         arguments = dict(kwargs)
         if args:
             with suppress(TypeError):
@@ -57,26 +57,26 @@ class CallArguments:
             given - GENERATE_ARGUMENTS,
             names_cache=bool(arguments.get("cache_implementation") or getattr(config, "cache_implementation", None)),
             own_loop=arguments.get("custom_generate") is not None,
-            # A class that is derived from one of Transformers', as streamers are, is the caller's.
+            # A class that the caller derives from one of Transformers', such as a streamer, is the caller's code.
             callers_code=not all(is_librarys(type(one).__module__) for one in each),
         )
 
     def asked(self, *names: str) -> bool:
-        """Whether an option or input is the caller's, as far as that is known: of a generation_config, all may be."""
+        """Whether the caller gave an option or input. All options count as given if a generation_config was."""
         return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
 
 
 @dataclass(frozen=True, eq=False)
 class CallFacts:
-    """What is known of a call when it begins.
+    """The facts of a call when it begins.
 
     Attributes:
         view: the model.
         config: the options in force.
-        store: the prefixes that are kept of the model.
-        graphs: the decode steps that were captured of it.
-        findings: what earlier calls have shown of it.
-        arguments: what the caller gave.
+        store: the kept prefixes of the model.
+        graphs: the captured decode steps of the model.
+        findings: results of the model's earlier calls.
+        arguments: facts about the arguments.
     """
 
     view: ModelView
@@ -88,22 +88,22 @@ class CallFacts:
 
     @property
     def source(self) -> PrefixSource:
-        """What finds and keeps prefixes, as far as a call goes: the store."""
+        """The protocol by which a call finds and keeps prefixes; the store implements it."""
         return self.store
 
     def free_memory(self) -> None:
-        """Drop what is kept for later calls and not pinned: a call that runs now lacks the memory."""
+        """Drop all kept prefixes that are not pinned, and all graphs, because a running call lacks memory."""
         self.store.release()
         self.graphs.clear()
 
 
 class PrefillInputs(NamedTuple):
-    """What generate() gives its prefill.
+    """The arguments that generate() gives its prefill.
 
     Attributes:
         input_ids: `[B, L]`, every row that the model will run.
-        generation_config: as generate() resolved it.
-        inputs: the forward's keyword inputs, as generate() has them.
+        generation_config: the configuration as generate() resolved it.
+        inputs: the forward's keyword inputs, as generate() made them.
         first: generate()'s `is_first_iteration`.
     """
 
@@ -114,5 +114,5 @@ class PrefillInputs(NamedTuple):
 
     @property
     def chunk(self) -> int | None:
-        """Tokens that go through the model at once, as the caller asks; None for all."""
+        """How many tokens go through the model at once, as the caller asks; None for all."""
         return self.generation_config.prefill_chunk_size

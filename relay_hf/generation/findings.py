@@ -1,4 +1,4 @@
-"""What relayed calls have shown of a model: that it is unfit, and which reasons its user has been told."""
+"""Results of a model's earlier calls: whether it turned out unfit to relay, and which reasons were already logged."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..reasons import Refusal
 
 @dataclass(eq=False)
 class ModelFindings:
-    """What is known of one model from the calls so far.
+    """Results of the calls of one model so far.
 
     Attributes:
-        refusal: why no call of this model is relayed, once a relayed forward has shown it.
-        unexplained: relayed prefills that raised something unforeseen where stock did not.
-        told: the reasons that its user has been told.
+        refusal: why no call of this model is relayed, if a relayed forward has shown that; else None.
+        unexplained: number of relayed prefills that raised an unforeseen error where stock did not.
+        told: the reasons that were logged as warnings.
     """
 
     refusal: Refusal | None = None
@@ -29,7 +29,7 @@ class ModelFindings:
         self.refusal, self.unexplained = None, 0
 
     def is_news(self, reason: str) -> bool:
-        """Whether a reason is told for the first time; by then it counts as told."""
+        """Whether a reason was not told before; from now on it counts as told."""
         with self._lock:
             known = reason in self.told
             self.told.add(reason)

@@ -1,4 +1,4 @@
-"""The end of a generate() call: what it hands back, and its report. Whatever fails here, its result stands."""
+"""The end of a generate() call: it hands back memory and graphs, and reports. A failure here leaves the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger("relay_hf")
 
 
 def finish(call: GenerateCall) -> RelayReport:
-    """Hand back what a call has used, and report it; no Exception leaves this."""
+    """Hand back the cache and the graph of a call, and report the call; no Exception leaves this."""
     report = call.report or RelayReport.untouched(_without_prefill(call))
     runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
@@ -38,18 +38,18 @@ def finish(call: GenerateCall) -> RelayReport:
 
 
 def _without_prefill(call: GenerateCall) -> Refusal:
-    """Why a call's prefill was not seen: its mode has none in common, or the model's own loop leaves it out."""
+    """Why a call did not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
     own = not call.facts.arguments.own_loop and has_loops_of_its_own(call.facts.view.model)
     return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
 
 
 def _fill_given(call: GenerateCall) -> None:
-    """The caller's RelayCache, with what stood in for it."""
+    """Fill the caller's RelayCache with the content of the DynamicCache that stood in for it."""
     if call.stand_in is None:
         return
     given, dynamic = call.stand_in
     try:
         given.adopt(dynamic, call.facts.view.context)
     except BaseException:
-        given.reset()  # some of its layers hold all, others nothing: it must not look as if it could be gone on from
+        given.reset()  # some of its layers hold all tokens, others none: it must not look like a cache to go on from
         raise

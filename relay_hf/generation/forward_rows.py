@@ -23,7 +23,7 @@ def forward_rows(
 ) -> Any:
     """Put the columns of `input_ids` from `start` on through the model, as `GenerationMixin._prefill` does.
 
-    That method is not called itself: chunked, it begins at column 0 whatever the cache holds (5.17).
+    That method is not called itself, because in chunks it begins at column 0 whatever the cache holds (5.17).
     """
     model, columns = facts.view.model, input_ids.shape[1]
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
@@ -66,9 +66,9 @@ def forward_by_length(
 ) -> Any:
     """`forward_rows` over the own tokens of rows of a model with recurrent layers, which see padding as tokens.
 
-    Rows of equal own length go through the model together, without the padding before their own tokens, each group
-    with a cache of its own that holds what they share, of `shared` (rows and prefixes). `cache`, its layout set and its
-    own KV empty, gathers what they leave.
+    Rows of equal own length go through the model as a group, without the padding before their own tokens. Each group
+    has a cache of its own, with the runs of `shared` (rows and prefixes) that its rows use. `cache`, whose layout is
+    set and whose own KV is empty, gathers the own KV and the states of all groups.
 
     Returns:
         The model's outputs, with the logits of the last token alone: `[B, 1, vocabulary]`.
@@ -80,7 +80,7 @@ def forward_by_length(
     lengths = rows.shared_lengths if len(rows.shared_lengths) == batch else rows.shared_lengths * batch
     groups: dict[tuple[int, bool], list[int]] = {}
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        groups.setdefault((start, length > 0), []).append(row)  # without a state before them other code may run
+        groups.setdefault((start, length > 0), []).append(row)  # a model may run other code without a state
     parts, logits = [], []
     for (start, _), indices in groups.items():
         members, begin = torch.tensor(indices), rows.offset + start
@@ -96,7 +96,7 @@ def forward_by_length(
         call.cache = part
         taken = {name: _rows_of(value, members, batch) for name, value in asked.inputs.items()}
         if not rows.whole_rows:
-            taken["attention_mask"] = None  # nothing is hidden from a group, and the mask is as wide as the prompt
+            taken["attention_mask"] = None  # no token of a group is hidden, and the mask would be as wide as the prompt
         outputs = forward_rows(facts, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
         parts.append((part, members))
         logits.append(outputs.logits[:, -1:])
@@ -110,7 +110,7 @@ def forward_by_length(
 def among(
     shared: Iterable[tuple[tuple[int, ...], PrefixKV]], rows: Sequence[int]
 ) -> list[tuple[tuple[int, ...], PrefixKV]]:
-    """What some of the rows share, by their place among these."""
+    """The shared runs of some of the rows, with each row's place among these."""
     places = {row: place for place, row in enumerate(rows)}
     found = ((tuple(places[row] for row in users if row in places), run) for users, run in shared)
     return [(users, run) for users, run in found if users]

@@ -1,4 +1,4 @@
-"""The RelayCache that the rows' own tokens go through the model with: what is shared in it, and how its rows lie."""
+"""Makes the RelayCache of a call: its shared runs, prefilled, and the layout of its rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .decision import Decision
 from .facts import PrefillInputs
 from .prefix_prefill import PrefilledTree, prefill_and_store, prefill_tree
 
-# The share of the memory left that may be reserved for tokens to come. A call that says max_new_tokens=4096 for 32 rows
-# of a 7B model in bf16 speaks of 64 GiB, and may stop early: it should not fail for want of them, nor starve others.
+# The share of the free memory that may be reserved for tokens to come. A call with max_new_tokens=4096 for 32 rows of a
+# 7B model in bf16 would need 64 GiB, but may stop early: it should neither fail for lack of them nor starve others.
 _SHARE_RESERVED = 0.25
 
 
 def lay_out(
     call: GenerateCall, decision: Decision, asked: PrefillInputs
 ) -> tuple[RelayCache, list[tuple[tuple[int, ...], PrefixKV]]]:
-    """The cache, and what is shared in it, with its rows. What is not kept of that is prefilled."""
+    """The cache, and its shared runs with their rows. Runs that are not kept are prefilled."""
     view, prompts, input_ids = call.facts.view, decision.prompts, asked.input_ids
     given = asked.inputs.get(view.cache_name)
     cache = given if isinstance(given, RelayCache) else RelayCache(view.text_config, like=given)
@@ -40,7 +40,7 @@ def lay_out(
     )
     shared = [(each.rows, piece) for each, pieces in prefilled for piece in pieces]
     cache.share(shared, rows, len(prompts.ids), view.context)
-    rows.holes = own_columns(rows, prompts.attended)  # all of it on the host, and only then to the device
+    rows.holes = own_columns(rows, prompts.attended)  # computed on the host, then moved to the device once
     rows.holes = None if rows.holes is None else rows.holes.to(input_ids.device)
     rows.own_start = None if rows.own_start is None else rows.own_start.to(view.device)
     return cache, shared
@@ -52,7 +52,7 @@ def spare_bytes(view: ModelView, cache: RelayCache) -> int:
 
 
 def _prefill(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> PrefilledTree:
-    """What the rows share: from the store, from the model, or both."""
+    """The KV of the shared runs: from the store, from the model, or from both."""
     given = {name for name, value in asked.inputs.items() if value is not None}
     if decision.keep:
         return prefill_and_store(call, decision.runs, decision.held, given, asked.chunk, decision.fingerprint)[0]

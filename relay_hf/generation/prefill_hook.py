@@ -1,4 +1,4 @@
-"""The prefill hook: from a generate() call to a RelayCache that holds its prompt."""
+"""The prefill hook: it takes generate()'s prefill over, and fills a RelayCache with the prompts of the call."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         if decision.relays:
             outputs = _relayed(call, decision, asked)
             _hand_over(call, asked)
-            model_kwargs[cache_name] = call.cache  # last: where anything fails they are stock's inputs still
+            model_kwargs[cache_name] = call.cache  # last, so that after a failure they are still stock's inputs
             return outputs
     except TokenIdError:
         raise
     except Exception as error:
-        # The error itself is let go: its frames hold what was allocated, and stock may need that memory.
+        # The error itself is dropped, because its frames hold allocated memory that stock may need.
         lacking = is_out_of_memory(error)
         if call.rechosen and not lacking:
-            error = RelayError(RECHOSEN)  # whatever came of it, the model is not to blame
+            error = RelayError(RECHOSEN)  # whatever else was raised, the model is not the cause
         unfit = isinstance(error, UnfitModelError)
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
-            given.reset()  # it was empty, and may hold what layers stored before the failure
+            given.reset()  # it was empty, and some layers may have stored tokens before the failure
         failure = _failure(error, lacking)
         decision = Decision(failure)
         if lacking:
@@ -72,18 +72,18 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
     if isinstance(given, RelayCache):
         model_kwargs[cache_name] = call.stand_in_for(given)
     outputs = stock(*asked)
-    # Where stock fails too, the caller sees stock's own error, and the model is not to blame.
+    # Where stock fails too, the caller sees stock's own error, and the model does not count as unfit.
     if unfit:
         facts.findings.refusal = decision.refused
     elif unforeseen:
         facts.findings.unexplained += 1
-        if facts.findings.unexplained > 1:  # once may be the moment's fault, twice is the model's
+        if facts.findings.unexplained > 1:  # one error may be chance, a second one shows that the model is the cause
             facts.findings.refusal = decision.refused
     return outputs
 
 
 def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
-    """Note that what follows are decode steps, of generate()'s loop."""
+    """End the prefill: all later forwards of the call are decode steps of generate()'s loop."""
     facts, own_loop = call.facts, call.facts.arguments.own_loop
     call.masks_known = not own_loop
     if call.cache is None:
@@ -103,17 +103,17 @@ def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
 
 
 def _failure(error: Exception, lacking: bool) -> Refusal:
-    """What a relayed prefill has raised, as the reason why its call is left to stock."""
+    """The error of a relayed prefill, as the reason why its call is left to stock."""
     if isinstance(error, RelayError):
         models = isinstance(error, (UnfitModelError, UnfitForwardError))
         reason = Reason.UNFIT_MODEL if models else Reason.UNFIT_CALL
         return reason.of(why=error)
     reason = Reason.OUT_OF_MEMORY if lacking else Reason.PREFILL_RAISED
-    return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's are pages
+    return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's have many
 
 
 def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> Any:
-    """A prefill that shares: the rows' own tokens go through the model behind what they share."""
+    """A relayed prefill: the rows' own tokens go through the model behind the runs that they share."""
     facts, prompts = call.facts, decision.prompts
     cache, shared = lay_out(call, decision, asked)
     call.cache = cache
@@ -137,7 +137,7 @@ def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> An
 
 
 def _counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
-    """With the rows and tokens of a call whose prompts were not looked at."""
+    """The report, with the rows and tokens of a call that was refused before its prompts were read."""
     input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
     if not report.rows and input_ids.dim() == 2:
         report.rows = len(input_ids)

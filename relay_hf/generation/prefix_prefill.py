@@ -14,13 +14,13 @@ from ..prefix import KeptPrefix, PrefixEntry, PrefixNode
 from .call import GenerateCall
 from .forward_rows import forward_rows
 
-# A kept node in more pieces is joined for the call: it costs a copy, where each piece costs every layer of every decode
-# step another part of attention, 0.06 ms with tiny operands. The states of recurrent layers keep a conversation in as
-# many pieces as it has turns.
+# A kept run in more pieces is joined for the call. This costs a copy, but each piece would cost one more part of
+# attention in every layer of every decode step, 0.06 ms with tiny operands. A conversation of a model with recurrent
+# layers has as many pieces as turns, because each turn has a state at its end.
 _MOST_PIECES = 4
 
-PrefilledTree = list[tuple[PrefixNode, list[PrefixKV]]]  # nodes, and what the model keeps of them, in pieces
-_Path = tuple[tuple[PrefixNode, list[PrefixKV]], ...]  # a node with those before it, from the first one on
+PrefilledTree = list[tuple[PrefixNode, list[PrefixKV]]]  # nodes with their KV, in pieces
+_Path = tuple[tuple[PrefixNode, list[PrefixKV]], ...]  # a node and those before it, from the first one on
 
 
 def prefill_tree(
@@ -35,18 +35,18 @@ def prefill_tree(
     Args:
         call: the call that runs.
         runs: a forest.
-        held: what there is of a run that is kept.
-        inputs: names of the keyword inputs that the forwards of the call have.
+        held: gives the KV of a kept run.
+        inputs: names of the keyword inputs of the call's forwards.
         chunk: tokens of a run to put through the model at once, or None for all.
 
     Returns:
-        Every run with what there is of it now, each after the run before it.
+        Every run with its KV, each after the run before it.
     """
     done: PrefilledTree = []
     ready: list[tuple[PrefixNode, _Path]] = [(each, ()) for each in runs]
     while ready:
         level, missing = ready, []
-        while level:  # what is kept takes no forward, so what follows it is of the same level
+        while level:  # a kept run needs no forward, so the runs that follow it are in the same level
             each, path = level.pop()
             if each.kept:
                 pieces = held(each)
@@ -55,7 +55,7 @@ def prefill_tree(
             else:
                 missing.append((each, path))
         ready = []
-        # Asked only where anything is missing: 0.7 ms for 33 layers.
+        # Only if a run is missing, because this takes 0.7 ms for 33 layers.
         gapless = bool(missing) and bool(RelayCache(call.facts.view.text_config).state_layers)
         for batch in _batches(missing, gapless):
             for (each, path), own in zip(batch, _prefill(call, batch, inputs, chunk), strict=True):
@@ -73,12 +73,12 @@ def prefill_and_store(
     before: ModelFingerprint | None = None,
     pin: bool = False,
 ) -> tuple[PrefilledTree, list[KeptPrefix | None]]:
-    """`prefill_tree`, and what was prefilled kept for later calls, if the model stayed the same meanwhile.
+    """`prefill_tree`; then keep the prefilled runs for later calls, if the model stayed the same meanwhile.
 
-    `before`: the model when it was looked up what is kept; None: nothing was. `pin`: what is kept is to stay.
+    `before`: the fingerprint of the model when the store was searched; None if nothing was found. `pin`: pin the runs.
 
     Returns:
-        What `prefill_tree` does, and the prefixes that are kept now, in the order of the nodes that were not.
+        The result of `prefill_tree`, and the new kept prefixes, in the order of the runs that were not kept before.
     """
     missing = [(each, ids) for each, ids in _with_ids(runs) if not each.kept]
     if not missing:
@@ -91,7 +91,7 @@ def prefill_and_store(
     key = view.store_key
     filled = prefill_tree(call, runs, held, inputs, chunk)
     if view.store_key != key:
-        # Another thread has changed how PyTorch computes: some of the KV was computed in one way, some in another.
+        # Another thread has changed PyTorch's settings, so the KV was computed partly under one, partly under another.
         return filled, [None for _ in missing]
     pieces = dict(filled)
     new = [PrefixEntry(ids, pieces[each][0], seen, pinned=pin) for (each, ids), seen in zip(missing, rows, strict=True)]
@@ -110,8 +110,8 @@ def _with_ids(runs: list[PrefixNode]) -> Iterator[tuple[PrefixNode, Tensor]]:
 def _batches(level: list[tuple[PrefixNode, _Path]], gapless: bool) -> Iterator[list[tuple[PrefixNode, _Path]]]:
     """The runs of a level, in batches in which none is more than twice as long as another.
 
-    A batch is padded to its longest run: a document of 4,000 tokens beside 15 of 50 would take 14 times what they need.
-    `gapless`: recurrent layers see padding as tokens, so only runs of the same positions are a batch.
+    A batch is padded to its longest run: a document of 4,000 tokens beside 15 of 50 would take 14 times the work.
+    `gapless`: recurrent layers see padding as tokens, so only runs at the same positions may form a batch.
     """
     batch: list[tuple[PrefixNode, _Path]] = []
     for each in sorted(level, key=lambda item: (-len(item[0].ids), item[0].start)):
@@ -147,7 +147,7 @@ def _prefill(
         for each, own in path:
             users.setdefault(each, []).append(index)
             pieces[each] = own
-    # A run is met before those that follow it.
+    # The order is that of the tokens: a run comes before those that follow it.
     shared = [(tuple(indices), piece) for each, indices in users.items() for piece in pieces[each]]
     cache = RelayCache(view.text_config)
     cache.share(shared, rows, len(batch))
@@ -156,7 +156,7 @@ def _prefill(
     ids, own_inputs = _inputs(runs, width, inputs, device)
     forward_rows(call.facts, ids, own_inputs, cache, rows.offset, chunk)
     call.capture = None
-    alone = len(batch) == 1  # copied otherwise: views would hold the whole batch
+    alone = len(batch) == 1  # otherwise rows are copied, because views would hold the memory of the whole batch
     return [
         cache.freeze(captured, each.start, len(each.ids), None if alone else index) for index, each in enumerate(runs)
     ]
@@ -165,7 +165,7 @@ def _prefill(
 def _inputs(
     runs: list[PrefixNode], width: int, inputs: Collection[str], device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
-    """Ids, mask and positions of a batch of runs. Before the runs' own tokens there are no ids: nothing reads them."""
+    """Ids, mask and positions of a batch of runs. Ids before the runs' own tokens are 0, because nothing reads them."""
     ids = torch.zeros(len(runs), width, dtype=torch.int64)
     mask = torch.zeros(len(runs), width, dtype=torch.int64)
     for row, each in enumerate(runs):

@@ -1,4 +1,4 @@
-"""A progress bar for what takes long, where somebody looks."""
+"""The progress bar of `warm()`, for terminals and notebooks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from transformers.utils import logging
 
 @contextmanager
 def progress_bar(what: str, total: int, done: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """Gives what takes how many tokens are done by now, of `total`.
+    """Yields a function that takes the number of tokens that are done by now, of `total`.
 
-    `shown`: None shows it on a terminal and in a notebook alone. Transformers' own `disable_progress_bar()` hides it.
+    `shown`: None shows the bar only on a terminal and in a notebook. Transformers' `disable_progress_bar()` hides it.
     """
     hidden = not (_interactive() if shown is None else shown)
     with logging.tqdm(total=total, initial=done, desc=what, unit=" tokens", disable=hidden) as bar:

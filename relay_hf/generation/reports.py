@@ -1,4 +1,4 @@
-"""What a user is told of a call that is left to stock: a warning, once for each reason of the model's own."""
+"""Warnings in the log `relay_hf`: why calls of a model are left to stock, once for each reason, and failures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .facts import CallFacts
 
 logger = logging.getLogger("relay_hf")
 
-# What the reason of a call ends with that goes on from a returned cache, but not relayed.
+# The end of the reason of a call that gets a returned cache and is not relayed.
 CONTINUED = "; continued on a DynamicCache"
 
 
 def tell(facts: CallFacts, reason: str, source: Source | None) -> None:
-    """Warn of a call that is left to stock, once for a model and a reason, unless the reason is its caller's own."""
+    """Warn of a call that is left to stock, once for each model and reason; not if the call itself is the reason."""
     reason = reason.removesuffix(CONTINUED)
     if source in ("model", "transformers") and facts.findings.is_news(reason):
         what = type(facts.view.model).__name__
@@ -27,10 +27,10 @@ def tell(facts: CallFacts, reason: str, source: Source | None) -> None:
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Within it an Exception becomes a warning: what the caller is to see is how the call ended."""
+    """Within it an Exception becomes a warning, so that the caller still gets the call's own result or exception."""
     try:
         yield
     except Exception as error:
         with suppress(Exception):  # a handler of the log may raise too
-            # Without its frames where memory is lacking: a log that keeps its records would hold the whole call.
+            # Without its frames if memory is lacking: a log that keeps its records would hold the memory of the call.
             logger.warning("relay_hf: %s", what, exc_info=not is_out_of_memory(error))

@@ -1,4 +1,4 @@
-"""A RelayCache that an earlier call has filled and its caller gives back: it goes on as it is, or as a DynamicCache."""
+"""A call on a RelayCache that an earlier call has filled: it continues on that cache, or on a DynamicCache instead."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .reports import CONTINUED
 
 
 def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
-    """Make a returned cache ready for the call; where it can't go on relayed, a DynamicCache takes its place."""
+    """Make a returned cache ready for the call. If the call can't be relayed, a DynamicCache takes its place."""
     view, input_ids, inputs = call.facts.view, asked.input_ids, asked.inputs
-    if not cache.kv_layers:  # nothing in it says how many columns it has seen
+    if not cache.kv_layers:  # a cache of states alone does not know how many columns it has seen
         inputs[view.cache_name] = call.stand_in_for(cache)
         return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
@@ -42,7 +42,7 @@ def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayR
         report.reason += CONTINUED
         return report
     if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
-        # A tensor that was made in inference mode can't be written to outside of it, and this one will be.
+        # A tensor made in inference mode can't be written to outside of it, and decode steps write to this one.
         cache.rows.own_start = own_copy(cache.rows.own_start)
     cache.rows.reserve = max((asked.generation_config.max_length or 0) - cache.rows.offset, 0)
     cache.rows.spare = spare_bytes(view, cache)
@@ -59,16 +59,16 @@ def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayR
 def _refusal(
     call: GenerateCall, cache: RelayCache, asked: PrefillInputs, attended: torch.Tensor | None
 ) -> Refusal | None:
-    """Why the cache can't go on relayed, or None. `attended`: `[B, n]` bool, on the host; None: all tokens are."""
+    """Why a call on the cache can't be relayed, or None. `attended`: `[B, n]` bool, on the host; None: all tokens."""
     refused = refusal(call.facts, asked, cache) or padding_refusal(attended)
     if refused is None and cache.context not in (None, call.facts.view.context):
         refused = Reason.CACHE_ELSEWHERE.of()
     if asked.chunk is not None and not CHUNKS_GO_ON:
         refused = Reason.CHUNKS_ON_CACHE.of()
     if refused is None and not cache.is_shared:
-        # Nothing is gained; and where the call that filled it was not relayed, the model is not known to be fit.
+        # Relaying gains nothing here. And if the call that filled it was not relayed, the model may be unfit.
         refused = Reason.CACHE_UNSHARED.of()
     if refused is None and attended is not None and attended.shape[1] <= cache.get_seq_length():
-        # What stock then feeds, it hides in part: the mask is taken to be of the first columns.
+        # Stock takes such a mask as that of the first columns, and so hides a part of the tokens that it feeds.
         refused = Reason.CACHE_LONGER.of()
     return refused

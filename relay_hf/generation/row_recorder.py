@@ -1,4 +1,4 @@
-"""A call of a single row, kept whole: so the next turn of a conversation prefills only what is new."""
+"""Keeps a call of a single row whole, so that the next turn of a conversation prefills only its new tokens."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .eligibility import rope_refusal
 from .eligible_models import hook_refusal
 from .facts import CallFacts
 
-# A row is kept before it is known whether its start returns: at most so much of the store is given to one.
+# The share of the store that one row may take, because nobody knows whether a later call will start with it.
 _SHARE_OF_STORE = 0.5
 
 
 class RowRecorder:
-    """Notes what goes through the model in a call of one row, from the prompt's prefill on.
+    """Records the tokens that go through the model in a call of one row, from the prompt's prefill on.
 
     Attributes:
         expanded: K and V of the prompt as attention saw them, by layer, where the cache stores something else (MLA).
 
     Args:
-        facts: of the call.
+        facts: the facts of the call.
         cache: the call's cache.
         prompt: `[P]`, the row's tokens, on the host, up to its first hole.
-        shared: how many of them are in segments.
-        goes_on: whether what is generated may be kept too: not behind a hole, nor where code of the caller's runs
-            between the steps, which may change the model and change it back.
-        before: the model when it was looked up what is kept of the row; None: nothing was.
+        shared: how many of these tokens are in segments.
+        goes_on: whether the answer may be kept too. It may not behind a hole, nor if code of the caller runs between
+            the steps, because that might change the model and change it back.
+        before: the fingerprint of the model when the store was searched for the row; None if nothing was found.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RowRecorder:
     ) -> None:
         self._facts = facts
         self._cache = cache
-        self._prompt = prompt.clone()  # a view of the caller's own tensor, as a rule
+        self._prompt = prompt.clone()  # usually it is a view of the caller's tensor
         self._shared = shared
         self._goes_on = goes_on
         self._store_key = facts.view.store_key
@@ -60,8 +60,8 @@ class RowRecorder:
 
     @property
     def ends_with_prompt(self) -> bool:
-        """Whether nothing behind the prompt is to be kept, known once the prompt has been prefilled."""
-        # Of an answer, what attention sees is known only where it is what the cache stores.
+        """Whether only the prompt is to be kept; known once the prompt has been prefilled."""
+        # An answer's KV is known only if attention sees what the cache stores.
         return not self._goes_on or bool(self.expanded)
 
     def keep(self) -> None:
@@ -71,16 +71,16 @@ class RowRecorder:
         if keeping_refusal(view.model, view.modules) or hook_refusal(view):
             return
         if view.store_key != self._store_key:
-            # Another thread, or a tokenizer of a streamer, has changed how PyTorch computes: some of the KV was
-            # computed in one way, and some in another.
+            # Another thread, or a streamer's tokenizer, has changed PyTorch's settings, so the KV was computed partly
+            # under one, partly under another.
             return
         answer = torch.cat([prompt[:0], *(ids.flatten().to(prompt) for ids in self._fed)])
         total = len(prompt) + len(answer)
         own = total - self._shared
         held = {layer.own_length for layer in cache.kv_layers.values()}
-        columns = min(held, default=own)  # behind a hole there are more
+        columns = min(held, default=own)  # a row with a hole has columns behind it too
         if len(held) > 1 or (columns != own if self._goes_on else columns < own):
-            return  # somebody has cropped the cache, or fed it by another way
+            return  # somebody has cropped the cache, or filled it in another way
         if rope_refusal(facts.view.configs, total):
             if cache.state_layers:
                 return  # states belong to the last token

@@ -1,4 +1,4 @@
-"""Kept prefixes to a file and back, for another process of the same model."""
+"""`model.relay.save()` and `load()`: kept prefixes to a file and back, for another process of the same model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .warm import check_keepable, kv_of_one_token
 
 
 def save_prefixes(facts: CallFacts, path: Path, chosen: Collection[KeptPrefix] | None) -> tuple[KeptPrefix, ...]:
-    """Write kept prefixes, and what they extend."""
+    """Write kept prefixes, with the prefixes that they extend."""
     view, store = facts.view, facts.store
     if not is_there(path) and not path.parent.is_dir():
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
@@ -34,8 +34,8 @@ def save_prefixes(facts: CallFacts, path: Path, chosen: Collection[KeptPrefix] |
         )
     if before is None or not nodes:
         raise RelayError(
-            "no prefix is kept, so there is nothing to save. Warm one, or generate; what was kept is dropped when the "
-            "model changes, and serves only the device, dtype, autocast, arithmetic and CUDA stream it was kept under."
+            "no prefix is kept, so there is nothing to save. Warm one, or generate; kept prefixes are dropped when the "
+            "model changes, and serve only the device, dtype, autocast, arithmetic and CUDA stream they were made for."
         )
     identity = identity_of(view, before)
     if not before.same(store.fingerprint(view.modules)):

@@ -1,4 +1,4 @@
-"""What the rows of a call share, what of it is kept, and what is to be kept of it, going by the tokens alone."""
+"""Finds the runs that a call's rows share, and the kept prefixes that rows start with. It looks at tokens alone."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .facts import CallFacts
 
 
 class SharingRules(NamedTuple):
-    """What a call can share, whatever its tokens.
+    """Rules for the sharing of a call that do not depend on its tokens.
 
     Attributes:
         unkept: why no prefix of the model is kept between calls, or None.
-        one_level: only what all rows share can be shared.
-        recurrent: how recurrent layers go on from a state (see `architectures.py`); None where there are none.
-        reuse: whether to go on from what is kept.
+        one_level: only runs that all rows share may be shared.
+        recurrent: how recurrent layers go on from a state (see `architectures.py`); None if there are none.
+        reuse: whether to start from kept prefixes.
     """
 
     unkept: Refusal | None
@@ -32,9 +32,9 @@ class SharingRules(NamedTuple):
 
 
 def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
-    """What the rows share, and what of it is kept."""
+    """The runs that rows share, and which of them are kept."""
     least, count = facts.config.min_prefix_length, len(prompts.ids)
-    # A recurrent layer has other code for a single token than stock's prefill runs: NemotronH's differs by 1e-4.
+    # A recurrent layer runs other code for a single token than for stock's prefill: NemotronH's differs by 1e-4.
     own = 2 if rules.recurrent == "split" else 1
     runs = shared_runs(prompts, own)
     if rules.one_level:
@@ -49,20 +49,20 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     if keep and rules.reuse:
         matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
     if rules.recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
-        # Its start returned, but the states behind it are not known: they will be from now on.
+        # An earlier call had the same start, but its state there was not kept. Now it is prefilled as a run, and kept.
         runs = [PrefixNode(0, rows[0][: matches[0].seen], (0,))]
 
     def kept(row: int, first: int) -> int:
         length = matches[row].within(first)
         by_steps = rules.recurrent == "steps" and runs and length < runs[0].end
-        return 0 if by_steps else length  # from a kept state on they would go token by token
+        return 0 if by_steps else length  # from a kept state on the rest of the run would go token by token
 
     def may_be_a_run(tokens: int, run: PrefixNode) -> bool:
         behind_a_state = not run.kept and tokens < run.end
         return tokens >= (max(least, own) if behind_a_state else least)
 
     runs = pruned(divided(runs, kept, rows), may_be_a_run)
-    # A loop of the caller's may do anything with the cache that the row would be taken from when the call ends.
+    # A loop of the caller may change the cache, from which the row would be taken when the call ends.
     keep_row = keep and count == 1 and prompts.tokens >= least and not facts.arguments.own_loop
     found = Decision(None, prompts, runs, matches, snapshot, None, keep, keep_row)
     if not found.relays:
@@ -71,7 +71,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
 
 
 def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal | None) -> Refusal:
-    """Why rows that start alike for `longest` tokens at most share nothing."""
+    """Why nothing is shared by rows whose longest common start has `longest` tokens."""
     prompts = found.prompts
     if len(prompts.ids) > 1:
         return Reason.SHORT_PREFIX.of(tokens=longest, least=least)
@@ -83,12 +83,12 @@ def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal
 
 
 def match(facts: CallFacts, rows: Sequence[Tensor]) -> tuple[list[Match], ModelFingerprint | None]:
-    """How much of the start of each row (`[n]`) is kept, and the model at that moment (None: nothing is kept)."""
+    """How much of the start of each row (`[n]`) is kept, and the model's fingerprint now (None: nothing is kept)."""
     matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
     fingerprint = None if snapshot is None else look(facts, snapshot)
     return ([Match()] * len(rows) if fingerprint is None else matches), fingerprint
 
 
 def look(facts: CallFacts, snapshot: Snapshot) -> ModelFingerprint | None:
-    """The model now, if it is the one that something is kept of; None if not, and then nothing is kept any more."""
+    """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
     return facts.source.look(snapshot, facts.view.modules, facts.view.embedding)

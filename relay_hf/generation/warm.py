@@ -1,4 +1,4 @@
-"""Prefixes that are prefilled and kept ahead of their first request."""
+"""`model.relay.warm()`: prefills and keeps a prefix ahead of its first request."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
 
 
 def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:
-    """Prefill what is not kept of `ids` (`[P]`), `chunk` tokens at a time, and keep it.
+    """Prefill the tokens of `ids` (`[P]`) that are not kept, `chunk` at a time, and keep them.
 
-    Each chunk is kept before the next one, which goes on from it: so it takes no mask, and an interrupt loses little.
-    Models with recurrent layers take all at once: where their chunks begin changes stock's own output.
+    Each chunk is kept before the next one, which goes on from it. So it needs no mask, and an interrupt loses little.
+    Models with recurrent layers take all tokens at once, because stock's own output depends on where chunks begin.
     """
     facts, view = call.facts, call.facts.view
     check_keepable(facts, len(ids))
@@ -73,7 +73,7 @@ def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress
 
 
 def kv_of_one_token(call: GenerateCall) -> PrefixKV:
-    """What the model keeps of a token, which is put through it: which tensors, of which dtypes and shapes."""
+    """The KV or state of one token, which is put through the model: it shows all tensors, their dtypes and shapes."""
     run = PrefixNode(0, torch.zeros(1, dtype=torch.int64), (0,))
     with _named_failure():
         ((_, (found,)),) = prefill_tree(call, [run], lambda _: [], _prefill_inputs(call.facts))
@@ -104,7 +104,7 @@ def _keep_prefix(call: GenerateCall, ids: Tensor, pin: bool) -> KeptPrefix:
     (found,), before = match(facts, [ids])
     reused = found.length
     missing = len(ids) - reused
-    # Token by token, or with the code for a single token, its state would be another than stock's prefill leaves.
+    # Code that goes token by token, or takes a single token, leaves another state than stock's prefill.
     by_steps = view.architecture.recurrent == "steps" or missing == 1
     if missing and by_steps and keeps_state(view.default_cache()):
         reused = 0
@@ -130,7 +130,7 @@ def _prefill_inputs(facts: CallFacts) -> set[str]:
 
 @contextmanager
 def _named_failure() -> Iterator[None]:
-    """A prefill that raises something unforeseen says that it was one."""
+    """Within it an unforeseen error becomes a RelayError that says that a prefill raised it."""
     try:
         yield
     except Exception as error:
