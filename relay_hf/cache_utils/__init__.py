@@ -1,4 +1,4 @@
-"""RelayCache: what rows share once, and what each row has of its own. State only, no mathematics."""
+"""RelayCache, a Transformers cache that holds shared tokens once and each row's own tokens. It computes nothing."""
 
 from .cache import RelayCache
 from .layer import RelayLayer

@@ -1,8 +1,8 @@
-"""What a RelayCache asks of the forward that runs.
+"""The protocol between a RelayCache and the forward that runs with it.
 
-Transformers hands a cache the new keys and values of a layer, and nothing else. So the forward that runs with a
-RelayCache is held in a ContextVar, where the cache and every attention layer find it: each thread sees its own, and
-nothing is seen outside such a forward.
+Transformers hands a cache the new keys and values of a layer, and nothing else. So a ContextVar holds the forward that
+runs with a RelayCache, and the cache and every attention layer find it there. Each thread sees its own forward. Outside
+of a forward the variable is None.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ActiveForward(Protocol):
 
     @property
     def stores_late(self) -> bool:
-        """Whether keys and values are stored when attention comes for them, not when the cache is handed them."""
+        """Whether a layer's attention stores its keys and values, instead of the cache when it is handed them."""
 
     def saw_update(self, layer_idx: int, keys: Tensor) -> None:
         """Note that a layer's keys are known, and that its attention is handed `keys`."""

@@ -1,4 +1,4 @@
-"""The Transformers cache that holds shared segments beside each row's own KV."""
+"""RelayCache: the Transformers cache that holds shared segments once, and each row's own KV."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 class RelayCache(Cache):
     """A cache whose rows share segments of KV.
 
-    Made by a patched model's `generate()`; or by hand, empty, and given to it as `cache` (as `past_key_values` before
-    Transformers 5.24). Only a patched model can use it: every other model would attend to each row's own tokens alone,
-    so that raises. A forward by hand on a filled one runs under `torch.no_grad()`: there is no backward through
-    segments.
+    A patched model's `generate()` makes it. You can also make an empty one and give it to `generate()` as `cache` (as
+    `past_key_values` before Transformers 5.24). Only a patched model can use it: every other model would attend to each
+    row's own tokens alone, so this raises. Run a forward of your own on a filled RelayCache under `torch.no_grad()`,
+    because there is no backward through segments.
 
-    Its segments may be those that the model keeps for later calls: read them, don't write to them.
+    The model may keep the segments for later calls too: read them, and don't write to them.
 
     Args:
-        config: the model's configuration; it says which layers there are.
-        like: the cache that Transformers has made for it, if there is one. Asking the configuration for its layers once
-            more takes longer than all else that is done here: 0.5 of 0.6 ms for 33 layers.
+        config: the model's configuration, which names the layers.
+        like: the cache that Transformers has made for `config`, if there is one. It saves time: to ask the
+            configuration for its layers again takes 0.5 of 0.6 ms for 33 layers.
 
     Attributes:
-        context: device, dtype, autocast and arithmetic under which the cache was filled, by generate().
+        context: device, dtype, autocast and arithmetic under which generate() filled the cache.
         kv_layers: the layers that hold keys and values, by number.
         state_layers: the recurrent layers, by number.
         reusing: layers that attend to another layer's keys and values.
         attends_stored: in the latest forward attention took keys and values just as they are stored.
-        traceable: besides, each attention module named the layer that it attends to. So a graph can leave
-            storing to the operation that stands in it for a layer's attention.
+        traceable: `attends_stored`, and each attention module named the layer that it attends to. Then the operation
+            that replaces a layer's attention in a graph can store keys and values.
         in_static_step: the forward that runs now is a static decode step.
 
     Raises:
@@ -97,7 +97,7 @@ class RelayCache(Cache):
     ) -> None:
         """Start the (empty) cache with the layout of its `batch` rows, and with the runs that they share.
 
-        `runs`: each with the rows that use it, behind those that these rows use before it.
+        `runs`: each run with the rows that use it; it comes after the runs that these rows use before it.
         """
         self._lay_out(rows)
         self.context = context
@@ -112,13 +112,13 @@ class RelayCache(Cache):
     def freeze(
         self, attended: dict[int, tuple[Tensor, Tensor]], start: int, length: int, row: int | None = None
     ) -> PrefixKV:
-        """What the layers hold of a row's own tokens, to be shared by others.
+        """The KV and states of a row's own tokens, as a run that other rows can share.
 
         Args:
-            attended: K and V as attention saw them, by layer; those that are not in it are taken as stored.
+            attended: K and V as attention saw them, by layer; for other layers the stored ones are taken.
             start: position of the first token.
-            length: how many there are.
-            row: of a cache of several rows: copies of the row's last `length` tokens. None: views of the only row.
+            length: number of tokens.
+            row: a row of several; copies of its last `length` tokens are made. None: views of the only row.
         """
         frozen = []
         for index, layer in enumerate(self.layers):
@@ -129,7 +129,7 @@ class RelayCache(Cache):
         return PrefixKV(start, length, tuple(frozen))
 
     def gather(self, parts: list[tuple[RelayCache, Tensor]], batch: int, columns: int) -> None:
-        """Take over caches that ran some of the `batch` rows each, `columns` own columns wide: `(cache, its rows)`."""
+        """Take over the own KV and states of `parts`, `(cache, its rows)`: `batch` rows of `columns` own columns."""
         for index, layer in self.kv_layers.items():
             layer.gather_kv([(cache.kv_layers[index], rows) for cache, rows in parts], batch, columns)
         for index, layer in self.state_layers.items():
@@ -139,12 +139,12 @@ class RelayCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Store own KV of a layer and return the layer's own KV; the segments reach attention by themselves.
+        """Store own KV of a layer and return the layer's own KV; attention finds the segments by itself.
 
-        In a static decode step, and in a graph of torch.compile (where the cache is `traceable`), what is given is
-        returned as it is, and stored when attention comes for it.
+        In a static decode step, and in a graph of torch.compile (where the cache is `traceable`), the arguments are
+        returned unchanged, and the layer's attention stores them.
 
-        To attention code that is a model's own, what is returned stands for the keys and values of whole rows.
+        For attention code of a model's own, split tensors of whole rows are returned.
 
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
@@ -158,7 +158,7 @@ class RelayCache(Cache):
         return self.store(key_states, value_states, layer_idx)
 
     def store(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        """`update`, when nothing is compiled."""
+        """`update` of a model that is not compiled."""
         forward = active_forward.get()
         if forward is None or forward.cache is not self:
             raise RelayError(
@@ -175,14 +175,14 @@ class RelayCache(Cache):
         return forward.whole_rows(layer) if self.rows.whole_rows and self.rows.offset else (keys, values)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Columns that the model gets after `query_length` more, and the caller's column of the first.
+        """How many columns attention sees after `query_length` more, and the caller's column of the first one.
 
-        In a static decode step the model gets its own, whatever is held: the same in each step.
+        In a static decode step only the step's own columns count, so that the result is the same in each step.
         """
         return (query_length, 0) if self.in_static_step else super().get_mask_sizes(query_length, layer_idx)
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """The caller's column of the first query; in a static decode step 0, as for `get_mask_sizes`."""
+        """The caller's column of the first query; 0 in a static decode step, as in `get_mask_sizes`."""
         return 0 if self.in_static_step else super().get_query_offset(layer_idx)
 
     @property
@@ -205,8 +205,8 @@ class RelayCache(Cache):
             tokens_to_remove: 0 or negative, as in Transformers (tokens).
 
         Raises:
-            ValueError: it is positive, or reaches beyond what every row has of its own; or a layer with a sliding
-                window has dropped tokens that it would see again.
+            ValueError: it is positive, or some row has fewer own tokens; or a layer with a sliding window has dropped
+                tokens that it would see again.
         """
         super().crop(tokens_to_remove)
         if self.rows.holes is not None:
@@ -224,7 +224,7 @@ class RelayCache(Cache):
             layer.rows = rows
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row `i` is to go on from row `beam_idx[i]`: own KV is reordered, segments never move.
+        """Let row `i` go on from row `beam_idx[i]`: own KV is reordered, segments never move.
 
         Args:
             beam_idx: `[B]` int64.
@@ -251,11 +251,11 @@ class RelayCache(Cache):
         self.rows.change_rows(lambda state: state[indices.to(state.device)])
 
     def _select_users(self, indices: Tensor) -> None:
-        """Row i is to use the segments that row `indices[i]` does; they stay where they are."""
+        """Let row i use the segments of row `indices[i]`; the segments do not move."""
         layers = [layer for layer in self.kv_layers.values() if layer.shared]
         every = {part.segment.rows for layer in layers for part in layer.shared}
         parts = [rows for rows in every if rows is not None]
-        if not parts:  # with one level all rows use the same segments, and nothing is read from the device
+        if not parts:  # all rows use the same segments, so the indices are not read from the device
             return
         count = len(layers[0].own_tensors()[0])
         order = [index % count for index in indices.tolist()]  # negative ones count from the end
@@ -268,7 +268,7 @@ class RelayCache(Cache):
                 layer.change_users(moved)
 
     def nbytes(self) -> int:
-        """Bytes of the segments, each once, of the own buffers with their slack, and of recurrent states."""
+        """Bytes of the segments, each counted once, of the own buffers with their slack, and of recurrent states."""
         kv = self.kv_layers.values()
         tensors = [t for layer in kv for part in layer.shared for t in part.tensors()]
         tensors += [t for layer in kv for t in layer.own_tensors()]
@@ -292,7 +292,7 @@ class RelayCache(Cache):
         """The same content as a DynamicCache, which any model can use.
 
         Returns:
-            It is in the caller's layout, `[padding | prefix | own]` in every row: `[B, Hkv, L, D]` in each layer.
+            A cache in the caller's layout, `[padding | prefix | own]` in every row: `[B, Hkv, L, D]` in each layer.
         """
         dynamic = DynamicCache(config=self.config)
         text = self.config.get_text_config(decoder=True)
@@ -305,9 +305,9 @@ class RelayCache(Cache):
         return dynamic
 
     def adopt(self, dynamic: DynamicCache, context: Hashable = None) -> None:
-        """Hold what a DynamicCache of the same model holds, in place of all before: nothing of it is shared.
+        """Replace the content by that of a DynamicCache of the same model. Then no rows share anything.
 
-        Keys and values are not copied until they are written to.
+        Keys and values are copied only when they are first written to.
         """
         self.reset()
         self.context = context
@@ -319,18 +319,18 @@ class RelayCache(Cache):
 
 
 def unsupported_layer(cache: Cache) -> str | None:
-    """Why a RelayCache can't stand in for `cache`: the first layer that it has no counterpart of, or None."""
+    """Why a RelayCache can't replace `cache`: the first layer that it has no counterpart for, or None."""
     for index, layer in enumerate(cache.layers):
         if type(layer) not in (*KV_LAYERS, *STATE_LAYERS, *BOTH_LAYERS, *EMPTY_LAYERS):
             return f"layer {index} of the cache is a {type(layer).__name__}"
         if window_of_layer(layer) == 1:
-            # It keeps `[-window + 1:]`, which is everything, and its mask then shows another token than the last.
+            # Stock's layer keeps `[-window + 1:]`, which is all tokens, and its mask then shows a wrong one.
             return f"layer {index} of the cache has a window of one token"
     return None
 
 
 def _counterpart(layer: Any, rows: RowLayout) -> Any:
-    """Our layer in the place of one of Transformers'."""
+    """The layer of a RelayCache that replaces one of Transformers'."""
     kind = type(layer)
     if kind in STATE_LAYERS:
         return StateLayer(layer.number_of_states)

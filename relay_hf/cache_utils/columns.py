@@ -1,4 +1,4 @@
-"""The columns of whole rows, `[padding | shared | own]`: which may be attended to, and how to join them."""
+"""The columns of whole rows, `[padding | shared | own]`: which ones a mask shows, and how they are joined."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def own_columns(rows: RowLayout, attention_mask: Tensor | None) -> Tensor | None
 
     Args:
         rows: how the rows of the cache lie in the columns.
-        attention_mask: `[B, n]` over the caller's columns, those of the coming forward included; or None.
+        attention_mask: `[B, n]` over the caller's columns, with those of the coming forward; or None.
 
     Returns:
-        `[B, n - offset]` bool, where the mask is, or None.
+        `[B, n - offset]` bool, on the mask's device, or None.
 
     Raises:
-        RelayError: the mask hides a token of the shared prefix, shows padding that was hidden before, or is of other
-            rows.
+        RelayError: the mask hides a token of the shared prefix, shows padding that was hidden before, or has another
+            number of rows.
     """
     if attention_mask is None:
         if rows.padded:
@@ -57,15 +57,15 @@ def own_columns(rows: RowLayout, attention_mask: Tensor | None) -> Tensor | None
 def join_columns(
     own: Tensor, axis: int, offset: int, own_start: Tensor | None, shared: Sequence[Sequence[Tensor]]
 ) -> Tensor:
-    """Whole rows of their shared and own columns, zero in columns of padding.
+    """Join shared and own columns to whole rows, with zeros in columns of padding.
 
     Args:
         own: `[B * n, ..., S, ...]`, the own columns along `axis`.
-        axis: of the columns.
+        axis: the axis of the columns.
         offset: columns before the own ones.
-        own_start: `[B]`, leading own columns that are none of a row's own tokens; None for 0. A row's shared columns
-            end where its own tokens begin.
-        shared: of each row its shared columns, `[n, ..., P, ...]`, in pieces that follow each other.
+        own_start: `[B]`, leading own columns that hold no own token of the row; None for 0. A row's shared columns end
+            where its own tokens begin.
+        shared: the shared columns of each row, `[n, ..., P, ...]`, in pieces that follow each other.
 
     Returns:
         `[B * n, ..., offset + S, ...]`.

@@ -1,4 +1,4 @@
-"""Layers that hold both keys and values and a recurrent state."""
+"""A layer of a RelayCache that holds keys and values and a recurrent state too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HybridLayer(StateLayer, RelayLayer):
 
     Args:
         rows: the layout that all layers of the cache share.
-        sliding_window: the window of stock's layer in its place (tokens), or None.
+        sliding_window: the window of stock's layer (tokens), or None.
         number_of_states: convolutions and recurrences that the layer has.
     """
 
@@ -29,12 +29,12 @@ class HybridLayer(StateLayer, RelayLayer):
         RelayLayer.__init__(self, rows, sliding_window)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Keys and values come by position, states by name, as in Transformers."""
+        """Transformers passes keys and values by position, and states by name."""
         kind = RelayLayer if args else StateLayer
         kind.lazy_initialization(self, *args, **kwargs)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Of both; the state only lets itself be cropped where it records its past."""
+        """Crop both parts. A state can be cropped only if the layer records its past."""
         StateLayer.crop(self, tokens_to_remove)
         RelayLayer.crop(self, tokens_to_remove)
 

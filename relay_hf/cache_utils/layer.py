@@ -18,7 +18,8 @@ from .row_layout import RowLayout
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
 
-# Own columns that are reserved for tokens to come, if the call is to make as many, whatever memory they take.
+# Own columns that are reserved for tokens to come in any case, however much memory they take, if the call may make as
+# many tokens.
 _LEAST_RESERVED = 512
 
 
@@ -27,7 +28,7 @@ class RelayLayer(CacheLayerMixin):
 
     Args:
         rows: the layout that all layers of the cache share.
-        sliding_window: the window of stock's layer in its place (tokens), or None.
+        sliding_window: the window of stock's layer (tokens), or None.
     """
 
     is_croppable = True
@@ -39,8 +40,8 @@ class RelayLayer(CacheLayerMixin):
         self.shared: list[LayerKV] = []
         self.own_length = 0
         self._buffers: tuple[Tensor, Tensor] | None = None
-        self._read_only = False  # the buffers are another cache's too, or born in inference mode
-        self._dropped = 0  # leading own columns that are not held: they left the window in another cache
+        self._read_only = False  # another cache uses the buffers too, or they were made in inference mode
+        self._dropped = 0  # leading own columns that another cache has dropped, because they left the window
 
     @property
     def is_initialized(self) -> bool:
@@ -81,14 +82,14 @@ class RelayLayer(CacheLayerMixin):
         """The buffers of own keys and of own values.
 
         Raises:
-            ValueError: there are none yet.
+            ValueError: the layer is empty.
         """
         if self._buffers is None:
             raise ValueError("the layer is empty: nothing has been stored in it")
         return self._buffers
 
     def holds(self, buffers: tuple[Tensor, Tensor]) -> bool:
-        """Whether own KV lies in just these buffers."""
+        """Whether own KV is in these very buffers."""
         return self._buffers is buffers
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -111,26 +112,28 @@ class RelayLayer(CacheLayerMixin):
         return self.own()
 
     def make_room(self, columns: int) -> None:
-        """Let so many own columns fit, in buffers that may be written to."""
+        """Make buffers in which so many own columns fit, and which may be written to."""
         if self._buffers is not None and (columns > self.capacity or self._read_only):
             self._grow(max(self._roomy(columns, *self._buffers), int(self.capacity * _GROWTH)), *self._buffers)
 
     def append(self, key_states: Tensor, value_states: Tensor, position: Tensor) -> None:
-        """Write new own KV in place, at the own columns `position` (`[T]` int64) behind those held, for which there is
-        room. Nothing of it depends on a number that only the host knows."""
+        """Write new own KV in place, at the own columns `position` (`[T]` int64), for which there is room.
+
+        The operations depend on no number of the host, so that a CUDA graph can repeat them.
+        """
         for buffer, states in zip(self.own_tensors(), (key_states, value_states), strict=True):
-            buffer.index_copy_(2, position.to(buffer.device), states)  # a model's layers may stand on several devices
+            buffer.index_copy_(2, position.to(buffer.device), states)  # layers may be on several devices
         self.own_length += key_states.shape[2]
 
     def move_into(self, buffers: tuple[Tensor, Tensor]) -> None:
-        """Hold own KV in `buffers`, that have room for it."""
+        """Copy own KV into `buffers`, which have room for it, and use them from now on."""
         if self._buffers is not buffers:
             for target, source in zip(buffers, self.own(), strict=True):
                 target[:, :, : self.own_length] = source
             self._buffers, self._read_only = buffers, False
 
     def move_out(self) -> None:
-        """Hold own KV in memory of its own, without room for more."""
+        """Copy own KV into memory of its own, without room for more."""
         with torch.inference_mode(False):
             new = [part.new_empty(part.shape) for part in self.own()]
         for target, source in zip(new, self.own(), strict=True):
@@ -138,8 +141,8 @@ class RelayLayer(CacheLayerMixin):
         self._hold(new[0], new[1])
 
     def share(self, part: LayerKV) -> None:
-        """Let its rows use a segment behind those that they use."""
-        if self.rows.whole_rows and self.shared:  # the model's own code is handed one piece of shared keys
+        """Add a segment behind those that its rows use already."""
+        if self.rows.whole_rows and self.shared:  # attention code of a model's own takes one piece of shared keys
             part = LayerKV.joined([self.shared.pop(), part])
         self.shared.append(part)
 
@@ -150,12 +153,12 @@ class RelayLayer(CacheLayerMixin):
         return join_columns(own, 2, self.rows.offset, self.rows.own_start, shared)
 
     def _roomy(self, columns: int, *like: Tensor) -> int:
-        """Own columns to make room for, of which `columns` are needed now."""
+        """The number of own columns to make room for; `columns` of them are needed now."""
         bytes_ = sum(len(part) * part.shape[1] * part.shape[3] * part.element_size() for part in like)
         return max(columns, min(self.rows.reserve, columns + max(_LEAST_RESERVED, self.rows.spare // max(bytes_, 1))))
 
     def _grow(self, capacity: int, *like: Tensor) -> None:
-        # Outside inference mode: a buffer born in it could not be written by a later call outside of it.
+        # Outside of inference mode, because a later call outside of it could not write to a buffer that is made in it.
         with torch.inference_mode(False):
             new = [part.new_empty(part.shape[0], part.shape[1], capacity, part.shape[3]) for part in like]
         if self._buffers is not None:
@@ -164,14 +167,14 @@ class RelayLayer(CacheLayerMixin):
         self._buffers, self._read_only = (new[0], new[1]), False
 
     def adopt_kv(self, keys: Tensor, values: Tensor, columns: int) -> None:
-        """Hold the KV of another cache's layer, which has seen `columns` and may hold the last of them alone."""
+        """Take the KV of another cache's layer, which has seen `columns` and may hold only the last of them."""
         self._dropped = columns - keys.shape[2]
         if self._dropped:
             keys, values = (nn.functional.pad(part, (0, 0, self._dropped, 0)) for part in (keys, values))
         self._buffers, self.own_length, self._read_only = (keys, values), columns, True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns that the model gets after `query_length` more, and the caller's column of the first."""
+        """How many columns attention sees after `query_length` more, and the caller's column of the first one."""
         if self.rows.whole_rows:
             return self.rows.offset + self.own_length + query_length, 0
         return self.own_length + query_length, self.rows.offset
@@ -190,18 +193,18 @@ class RelayLayer(CacheLayerMixin):
             raise ValueError(
                 f"tokens_to_remove must be 0 or negative, the tokens to take off the end; got {tokens_to_remove}."
             )
-        # The first own columns of a row are its prefix's last tokens where it has fewer of its own than others.
+        # If a row has fewer own tokens than others, its first own columns hold the last tokens of its prefix.
         own = self.own_length if self.rows.own_start is None else self.own_length - int(self.rows.own_start.max())
         if -tokens_to_remove > own:
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: only {own} tokens are every "
-                "row's own. Use to_dynamic() for a cache that can be cropped further."
+                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: some row has only {own} own "
+                "tokens. Use to_dynamic() for a cache that can be cropped further."
             )
         first_seen = self.own_length + tokens_to_remove + 1 - (self.sliding_window or 0)
         if tokens_to_remove and max(first_seen, 0) < self._dropped:
             raise ValueError(
-                f"tokens_to_remove={tokens_to_remove} moves the window of {self.sliding_window} tokens back over some "
-                "that a call which was not relayed has dropped. Run the shorter text again."
+                f"tokens_to_remove={tokens_to_remove} moves the window of {self.sliding_window} tokens back over "
+                "tokens that are not held: a call which was not relayed dropped them. Run the shorter text again."
             )
         self.own_length += tokens_to_remove
 
@@ -210,7 +213,7 @@ class RelayLayer(CacheLayerMixin):
         RelayLayer.__init__(self, self.rows, self.sliding_window)
 
     def change_users(self, moved: dict[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Let segments be used by other rows than before; one that no row uses any more is let go."""
+        """Give segments to other rows than before. A segment that no row uses any more is dropped."""
         parts = [_map_rows(part, moved.__getitem__) for part in self.shared]
         self.shared = [part for part in parts if part.segment.rows != ()]
 
@@ -232,30 +235,30 @@ class RelayLayer(CacheLayerMixin):
         self._replace_rows(lambda part: part[indices.to(part.device)])
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]
-        if self._buffers is not None:  # without the room for tokens to come, which may be most of them
+        if self._buffers is not None:  # without the room for tokens to come, which may be most of a buffer
             self._hold(*(change(part) for part in self.own()))
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self._buffers, self._read_only = (keys, values), keys.is_inference()
 
     def freeze(self, attended: tuple[Tensor, Tensor] | None, row: int = 0, tokens: int | None = None) -> LayerKV:
-        """The own KV of a row, its last `tokens` (None: all), as a segment that others can share.
+        """The own KV of a row, its last `tokens` (None: all), as a segment that other rows can share.
 
-        `attended`: K and V as attention saw them, `[B, Hkv, S, D]` each, or None where those are the stored ones.
+        `attended`: K and V as attention saw them, `[B, Hkv, S, D]` each; None if attention sees the stored ones.
         """
         own = self.own()
         first = 0 if tokens is None else self.own_length - tokens
         seen = own if attended is None else attended
-        stop = seen[0].shape[2]  # what was stored since is not known as attention would see it
+        stop = seen[0].shape[2]  # for later tokens, K and V as attention sees them are not known
         parts = [part[row, :, first:stop] for part in (*seen, *own)]
         frozen = LayerKV(Segment(parts[0], parts[1]), (parts[2], parts[3]))
-        # A view would hold the padding before it too; and what was expanded for attention is a part of a larger tensor.
+        # A view would hold the memory of the padding too, and an expanded tensor is a part of a larger one.
         return frozen if tokens is None and attended is None else frozen.clone()
 
     def gather_kv(self, parts: list[tuple[RelayLayer, Tensor]], rows: int, columns: int) -> None:
-        """Take over the own KV of layers that ran some of the rows each, right-aligned: `(layer, its rows)`.
+        """Take over the own KV of layers, `(layer, its rows)`, each of which ran some of the rows, right-aligned.
 
-        `rows` and `columns`: of the whole. Columns of padding are zero.
+        `rows` and `columns`: sizes of the result. Columns of padding are zero.
         """
         for layer, indices in parts:
             own = layer.own()

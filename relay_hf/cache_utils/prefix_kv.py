@@ -1,4 +1,4 @@
-"""What one layer keeps of a run of tokens that rows share."""
+"""The tensors of a run of shared tokens: of one layer's attention, of one layer, and of a whole model."""
 
 from __future__ import annotations
 
@@ -77,11 +77,11 @@ class LayerKV:
 
 @dataclass(frozen=True, eq=False)
 class LayerState:
-    """What one layer keeps of a run of shared tokens: keys and values, a recurrent state, both, or nothing.
+    """The tensors of one layer for a run of shared tokens: keys and values, a recurrent state, both, or nothing.
 
     Attributes:
-        kv: of every token.
-        state: after the last token.
+        kv: keys and values of every token, or None.
+        state: the recurrent state after the last token, or None.
     """
 
     kv: LayerKV | None = None
@@ -92,7 +92,7 @@ class LayerState:
         return (() if self.kv is None else self.kv.tensors()) + (() if self.state is None else self.state.tensors())
 
     def first(self, length: int) -> LayerState:
-        """The first `length` tokens, as views; what a recurrent layer's state was by then is not known."""
+        """The first `length` tokens, as views, without a recurrent state, which is not known there."""
         return LayerState(self.kv and self.kv.first(length))
 
     def after(self, length: int) -> LayerState:
@@ -100,18 +100,18 @@ class LayerState:
         return LayerState(self.kv and self.kv.after(length), self.state)
 
     def clone(self) -> LayerState:
-        """The same in tensors of its own; a state's are its own as they are."""
+        """The same in tensors of its own. A state is never a view, so it is not copied."""
         return LayerState(self.kv and self.kv.clone(), self.state)
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixKV:
-    """What a model keeps of a run of shared tokens.
+    """The tensors of a whole model for a run of shared tokens.
 
     Attributes:
         start: position of the first token.
         length: number of tokens.
-        layers: what each layer keeps.
+        layers: the tensors of each layer.
     """
 
     start: int
@@ -130,11 +130,11 @@ class PrefixKV:
 
     @property
     def recurrent(self) -> bool:
-        """Whether any layer has a state, which belongs to the last token alone."""
+        """Whether any layer has a recurrent state. A state belongs to the last token alone."""
         return any(layer.state is not None for layer in self.layers)
 
     def first(self, length: int) -> PrefixKV:
-        """The first `length` tokens, as views; without states, unless that is all."""
+        """The first `length` tokens, as views; without states, unless these are all tokens."""
         if length == self.length:
             return self
         return PrefixKV(self.start, length, tuple(layer.first(length) for layer in self.layers))

@@ -1,4 +1,4 @@
-"""How the rows of a cache lie in the caller's columns."""
+"""The layout of a cache's rows in the columns of the caller's prompt: padding, shared tokens, own tokens."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 @dataclass(eq=False)
 class RowLayout:
-    """How the rows of a cache lie in the caller's columns; one object for all layers.
+    """The layout of a cache's rows in the caller's columns; one object for all layers.
 
-    Own KV column `i` is the caller's column `offset + i`. Everything before `offset` is padding or lives in segments;
-    so do the first `own_start[b]` own columns of row b, whose KV is computed but never attended to.
+    Own KV column `i` is the caller's column `offset + i`. The columns before `offset` are padding or in segments. So
+    are the first `own_start[b]` own columns of row b: their KV is computed, but never attended to.
 
     Attributes:
         offset: columns of the caller that come before own KV.
-        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each; where these
-            are equal they become one.
+        shared_length: tokens that the segments hold for a row: one number for all rows, or one for each. Equal numbers
+            become one.
         own_start: `[B]` int64, or None when it is 0 for all rows.
-        holes: `[B, n]` bool, the first n own columns that may be attended to, or None when there are no holes.
+        holes: `[B, n]` bool, which of the first n own columns may be attended to; None when there are no holes.
         reserve: own columns to make room for when a buffer is allocated.
-        spare: bytes that a layer may take for columns beyond those that it is given then.
-        changes: how often the rows were changed; `own_start` and `holes` may have been written to in place.
-        whole_rows: the model is handed keys and values of whole rows, in the caller's columns, as split tensors.
+        spare: bytes that a layer may take for columns that it does not need yet.
+        changes: how often the rows were changed; a change may have written to `own_start` and `holes` in place.
+        whole_rows: the model gets keys and values of whole rows, in the caller's columns, as split tensors.
     """
 
     offset: int = 0
@@ -43,7 +43,7 @@ class RowLayout:
             self.shared_length = self.shared_length[0]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """What an earlier version of 0.1.0 has pickled calls `whole_rows` "parted"."""
+        """Pickles of an earlier version of 0.1.0 call `whole_rows` "parted"."""
         self.__dict__.update({"whole_rows" if name == "parted" else name: value for name, value in state.items()})
 
     @property
@@ -56,11 +56,11 @@ class RowLayout:
 
     @property
     def shared_lengths(self) -> tuple[int, ...]:
-        """`shared_length` of each row, as far as rows differ."""
+        """`shared_length` as a tuple: of each row, or a single number if it is the same for all rows."""
         return (self.shared_length,) if isinstance(self.shared_length, int) else self.shared_length
 
     def reorder(self, order: Tensor) -> None:
-        """Row i becomes what row `order[i]` was; where that can be, in the tensors that there are."""
+        """Let row i become what row `order[i]` was; in place, where that is possible."""
 
         def reordered(state: Tensor) -> Tensor:
             new = state.index_select(0, order.to(state.device))

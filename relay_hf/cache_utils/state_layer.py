@@ -1,4 +1,4 @@
-"""Recurrent layers of a RelayCache: each row's own state, started from one that the rows share."""
+"""Recurrent layers of a RelayCache: each row has a state of its own, which starts from a copy of a shared one."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ..model.upstream.caches import (
 
 @dataclass(frozen=True, eq=False)
 class RecurrentState:
-    """What a recurrent layer (linear attention, state space, short convolution) holds of the tokens so far, one row.
+    """The state of a recurrent layer (linear attention, state space, short convolution) after some tokens of one row.
 
     Attributes:
-        conv: `[1, ...]` inputs of its convolutions that the next token still needs, by their number.
-        recurrent: `[1, ...]` states of its recurrences, by their number.
+        conv: `[1, ...]`, the inputs of each convolution that its next token needs, by number of the convolution.
+        recurrent: `[1, ...]`, the state of each recurrence, by number of the recurrence.
     """
 
     conv: States
@@ -36,7 +36,7 @@ class RecurrentState:
 
 
 class StateLayer(LinearAttentionLayer):
-    """The state of one recurrent layer, for every row: Transformers' own layer, that can start from a given state.
+    """The states of all rows in one recurrent layer: Transformers' own layer, which can also start from a given state.
 
     Args:
         number_of_states: convolutions and recurrences that the layer has.
@@ -61,12 +61,12 @@ class StateLayer(LinearAttentionLayer):
         return RecurrentState(*(_cloned(states, row) for states in states_of(self)))
 
     def start_from(self, state: RecurrentState, rows: tuple[int, ...], batch: int) -> None:
-        """Give `rows`, of `batch` rows, the state."""
+        """Give the state to `rows`, some of the `batch` rows."""
         given = zip(states_of(self), (state.conv, state.recurrent), strict=True)
         install_states(self, *(_given(before, shared, rows, batch) for before, shared in given))
 
     def gather_states(self, parts: list[tuple[StateLayer, Tensor]], rows: int) -> None:
-        """Take over the states of layers that ran some of the rows each: `(layer, its rows)`."""
+        """Take over the states of layers, `(layer, its rows)`, each of which ran some of the rows."""
         conv, recurrent = (_emptied(states, rows) for states in states_of(parts[0][0]))
         for layer, indices in parts:
             for target, source in zip((conv, recurrent), states_of(layer), strict=True):
@@ -91,7 +91,7 @@ class StateLayer(LinearAttentionLayer):
 
 
 def copy_state(source: LinearAttentionLayer, target: LinearAttentionLayer) -> None:
-    """Give `target` copies of the states of `source`; each is ours or Transformers' own."""
+    """Give `target` copies of the states of `source`. Both may be layers of a RelayCache or of Transformers' cache."""
     install_states(target, *map(_cloned, states_of(source)))
 
 
@@ -102,7 +102,7 @@ def _cloned(states: States, row: int | None = None) -> States:
 
 
 def _given(states: States, shared: States, rows: tuple[int, ...], batch: int) -> States:
-    """The states of a batch in which some rows have the shared ones; of the others, those that they had."""
+    """The states of a batch in which `rows` have the shared states, and the other rows those that they had."""
     if len(rows) == batch:
         return {i: _repeated(tensor, batch) for i, tensor in shared.items()}
     given = {}
@@ -118,7 +118,7 @@ def _writable(state: Tensor) -> Tensor:
 
 
 def _repeated(state: Tensor, rows: int) -> Tensor:
-    # Outside inference mode: a state born in it could not be written by a later call outside of it.
+    # Outside of inference mode, because a later call outside of it could not write to a state that is made in it.
     with torch.inference_mode(False):
         new = state.new_empty((rows, *state.shape[1:]))
     return new.copy_(state.expand(rows, *state.shape[1:]))
