@@ -1,4 +1,4 @@
-"""The token side: what rows share, what is kept between calls, and whether it still holds."""
+"""Prefixes: the runs that a batch's rows share, the prefixes that are kept between calls, and their files."""
 
 from ..errors import PrefixFileError
 from .entry import PrefixEntry

@@ -14,12 +14,12 @@ class PrefixEntry:
     """A prefix that may be kept, or that a file holds.
 
     Attributes:
-        ids: `[n]` int64, on the host: all its tokens, or those behind the ones of `parent`.
-        kv: what the model keeps of the last of these.
-        samples: of the tokens of `kv`, the samples of their embedding from before their prefill; None in a file, which
-            holds the digest of the whole embedding.
-        parent: the place of the prefix that it extends, among those that come with it; None where it starts at 0.
-        pinned: it is to stay.
+        ids: `[n]` int64, on the host: all its tokens, or those behind the tokens of `parent`.
+        kv: the KV and states of the last of these tokens.
+        samples: samples of the embedding of the tokens of `kv`, from before their prefill; None in a file, which has
+            the digest of the whole embedding.
+        parent: the index of the prefix that it extends, among those that come with it; None if it starts at 0.
+        pinned: whether it is pinned.
     """
 
     ids: Tensor

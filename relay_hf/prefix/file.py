@@ -1,13 +1,13 @@
-"""Kept prefixes in a file: safetensors, with one JSON record that says what its tensors are.
+"""Files of kept prefixes: safetensors, with one JSON record that describes the tensors.
 
     <number>.ids                          [n] int64: the tokens behind those of the prefix that it extends
     <number>.layers.<layer>.key           [Hkv, n, D]
     <number>.layers.<layer>.value         [Hkv, n, Dv]
-    <number>.layers.<layer>.stored.0, .1  what the model's cache stores of them, where attention sees something else
+    <number>.layers.<layer>.stored.0, .1  K and V as the model's cache stores them, if attention sees something else
     <number>.layers.<layer>.conv.<i>, .recurrent.<i>  [1, ...], after the last token
 
-The record is in the header's metadata beside its own SHA-256, and has that of every tensor. Nothing in a file is
-executed or unpickled, and what it says is believed only as far as it fits the model that reads it.
+The record is in the header's metadata, beside its own SHA-256. It has the SHA-256 of every tensor. Nothing in a file is
+executed or unpickled, and everything in it is checked against the model that reads it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def is_there(path: Path) -> bool:
     """Whether a file lies at a path; False where nothing does.
 
     Raises:
-        OSError: it is something else than a file, or can't be looked at.
-        ValueError: no path has such a name.
+        OSError: something else than a file is there, or the path can't be read.
+        ValueError: no path can have such a name.
     """
     try:
         mode = path.stat().st_mode
@@ -66,14 +66,14 @@ def is_there(path: Path) -> bool:
 
 
 def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntry]) -> None:
-    """Write prefixes, each after the one that it extends, and what model they are of.
+    """Write prefixes, each after the one that it extends, and the identity of their model.
 
-    A file that is there already is replaced at once and as a whole, so that whoever reads it sees one or the other; its
-    permissions stay. What lies on a device, or is a view, is copied to the host for it.
+    An old file is replaced at once and as a whole, so that a reader sees either the old or the new one; its permissions
+    stay. Tensors on a device, and views, are copied to the host.
 
     Raises:
-        OSError: it could not be written; a file that was there is as it was.
-        PrefixFileError: no reader would take it: what describes the tensors takes far more than they do.
+        OSError: the file could not be written; an old file is unchanged.
+        PrefixFileError: no reader would take the file: the description of its tensors is far larger than they are.
     """
     tensors: dict[str, Tensor] = {}
     described = []
@@ -84,8 +84,8 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntr
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
-    path = path.resolve()  # a link goes on to lead to the file
-    beside = path.with_name(f".{uuid4().hex}.tmp")  # whose name is never too long
+    path = path.resolve()  # so that a link still leads to the new file
+    beside = path.with_name(f".{uuid4().hex}.tmp")  # a name that is never too long
     try:
         beside.touch()
         mode = (path if path.exists() else beside).stat().st_mode
@@ -96,7 +96,7 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntr
         except ValueError:
             what = "what describes its tensors takes far more than they do. Save fewer in a file."
             raise PrefixFileError(f"{printable(path)} was not written: {what}") from None
-        beside.chmod(mode & 0o777)  # safetensors makes it its owner's alone
+        beside.chmod(mode & 0o777)  # safetensors gives permissions to the owner alone
         os.replace(beside, path)
     except SafetensorError as error:
         raise OSError(f"{printable(path)} could not be written ({error})") from None
@@ -105,18 +105,18 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntr
 
 
 class PrefixFile:
-    """A file of kept prefixes, opened to be read until it is closed. Nothing but its header is read before `read`.
+    """A file of kept prefixes, open for reading until it is closed. Only its header is read before `read`.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        identity: what model the prefixes are of.
+        identity: the identity of the model that computed the prefixes.
 
     Raises:
-        OSError: the file can't be read, or the path is that of something else.
-        ValueError: no path has such a name.
-        PrefixFileError: it is no such file, is damaged, or of a format that this version does not know.
+        OSError: the file can't be read, or something else than a file is at its path.
+        ValueError: no path can have such a name.
+        PrefixFileError: it is no such file, is damaged, or has a format that this version does not know.
     """
 
     def __init__(self, path: Path) -> None:
@@ -140,15 +140,15 @@ class PrefixFile:
         return len(self._prefixes)
 
     def close(self) -> None:
-        """Close the file; what was read of it stays."""
+        """Close the file. Tensors that were read stay."""
         self._file.close()
 
     def check(self, template: PrefixKV, beside: int = 0) -> int:
-        """Hold the tensors that the header names to what the model keeps of a single token.
+        """Compare the tensors that the header names with the KV and states that the model has of a single token.
 
         Args:
-            template: what the model keeps of a single token.
-            beside: bytes that are kept of each token beside that.
+            template: the KV and states of a single token.
+            beside: bytes that are kept of each token beside its KV.
 
         Returns:
             Bytes that the prefixes take.
@@ -174,15 +174,15 @@ class PrefixFile:
         return nbytes
 
     def read(self, template: PrefixKV, mmap: bool) -> list[PrefixEntry]:
-        """Its prefixes, on the host, each byte checked against what was written.
+        """Its prefixes, on the host, each byte compared with what was written.
 
         Args:
-            template: what the model keeps of a single token.
-            mmap: leave the tensors mapped to the file, in place of copying them.
+            template: the KV and states that the model has of a single token.
+            mmap: leave the tensors mapped to the file instead of copying them.
 
         Raises:
             OSError: the file can't be read.
-            PrefixFileError: as `check` does, or a tensor is not what was written.
+            PrefixFileError: as in `check`, or a tensor is not what was written.
         """
         self.check(template)
         tensors, bare = self._tensors(mmap), without_states(template)
@@ -265,13 +265,13 @@ class PrefixFile:
         except OSError as error:
             if error.filename is not None:
                 raise
-            what = error.strerror or str(error)  # that of an open file does not name it, nor does safetensors'
+            what = error.strerror or str(error)  # neither Python's error nor safetensors' names the file
             raise OSError(error.errno or errno.EIO, what, str(self.path)) from None
 
 
 @dataclass(frozen=True)
 class _Described:
-    """What the record says of a prefix."""
+    """The record's entry for a prefix."""
 
     parent: int | None
     pinned: bool

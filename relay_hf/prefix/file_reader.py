@@ -1,7 +1,7 @@
 """A reader of a safetensors file: `safe_open` judges the header; plain reads copy the tensors, or they are mapped.
 
-Where the file is cut short meanwhile, a plain read is an error, and a read of a mapping is a signal that ends the
-process. All tensors come from one open file, whatever takes its place.
+If the file is cut short meanwhile, a plain read raises an error, and a read of a mapping ends the process by a signal.
+All tensors come from one open file, even if another file replaces it at its path.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor
 
 from ..errors import shown
 
-# What a header takes once it is read: its text, a few times over (as UTF-8, and as Python's text of up to four bytes a
-# character), and the values of its JSON; most for the least text take the entries of a dictionary, with a key each.
+# The memory that a header takes once it is read: its text, a few times (as UTF-8, and as Python's text of up to four
+# bytes a character), and the values of its JSON. Entries of a dictionary take most memory for the least text.
 _OF_A_BYTE, _OF_A_VALUE = 8, 384
 _ANYWAY = 2**27
 _DTYPES = {"I64": torch.int64, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Entry(NamedTuple):
-    """What a header says of a tensor: its shape and its dtype. A dtype that no prefix has is the name in the file."""
+    """A tensor's entry in a header: its shape and its dtype. A dtype that no prefix has is the name in the file."""
 
     dtype: torch.dtype | str
     shape: list[int]
@@ -39,22 +39,22 @@ class TensorFile:
     """A safetensors file, open until it is closed.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Attributes:
-        metadata: what the header says beside the tensors.
-        entries: what it says of each tensor, by name, in their order in the file.
+        metadata: the header's metadata.
+        entries: the header's entry for each tensor, by name, in their order in the file.
 
     Raises:
         OSError: the file can't be read.
         SafetensorError: it is no safetensors file.
-        ValueError: its header is too heavy, is no JSON, or has a name twice.
+        ValueError: its header takes too much memory, is no JSON, or has a name twice.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
         try:
-            parsed(header_of(self._file))  # `safe_open` takes a name that stands twice, and any weight up to 100 MB
+            parsed(header_of(self._file))  # `safe_open` accepts a repeated name, and any header up to 100 MB
             self._start = self._file.tell()
             with safe_open(_reopened(self._file, path), "pt", backend="pread") as judged:
                 self.metadata: dict[str, str] = judged.metadata() or {}
@@ -64,14 +64,14 @@ class TensorFile:
             raise
 
     def close(self) -> None:
-        """Close the file; what is mapped stays."""
+        """Close the file. Tensors that are mapped stay."""
         self._file.close()
 
     def tensors(self, mapped: bool) -> Iterator[tuple[str, Tensor]]:
-        """Its tensors with their names, in their order in the file; each must be of a dtype that is known.
+        """Its tensors with their names, in their order in the file. Each must have a dtype that prefixes have.
 
         Args:
-            mapped: map them to the file, privately, so that nothing gets from them into it. False: copy them.
+            mapped: map them to the file, privately, so that a write to a tensor does not change it. False: copy them.
 
         Raises:
             OSError: the file can't be read.
@@ -82,18 +82,18 @@ class TensorFile:
             pages = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
             mapping = torch.frombuffer(pages, dtype=torch.uint8)
         end = self._file.seek(self._start)
-        for name, entry in self.entries.items():  # each starts where the one before it ends: `safe_open` saw to that
+        for name, entry in self.entries.items():  # without gaps between them: `safe_open` has checked
             dtype = cast(torch.dtype, entry.dtype)
             start, end = end, end + math.prod(entry.shape) * dtype.itemsize
             data = self._next(end - start) if mapping is None else mapping[start:end]
             if len(data) < end - start:
                 raise ValueError(f"{shown(name)} ends behind the file's end")
             if data.data_ptr() % dtype.itemsize:
-                data = data.clone()  # its elements lie between their places in memory
+                data = data.clone()  # its address is not a multiple of its elements' size
             yield name, data.view(dtype).view(entry.shape)
 
     def _next(self, count: int) -> Tensor:
-        """So many of the file's next bytes, or all that are left."""
+        """The next `count` bytes of the file, or all that are left."""
         data, read = np.empty(count, np.uint8), 0
         while more := self._file.readinto(data.data[read:]):
             read += more
@@ -113,14 +113,14 @@ def header_of(file: BinaryIO) -> str:
         raise ValueError(f"{size} bytes, and a header of {length}")
     room = _ANYWAY + size - 8 - length - _OF_A_BYTE * length
     text = file.read(length) if room >= 0 else b""
-    # Commas and what opens a list or an object bound the number of values; those within text count too.
+    # There are no more values than commas and opening brackets. Those inside of text are counted too.
     if _OF_A_VALUE * sum(text.count(sign) for sign in (b",", b"[", b"{")) > room:
         raise ValueError("a header that takes far more than its tensors")
     return text.decode()
 
 
 def parsed(text: str) -> Any:
-    """What a text of JSON says. No object in it may have a name twice, for readers differ on such a one.
+    """The value of a JSON text. No object in it may have a name twice, because readers differ in which one they take.
 
     Raises:
         ValueError: it is no JSON, is too deep, or has a name twice.
@@ -139,10 +139,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _reopened(file: BinaryIO, path: Path) -> Path:
-    """Where to open an open file once more: another may lie at its path by now.
+    """A path by which an open file can be opened again, even if another file is at its own path by now.
 
-    Windows has no such path, and lets no file take the place of an open one. Where another system has none, the header
-    may be the other file's; then the tensors do not have the SHA-256 that it names, and are refused.
+    Windows has no such path, but there no file can replace an open one. On another system without such a path, the
+    header may be that of the other file. Then the tensors do not have the header's SHA-256, and are refused.
     """
     own = Path(f"/dev/fd/{file.fileno()}")
     return own if own.exists() else path

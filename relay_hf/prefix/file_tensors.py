@@ -1,4 +1,4 @@
-"""What the tensors of a run are called in a file, and a run made from tensors of these names."""
+"""The names of a run's tensors in a file, and a run made from tensors with these names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Visit = Callable[[str, Tensor, bool], Tensor]
 
 
 def rebuilt(run: PrefixKV, visit: Visit) -> PrefixKV:
-    """A run with what `visit` gives in the place of each tensor.
+    """The run with each tensor replaced by the result of `visit`.
 
-    `visit` gets its name, the tensor, and whether it holds something of every token, `[heads, tokens, size]`; the
-    states of recurrent layers belong to the last token alone.
+    `visit` gets the tensor's name, the tensor, and whether it has an entry for every token, `[heads, tokens, size]`.
+    States of recurrent layers belong to the last token alone.
     """
     layers = tuple(_rebuilt(layer, f"layers.{index}", visit) for index, layer in enumerate(run.layers))
     return replace(run, layers=layers)
@@ -37,9 +37,9 @@ def named_tensors(run: PrefixKV) -> dict[str, Tensor]:
 
 
 def shapes(template: PrefixKV, length: int, states: bool) -> dict[str, tuple[torch.dtype, list[int]]]:
-    """Dtype and shape of each tensor of a run of `length` tokens, by name, as those of the model's run `template` are.
+    """Dtype and shape of each tensor of a run of `length` tokens, by name, derived from the model's run `template`.
 
-    `states`: whether the run has the states of recurrent layers, where the model has any.
+    `states`: whether the run has the states of recurrent layers, if the model has any.
     """
     found: dict[str, tuple[torch.dtype, list[int]]] = {}
 

@@ -1,4 +1,4 @@
-"""A kept prefix, and how much of a prompt kept ones hold."""
+"""A kept prefix as a node of the radix tree, and the match of a prompt with kept prefixes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ITEM = 8  # bytes of a token id
 
 
 class RadixNode:
-    """A place in the tree from which prefixes go on: where those of one context begin, or the end of one.
+    """A node of the tree, from which prefixes go on: the root of one context, or the end of a prefix.
 
     Attributes:
-        context: what their KV depends on beside the tokens (device, dtype, autocast, arithmetic), and their stream.
+        context: device, dtype, autocast, arithmetic and CUDA stream of the prefixes.
         children: the prefixes that go on from here, by the bytes of their first token.
     """
 
@@ -41,13 +41,12 @@ class KeptPrefix(RadixNode):
     """A prefix that has been prefilled: a node of the store's tree. It holds the tokens behind those of its parent.
 
     Attributes:
-        parent: the prefix that it extends, or the place where all of its context begin.
-        pinned: whether it stays, whatever else is to be kept. Set it to False to let it go.
-        nbytes: bytes of what it holds of its tokens behind those of its parent: keys and values, or states, and what is
-            beside them.
+        parent: the prefix that it extends, or the root of its context.
+        pinned: whether it stays, even if its memory is needed for other prefixes. Set it to False to let it go.
+        nbytes: bytes of its tokens behind those of its parent: keys and values, or states, ids and embedding samples.
         run: the keys and values, or states, by layer.
-        data: its token ids, int64.
-        embedded: `[n, e]`, some elements of the embedding of each of these when it was prefilled.
+        data: the token ids of the run, int64.
+        embedded: `[n, e]`, some elements of the embedding of each of these tokens, from before their prefill.
         used: when it was last used, on the store's clock.
         recurrent: the model has recurrent layers.
         siblings: the nodes whose tensors are views of the same memory, this one included.
@@ -75,11 +74,11 @@ class KeptPrefix(RadixNode):
 
     @property
     def tokens(self) -> Tensor:
-        """Those behind its parent's: `[n]` int64, on the host."""
+        """The tokens behind its parent's: `[n]` int64, on the host."""
         return torch.frombuffer(bytearray(self.data), dtype=torch.int64)
 
     def resumable_at(self, length: int) -> bool:
-        """Whether a model can go on from `length` tokens: recurrent layers only where their states are known."""
+        """Whether a model can go on from `length` tokens. Recurrent layers can only where their states are known."""
         return not self.recurrent or (length == len(self) and self.run.recurrent)
 
     def __repr__(self) -> str:
@@ -88,19 +87,19 @@ class KeptPrefix(RadixNode):
 
 
 def overhead_bytes(embedded: Tensor) -> int:
-    """Bytes that are kept of tokens beside their run: their ids, and these elements of their embedding."""
+    """Bytes that are kept of tokens beside their run: their ids, and samples of their embedding."""
     return len(embedded) * ITEM + embedded.nbytes
 
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A prefix that is to be kept.
+    """A prefix that will be kept, if there is room.
 
     Attributes:
-        ids: `[n]` int64, on the host: its tokens behind those of the one that it extends.
-        length: how many of the last of these are given.
-        nbytes: bytes of what is given, and of what is beside it.
-        parent: the place of the one that it extends among those that are planned; None: `ids` are all its tokens.
+        ids: `[n]` int64, on the host: its tokens behind those of the prefix that it extends.
+        length: how many of these tokens, counted from the last, come with KV.
+        nbytes: bytes of this KV, of the ids and of the embedding samples.
+        parent: the index of the planned prefix that it extends; None: `ids` are all its tokens.
     """
 
     ids: Tensor
@@ -111,13 +110,14 @@ class Planned:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """How much of the start of some tokens is kept.
+    """How much of the start of a prompt is kept.
 
     Attributes:
-        seen: tokens that have been prefilled before.
-        length: those from whose end a model can go on: fewer where the states of recurrent layers are not known.
-        path: the prefixes that hold these; of the last one maybe not all.
-        held: what each of them held when they were found: a prefix may be divided, or leave, at any time.
+        seen: number of tokens that were prefilled before.
+        length: number of tokens after which a model can go on: fewer if the states of recurrent layers are not known.
+        path: the prefixes that hold these tokens; the last one may hold more.
+        held: the run of each of these prefixes at the time of the match, because a prefix may be divided, or leave, at
+            any time.
     """
 
     seen: int = 0
@@ -126,7 +126,7 @@ class Match:
     held: tuple[PrefixKV, ...] = ()
 
     def within(self, end: int) -> int:
-        """From how many of the first `end` tokens a model can go on."""
+        """After how many of the first `end` tokens a model can go on."""
         if not any(node.recurrent for node in self.path):
             return min(self.length, end)
         return max((run.end for run in self.held if run.recurrent and run.end <= end), default=0)

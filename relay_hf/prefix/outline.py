@@ -21,7 +21,7 @@ def _tokens(count: int) -> str:
 
 
 def _ranges(rows: Iterable[int]) -> str:
-    """Ascending numbers, those that follow each other as first-last."""
+    """Ascending numbers as text; numbers that follow each other are written as first-last."""
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in _runs_of(rows))
 
 

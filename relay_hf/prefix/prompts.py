@@ -18,9 +18,9 @@ class Prompts:
     Attributes:
         ids: `[B, L]` int64.
         start: `[B]` int64, columns of left padding.
-        end: `[B]` int64, one past the last column of the run of attended tokens that begins at `start`.
-        tokens: attended tokens of all rows.
-        attended: `[B, L]` bool, or None where all are.
+        end: `[B]` int64, one past the last column of the unbroken stretch of attended tokens from `start` on.
+        tokens: number of attended tokens of all rows.
+        attended: `[B, L]` bool, or None if all tokens are attended.
     """
 
     ids: Tensor
@@ -53,7 +53,7 @@ class Prompts:
 
     @property
     def longest(self) -> int:
-        """The most tokens of a row's run."""
+        """The most tokens that a row has before its first hole."""
         return int((self.end - self.start).max()) if len(self.ids) else 0
 
     @property
@@ -62,10 +62,10 @@ class Prompts:
         return bool((self.end < self.ids.shape[1]).any())
 
     def row(self, index: int, own: int = 0) -> Tensor:
-        """The tokens of a row's run, without the last `own`: `[n]`."""
+        """The tokens of a row before its first hole, without the last `own`: `[n]`."""
         return self.rows(own)[index]
 
     def rows(self, own: int = 0) -> list[Tensor]:
-        """The same of each row."""
+        """`row` of each row."""
         starts, ends = self.start.tolist(), (self.end - own).tolist()
         return [row[start : max(start, end)] for row, start, end in zip(self.ids, starts, ends, strict=True)]

@@ -17,9 +17,9 @@ from ..cache_utils import LayerState, PrefixKV
 from .entry import PrefixEntry
 from .kept_prefix import ITEM, KeptPrefix, Match, Planned, RadixNode, overhead_bytes
 
-# A run that goes on is joined with what follows, unless it is more than so many times as long. So a prefix that grows
-# bit by bit lies in few runs (each costs every decode step another part of attention), and for each new token at most
-# so many are copied, a few times over.
+# A run is joined with the one run that follows it, unless it is more than so many times as long. So a prefix that grows
+# bit by bit has few runs (each run costs every decode step one more part of attention). For each new token at most so
+# many old ones are copied, a few times.
 _JOINED_UP_TO = 4
 
 
@@ -29,8 +29,8 @@ _Change = TypeVar("_Change", bound=Callable[..., Any])
 def _whole(change: _Change) -> _Change:
     """Wrap a method that changes the tree: an interrupt (not an Exception) within it drops the whole tree.
 
-    An interrupt may come between any two steps of a change, and a tree that is changed by half must not serve. An
-    Exception leaves the tree as it is: only what a change makes first, before it touches the tree, can raise one.
+    An interrupt may come between any two steps of a change, and a tree that is half changed must not serve. An
+    Exception leaves the tree as it is, because only the first part of a change, before it touches the tree, can raise.
     """
 
     @wraps(change)
@@ -47,7 +47,7 @@ def _whole(change: _Change) -> _Change:
 
 
 class RadixTree:
-    """Kept prefixes. Leaves leave first, by least recent use; pinned prefixes, and what they extend, stay.
+    """Kept prefixes. The least recently used leaf leaves first. Pinned prefixes stay, and so do those they extend.
 
     Args:
         budget: most bytes to hold.
@@ -71,14 +71,14 @@ class RadixTree:
         """Drop everything."""
         roots, nodes = self._roots, self._nodes
         self.nbytes, self._roots, self._nodes = 0, {}, set()
-        for node in (*roots.values(), *nodes):  # so that memory is free at once, and not when the garbage collector
-            node.children.clear()  # next runs
+        for node in (*roots.values(), *nodes):  # so that memory is free at once, without waiting for the garbage
+            node.children.clear()  # collector
         for prefix in nodes:
             prefix.siblings = set()
 
     @_whole
     def release(self) -> None:
-        """Drop what is not pinned. Nothing is copied: what has a part in the memory of a pinned prefix stays too."""
+        """Drop prefixes that are not pinned. One that shares memory with a pinned one stays, so nothing is copied."""
         staying = self._staying([])
         while shared := {other for node in staying for other in node.siblings} - staying:
             staying |= self._staying(shared)
@@ -130,19 +130,19 @@ class RadixTree:
         join: bool = True,
         behind: KeptPrefix | None = None,
     ) -> KeptPrefix | None:
-        """Keep a prefix, and evict what the budget then does not hold.
+        """Keep a prefix, and evict others until all fit into the budget.
 
         Args:
-            entry: the whole prefix, or its tokens behind those of `behind`. The tokens before those of its KV must be
-                kept already.
-            context: what else its KV depends on.
-            most: None if the tensors of the KV are its own. Otherwise they are copied, as far as they take no more than
-                so many bytes, and only the start of a larger one is kept.
-            join: a leaf takes in what comes before it, where nothing else follows that and it is not much longer.
-            behind: what it extends, kept and used just now: its tokens are not gone through again.
+            entry: the whole prefix, or its tokens behind those of `behind`. The tokens before its KV must be kept
+                already.
+            context: the store key that its KV belongs to.
+            most: None if the tensors of the KV are its own. Otherwise they are copied, up to so many bytes; only the
+                start of a larger prefix is kept.
+            join: join a leaf with the node before it, if no other node follows that one and it is not much longer.
+            behind: the kept prefix that it extends, if the caller has it; then its tokens are not searched again.
 
         Returns:
-            The prefix; None when it doesn't fit beside what stays, or when what comes before has left.
+            The prefix; None if it doesn't fit beside prefixes that stay, or if the prefix before it has left.
         """
         if behind is not None and behind not in self._nodes:
             return None
@@ -184,12 +184,12 @@ class RadixTree:
 
     @_whole
     def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
-        """Bytes that the budget is short of for all of these to be kept at once, or 0; what is kept of them is used.
+        """Bytes that the budget lacks to keep all of these at once, or 0. Those that are kept already count as used.
 
         Args:
             prefixes: each after the one that it extends.
-            context: what else their KV depends on.
-            make_room: where it is 0, let go at once what has to leave for all of them.
+            context: the store key that their KV belongs to.
+            make_room: if the budget suffices, evict at once the prefixes that have to leave.
         """
         new, staying = self._needed(prefixes, context)
         if make_room and new + staying <= self.budget:
@@ -197,9 +197,9 @@ class RadixTree:
         return max(new + staying - self.budget, 0)
 
     def _needed(self, prefixes: Iterable[Planned], context: Hashable) -> tuple[int, int]:
-        """Bytes of prefixes that are not kept yet, and of all that no eviction takes then."""
+        """Bytes of those prefixes that are not kept yet, and of all kept ones that can't be evicted for them."""
         staying, new = self._staying([]), 0
-        # Where each one's tokens end in the tree: so many tokens into a node, or None, outside.
+        # The end of each one's tokens in the tree: so many tokens into a node; or None, outside of the tree.
         ends: list[tuple[RadixNode, int] | None] = []
         self._clock += 1
         for each in prefixes:
@@ -219,9 +219,9 @@ class RadixTree:
         return self._roots.get(context, RadixNode(context))
 
     def _walk(self, ids: Tensor, start: RadixNode, inside: int | None = None) -> tuple[list[KeptPrefix], int]:
-        """The nodes along `ids`, and how many tokens of it they hold; of the last node maybe not all.
+        """The nodes along `ids`, and how many tokens of `ids` they hold. The last node may hold more.
 
-        The first of `ids` comes behind `start`, or behind so many tokens `inside` of it.
+        The first of `ids` comes after `start`, or after so many tokens `inside` of it.
         """
         data, at, path = ids.numpy().tobytes(), 0, list[KeptPrefix]()
         if inside is not None and isinstance(start, KeptPrefix):
@@ -239,9 +239,9 @@ class RadixTree:
         return path, at // ITEM
 
     def _end(self, path: list[KeptPrefix], seen: int, start: RadixNode) -> RadixNode:
-        """The node that ends behind the first `seen` tokens of a prefix: the last of a path, divided if need be.
+        """The node that ends after the first `seen` tokens of a prefix: the last one of a path, divided if necessary.
 
-        `start`: what the path goes on from.
+        `start`: the node before the path.
         """
         if not path:
             return start
@@ -276,7 +276,7 @@ class RadixTree:
         self.nbytes += node.nbytes
 
     def _join(self, node: KeptPrefix) -> None:
-        """Take the tokens before a leaf into it, where nothing else follows them and they are not many more."""
+        """Join a leaf with the node before it, if no other node follows that one and it is not much longer."""
         while not node.recurrent and not node.children:
             before = node.parent
             if not isinstance(before, KeptPrefix) or before.pinned or len(before.children) > 1:
@@ -292,7 +292,7 @@ class RadixTree:
             self._forget(before, copies)
 
     def _fitting(self, run: PrefixKV, more: int, behind: RadixNode, most: int | None) -> int:
-        """How many tokens of a run, and of `more` bytes beside, there is room for, with what stays anyway."""
+        """How many tokens of a run, with `more` bytes beside it, fit into the budget beside prefixes that stay."""
         nbytes = run.nbytes + more
         most = nbytes if most is None else most
         if nbytes <= min(self.budget - self.nbytes, most):
@@ -301,11 +301,11 @@ class RadixTree:
         return run.length if nbytes <= room else max(room, 0) * run.length // nbytes
 
     def _room(self, behind: RadixNode) -> int:
-        """Bytes that all but what is pinned, and the way to `behind`, would leave."""
+        """Bytes that are free if all prefixes leave but the pinned ones and those on the path to `behind`."""
         return self.budget - sum(node.nbytes for node in self._staying([behind]))
 
     def _staying(self, ends: Iterable[RadixNode]) -> set[KeptPrefix]:
-        """What no eviction takes: the ways to these ends, and to what is pinned."""
+        """The prefixes that can't be evicted: those on the paths to `ends` and to pinned prefixes."""
         staying: set[KeptPrefix] = set()
         for node in (*ends, *(node for node in self._nodes if node.pinned)):
             while isinstance(node, KeptPrefix) and node not in staying:
@@ -314,7 +314,7 @@ class RadixTree:
         return staying
 
     def _evict(self, room: int = 0) -> None:
-        """Let leaves go until there is `room` beside what is kept."""
+        """Drop leaves until `room` bytes are free."""
         if self.nbytes + room <= self.budget:
             return
         leaves = [(node.used, id(node), node) for node in self._nodes if not node.children and not node.pinned]
@@ -328,11 +328,11 @@ class RadixTree:
                 heappush(leaves, (before.used, id(before), before))
 
     def _copies(self, *leaving: KeptPrefix) -> dict[KeptPrefix, PrefixKV]:
-        """What shares its memory with the first node, which is to leave, in memory of its own: views hold all of it."""
+        """Copies of the runs that share memory with the first of the `leaving` nodes: a view would hold all of it."""
         return {other: other.run.clone() for other in leaving[0].siblings - {*leaving}}
 
     def _forget(self, node: KeptPrefix, copies: dict[KeptPrefix, PrefixKV]) -> None:
-        """Let a node go that no other refers to any more, and the memory of its tensors with it."""
+        """Drop a node that has no children, and free the memory of its tensors."""
         self._nodes.remove(node)
         self.nbytes -= node.nbytes
         node.siblings = set()
@@ -342,14 +342,14 @@ class RadixTree:
 
 
 def _moved(node: RadixNode, inside: int, path: list[KeptPrefix], seen: int) -> tuple[RadixNode, int]:
-    """Where one gets from `inside` a node by `seen` tokens along a path."""
+    """The place that is `seen` tokens along a path from the place `inside` a node."""
     for each in path:
         seen, inside, node = seen - (node.run.length - inside if isinstance(node, KeptPrefix) else 0), 0, each
     return node, inside + seen
 
 
 def _common(one: bytes, other: bytes) -> int:
-    """How many token ids two pieces of data start with alike."""
+    """The number of token ids that two byte strings have in common at their start."""
     length = min(len(one), len(other)) // ITEM
     same = np.frombuffer(one, np.int64, length) == np.frombuffer(other, np.int64, length)
     return length if same.all() else int(same.argmin())

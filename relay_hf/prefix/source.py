@@ -1,4 +1,4 @@
-"""Where the prefixes that a call goes on from come from: the store, and whatever else keeps KV between calls."""
+"""The protocol by which a call finds and keeps prefixes: the store implements it, and another source may."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .store import Snapshot
 
 
 class PrefixSource(Protocol):
-    """Finds what is kept of the start of rows, and keeps what was prefilled."""
+    """Finds kept prefixes that rows start with, and keeps prefixes that were prefilled."""
 
     def match(
         self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
     ) -> tuple[list[Match], Snapshot | None]:
-        """How much of the start of each row (`[n]` ids) is kept, and the model that it is kept of, as it was."""
+        """How much of the start of each row (`[n]` ids) is kept, and a snapshot of the model that it belongs to."""
 
     def look(self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
-        """The model now, if it is still that one; None if not, and then it is not kept any more."""
+        """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
 
     def keep(
         self, before: ModelFingerprint, modules: Sequence[nn.Module], prefixes: Iterable[PrefixEntry], context: Hashable
     ) -> list[KeptPrefix | None]:
-        """Keep what was prefilled since `before`, unless the model changed meanwhile."""
+        """Keep prefixes that were prefilled since `before`, unless the model changed meanwhile."""

@@ -1,4 +1,4 @@
-"""What a model keeps between calls: prefixes, and the fingerprint of the model that they belong to."""
+"""The store of a model's kept prefixes, with the fingerprint of the model that they belong to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ logger = logging.getLogger("relay_hf")
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """The model that some prefixes are kept of, as it was.
+    """The state of the model when some kept prefixes were made.
 
     Attributes:
-        fingerprint: of the model.
-        samples: the tokens of each of them, `[n]`, and elements of the embedding of these, `[n, e]`. Not the prefix
-            itself, which may be divided at any time.
+        fingerprint: the fingerprint of the model.
+        samples: the tokens of each prefix, `[n]`, and samples of their embedding, `[n, e]`. The prefix itself is not
+            held, because it may be divided at any time.
     """
 
     fingerprint: ModelFingerprint
@@ -33,13 +33,13 @@ class Snapshot:
 
 
 class PrefixStore:
-    """Kept prefixes of one model. All that it does is done under one lock.
+    """Kept prefixes of one model. Every method holds one lock.
 
     A prefix is kept only if the model was the same before and after its prefill, and it serves only while the model
     is still the same: all kept prefixes belong to one fingerprint.
 
     Args:
-        budget: gives the most bytes to hold, at first use (the device that the model is on by then decides).
+        budget: returns the most bytes to hold. It is called at the first use, because it depends on the model's device.
     """
 
     def __init__(self, budget: Callable[[], int]) -> None:
@@ -58,13 +58,13 @@ class PrefixStore:
 
     @property
     def prefixes(self) -> tuple[KeptPrefix, ...]:
-        """What is kept, the least recently used first."""
+        """The kept prefixes, the least recently used first."""
         with self._lock:
             return () if self._tree is None else tuple(self._tree)
 
     @property
     def budget(self) -> int:
-        """The most bytes to hold, as things are now."""
+        """The most bytes to hold."""
         with self._lock:
             return self._budget() if self._tree is None else self._tree.budget
 
@@ -76,7 +76,7 @@ class PrefixStore:
             self._tree = self._fingerprint = None
 
     def release(self) -> None:
-        """Drop what is not pinned."""
+        """Drop the prefixes that are not pinned."""
         with self._lock:
             if self._tree is not None:
                 self._tree.release()
@@ -84,17 +84,17 @@ class PrefixStore:
     def match(
         self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
     ) -> tuple[list[Match], Snapshot | None]:
-        """How much of the start of each row (`[n]` ids) is kept, going by the tokens alone.
+        """How much of the start of each row (`[n]` ids) is kept. It compares tokens alone.
 
         Returns:
-            A match for each row, and what all these are kept of, which `look` compares with the model. None where
-            nothing is kept.
+            A match for each row, and a snapshot of the model that the matches belong to, for `look`; None if nothing is
+            kept.
         """
         with self._lock:
             if not self._tree or self._fingerprint is None:
                 return [Match()] * len(rows), None
             if next(self._tree.under(context), None) is None:
-                # The model may have been moved, and what is kept of it then holds memory where it was.
+                # The model may have been moved, and kept prefixes still hold memory on its old device.
                 if not self._fingerprint.holds(modules):
                     self._drop()
                 return [Match()] * len(rows), None
@@ -104,17 +104,15 @@ class PrefixStore:
             )
 
     def look(self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
-        """The model now, if it is the one that something is kept of; None if not, and then all that is kept is dropped.
+        """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped.
 
-        What goes on from a kept prefix may be kept, by `keep`, only if the model has not changed since.
+        `keep` takes the result, and keeps a prefix that extends a kept one only if the model has not changed since.
         """
         with self._lock:
             now = ModelFingerprint(modules, snapshot.fingerprint.ignore)
             if snapshot.fingerprint.same(now) and _embeddings_hold(embedding, snapshot):
                 return now
-            if (
-                self._fingerprint is snapshot.fingerprint
-            ):  # else it was another thread's, which has looked at the model since
+            if self._fingerprint is snapshot.fingerprint:  # else another thread has compared the model since
                 self._drop()
             return None
 
@@ -129,18 +127,18 @@ class PrefixStore:
         context: Hashable,
         chosen: Collection[KeptPrefix] | None,
     ) -> tuple[list[KeptPrefix], list[PrefixEntry], ModelFingerprint | None]:
-        """What is kept, to be written to a file: nothing if the model changed.
+        """The kept prefixes for a file; none if the model changed.
 
         Args:
-            chosen: the prefixes that are wanted; None: all. What they extend comes along.
+            chosen: the prefixes to write; None: all. The prefixes that they extend come along.
 
         Returns:
-            The prefixes, each after the one that it extends; the same as a file has them; the model at this moment.
+            The prefixes, each after the one that it extends; the same as entries of a file; the model's fingerprint.
         """
         with self._lock:
             nodes = list(self.tree.under(context))
             if chosen is not None:
-                # One that has been joined with what follows it since is still kept, as a part of that.
+                # A chosen prefix that has been joined with the next one meanwhile is still kept, as a part of that.
                 ends = [self.tree.ending(each.ids, context) for each in chosen]
                 wanted = {node for end in ends if end is not None for node in end.path()}
                 nodes = [node for node in self.tree.under(context) if node in wanted]
@@ -156,7 +154,7 @@ class PrefixStore:
             return nodes, files, now
 
     def ending(self, ids: Tensor, context: Hashable, pin: bool) -> KeptPrefix | None:
-        """The kept prefix of just these tokens (`[P]`), pinned if it is to be, or None if not all of them are kept."""
+        """The kept prefix of just these tokens (`[P]`), pinned if `pin`; None if not all of them are kept."""
         with self._lock:
             found = self.tree.ending(ids, context)
             if found is not None:
@@ -164,7 +162,7 @@ class PrefixStore:
             return found
 
     def lacks(self, prefixes: Iterable[Planned], context: Hashable, make_room: bool = False) -> int:
-        """Bytes that the budget is short of for all of these to be kept at once, or 0: see `RadixTree.lacks`."""
+        """Bytes that the budget lacks to keep all of these at once, or 0: see `RadixTree.lacks`."""
         with self._lock:
             return self.tree.lacks(prefixes, context, make_room)
 
@@ -175,7 +173,7 @@ class PrefixStore:
                 self.tree.touch(match)
 
     def fingerprint(self, modules: Sequence[nn.Module]) -> ModelFingerprint:
-        """The model now, to be given to `keep` after a prefill."""
+        """The model's fingerprint now, for `keep` after a prefill."""
         with self._lock:
             return ModelFingerprint(modules, frozenset() if self._fingerprint is None else self._fingerprint.ignore)
 
@@ -188,18 +186,18 @@ class PrefixStore:
         most: int | None = None,
         join: bool = True,
     ) -> list[KeptPrefix | None]:
-        """Keep what was prefilled since `before`, unless the model changed meanwhile.
+        """Keep prefixes that were prefilled since `before`, unless the model changed meanwhile.
 
-        `context`, `most`, `join` and what is returned: see `RadixTree.add`.
+        `context`, `most`, `join` and the result: see `RadixTree.add`.
         """
         with self._lock:
-            # Buffers that the model's own forward rewrites (longrope's inv_freq) say nothing of a change.
+            # Buffers that the model's own forward rewrites (longrope's inv_freq) are no sign of a change.
             after = ModelFingerprint(modules, before.ignore)
             after = after.without(before.rewritten(after))
             if not before.without(after.ignore).same(after):
                 return [None for _ in prefixes]
             if self._fingerprint is None or not self._fingerprint.without(after.ignore).same(after):
-                self.tree.clear()  # and what goes on from a prefix that was kept finds none to go on from
+                self.tree.clear()  # so that no new prefix extends one of the changed model
             self._fingerprint = after
             kept: list[KeptPrefix | None] = []
             for each in prefixes:
@@ -214,7 +212,7 @@ def _snapshot_of(fingerprint: ModelFingerprint, prefixes: Iterable[KeptPrefix]) 
 
 
 def _embeddings_hold(embedding: nn.Module, snapshot: Snapshot) -> bool:
-    """Whether tokens are embedded as they were; all in one look, since on a GPU each waits for it."""
+    """Whether the embeddings of tokens are unchanged. All are read at once, because on a GPU each read waits for it."""
     tokens, before = [each for each, _ in snapshot.samples], [each for _, each in snapshot.samples]
     return not tokens or torch.equal(torch.cat(before), embedding_samples(embedding, torch.cat(tokens)))
 

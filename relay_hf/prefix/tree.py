@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .prompts import Prompts
 
-# Columns that are compared at once: few at first, since most runs that end soon end at once, and twice as many each
-# time. So at most as much is compared in vain as a run is long.
+# Columns that are compared at once: few at first, because most short runs end in the first columns; then twice as many
+# each time. So the columns that are compared in vain are at most as many as the run has.
 _FIRST_WINDOW, _LAST_WINDOW = 64, 1024
 
 
@@ -25,7 +25,7 @@ class PrefixNode:
         ids: `[n]` int64, on the host.
         rows: the rows that go through it, ascending.
         children: the runs that follow it in some of the rows; no row is in two of them.
-        kept: an earlier call has prefilled it.
+        kept: an earlier call has prefilled and kept it.
     """
 
     start: int
@@ -41,7 +41,7 @@ class PrefixNode:
 
     @property
     def ways(self) -> int:
-        """Ways on behind the run: its children, and each row that is in none of them."""
+        """The number of ways on after the run: its children, and each row that is in none of them."""
         return len(self.children) + len(self.rows) - sum(len(child.rows) for child in self.children)
 
     def __repr__(self) -> str:
@@ -59,7 +59,7 @@ def walk(runs: list[PrefixNode]) -> Iterator[tuple[int, PrefixNode]]:
 
 
 def shared_runs(prompts: Prompts, own: int) -> list[PrefixNode]:
-    """All that at least two rows share, each row keeping at least `own` tokens of its own: a forest.
+    """The runs that at least two rows share, as a forest. Each row keeps at least `own` tokens of its own.
 
     Every token of every row is compared at most twice for each run that it is in.
     """
@@ -83,7 +83,7 @@ def shared_runs(prompts: Prompts, own: int) -> list[PrefixNode]:
 
 
 def _grouped(rows: np.ndarray, ids: np.ndarray, column: int) -> list[np.ndarray]:
-    """The rows by their token in a column, those that are alone left out."""
+    """Groups of rows with the same token in a column, without groups of one row."""
     if len(rows) < 2:
         return []
     tokens = ids[rows, column]
@@ -109,11 +109,11 @@ def _end(ids: np.ndarray, rows: np.ndarray, start: int, limit: int) -> int:
 
 
 def divided(runs: list[PrefixNode], kept: Callable[[int, int], int], rows: Sequence[Tensor]) -> list[PrefixNode]:
-    """The forest, its runs divided where what is kept ends, and with runs of single rows of which more is kept.
+    """The forest with runs divided where kept prefixes end, and with runs of single rows that have longer kept ones.
 
     Args:
-        runs: a forest; it is left as it is.
-        kept: how many of the first tokens of a row are kept: `kept(row, first)`.
+        runs: a forest; it is not changed.
+        kept: `kept(row, first)`: how many of the first tokens of a row are kept.
         rows: the tokens of each row.
     """
     forest: list[PrefixNode] = []
@@ -141,14 +141,14 @@ def divided(runs: list[PrefixNode], kept: Callable[[int, int], int], rows: Seque
 
 
 def pruned(runs: list[PrefixNode], pays: Callable[[int, PrefixNode], bool]) -> list[PrefixNode]:
-    """The forest without the runs that don't pay; what follows one of those begins with its tokens.
+    """The forest without the runs that don't pay. The tokens of such a run are added to the runs that follow it.
 
     Args:
-        runs: a forest; it is left as it is.
-        pays: whether it does to share a run, with so many tokens: its own, and those of runs before it that don't pay.
+        runs: a forest; it is not changed.
+        pays: whether it pays to share a run with so many tokens: its own, and those added from runs before it.
     """
     kept: list[PrefixNode] = []
-    # A run, what comes before its tokens of runs that don't pay, from which position on, and where it goes if it does.
+    # A run, the tokens added from runs before it, their first position, and the list that it goes to if it pays.
     todo: list[tuple[PrefixNode, list[Tensor], int, list[PrefixNode]]] = [
         (run, [], run.start, kept) for run in reversed(runs)
     ]
