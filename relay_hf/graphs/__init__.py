@@ -1,4 +1,4 @@
-"""Decode steps as CUDA graphs: recorded once, captured once, then replayed, in this call and in those to come."""
+"""Decode steps as CUDA graphs: recorded once, captured once, then replayed in this call and in later ones."""
 
 from .decode_graph import own_copy
 from .lookahead import with_criterion

@@ -1,4 +1,4 @@
-"""Capturing what a run launches on a CUDA device, and launching it again."""
+"""CUDA graphs: captures the kernels that a function launches, and launches them again."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ import torch
 
 _Result = TypeVar("_Result")
 
-# Held during a capture: captures of two threads would share the stream, and the garbage collector is off in all.
+# Held during a capture, because captures of two threads would share the stream, and because the garbage collector is
+# off in all threads meanwhile.
 one_capture = threading.RLock()
 
-# Before 2.13 a device's generator of random numbers is captured or not, in all threads: while one thread captures, any
-# other that draws gets an error ("Offset increment outside graph capture encountered unexpectedly").
+# Before PyTorch 2.13 a capture concerns a device's generator of random numbers in all threads: while one thread
+# captures, any other that draws gets an error ("Offset increment outside graph capture encountered unexpectedly").
 _CAPTURES_ALONE = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 _generating: dict[object, int] = {}  # the thread of each call of generate()
 
 
 class DeviceGraph(Protocol):
-    """A run that can be repeated, on the same memory."""
+    """A sequence of kernels that can be launched again, on the same memory."""
 
     def capture(self, run: Callable[[], _Result]) -> _Result:
-        """Take note of what `run` launches, without computing any of it; what it returns is filled by `replay`."""
+        """Capture the kernels that `run` launches, without running them. `replay` fills the tensors that it returns."""
 
     def replay(self) -> None:
         """Launch it."""
 
     def replay_beside(self) -> None:
-        """Launch it beside what comes later, until `join`."""
+        """Launch it so that it runs beside later kernels, until `join`."""
 
     def join(self) -> None:
-        """Let what comes later follow what `replay_beside` launched."""
+        """Let later kernels wait for those that `replay_beside` launched."""
 
 
 class CudaGraph:
@@ -53,7 +54,7 @@ class CudaGraph:
     def capture(self, run: Callable[[], _Result]) -> _Result:
         """Capture `run`, which must not wait for the device; its kernels must have run once."""
         collecting = gc.isenabled()
-        gc.disable()  # of what it frees, a stream or an event may not be freed during a capture
+        gc.disable()  # it might free a stream or an event, which is an error during a capture
         torch.cuda.synchronize(self._device)
         stream, pool = _stream(self._device), torch.cuda.graph_pool_handle()
         try:
@@ -79,25 +80,25 @@ class CudaGraph:
         self._graph.replay()
 
     def replay_beside(self) -> None:
-        """Launch it on a stream of its own, behind all that the current one has been given so far."""
+        """Launch it on a stream of its own, after all kernels that were launched on the current stream so far."""
         self._beside.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._beside):
             self._graph.replay()
 
     def join(self) -> None:
-        """Let the current stream wait for that."""
+        """Let the current stream wait for the stream of `replay_beside`."""
         torch.cuda.current_stream(self._device).wait_stream(self._beside)
 
     def _abandon(self, stream: torch.cuda.Stream, pool: tuple, ended: bool = False) -> None:
-        """Clean up after a capture that failed: torch leaves its allocator's part and its generators half done.
+        """Clean up after a capture that failed, because torch leaves its allocator and its generators in capture mode.
 
         `ended`: torch has ended the capture by itself.
         """
         if ended or not self._end():
-            _abandoned.append(self._graph)  # the allocator may still ask it
-            with suppress(Exception):  # torch has ended this part too, or this version has another way to
+            _abandoned.append(self._graph)  # the allocator may still refer to it
+            with suppress(Exception):  # torch has ended this part too, or this version does it in another way
                 torch._C._cuda_endAllocateToPool(stream.device_index, pool)
-        with suppress(Exception):  # a capture that succeeds leaves random numbers to be drawn as before
+        with suppress(Exception):  # a capture that succeeds lets the generators draw as before
             probe = torch.cuda.CUDAGraph()
             probe.capture_begin(capture_error_mode="thread_local")
             try:
@@ -120,7 +121,7 @@ _abandoned: list[torch.cuda.CUDAGraph] = []
 
 @contextmanager
 def _workspace_of_its_own() -> Iterator[None]:
-    """Within it cuBLAS takes its workspace from the graph's memory: two graphs with one could not run at once."""
+    """Within it cuBLAS takes its workspace from the graph's memory, so that two graphs can run at the same time."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
     clear()
     try:
@@ -131,13 +132,13 @@ def _workspace_of_its_own() -> Iterator[None]:
 
 @lru_cache(maxsize=16)
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream that captures on a device use."""
+    """The stream on which a device's captures run."""
     return torch.cuda.Stream(device)
 
 
 @contextmanager
 def generating() -> Iterator[None]:
-    """A generate() call of this thread, which may draw random numbers; it begins when no capture is under way."""
+    """Within it this thread runs a generate() call, which may draw random numbers. It waits for a running capture."""
     call = object()
     try:
         with one_capture:
@@ -158,11 +159,11 @@ def supports(device: torch.device) -> bool:
 
 
 def give_memory_back(device: torch.device) -> None:
-    """Give the device what torch's allocator holds and nobody uses: during a capture the allocator does not."""
+    """Give unused memory of torch's allocator back to the device. The allocator does not do so during a capture."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def new_graph(device: torch.device) -> DeviceGraph:
-    """An empty one, on a device that supports it."""
+    """An empty graph, on a device that supports graphs."""
     return CudaGraph(device)

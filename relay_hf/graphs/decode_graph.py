@@ -1,4 +1,4 @@
-"""A decode step that was captured, with the memory that it reads and writes."""
+"""A captured decode step, with the memory that it reads and writes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..kernels.segment import Segment
     from .capture import DeviceGraph
 
-# What is in place of these in a static step is not what the caller gave.
+# Inputs that a static step replaces: they are not compared from call to call.
 NOT_READ = frozenset({"attention_mask", *CACHE_NAMES})
 
 
@@ -29,7 +29,7 @@ class UnfitStepError(Exception):
 
 
 class DifferentStepError(UnfitStepError):
-    """A step that does something else than the one before."""
+    """A step that runs other operations than the step before."""
 
 
 def unfit_input(inputs: Mapping[str, Any]) -> str | None:
@@ -39,7 +39,7 @@ def unfit_input(inputs: Mapping[str, Any]) -> str | None:
 
 
 def signature(inputs: Mapping[str, Any]) -> Hashable:
-    """What a graph's inputs have in common from step to step: shapes and dtypes of tensors, and all that is none."""
+    """The part of the inputs that may not change from step to step: shapes and dtypes of tensors, and other values."""
     return tuple(
         (name, (value.shape, value.dtype, value.device) if isinstance(value, Tensor) else value)
         for name, value in inputs.items()
@@ -55,24 +55,24 @@ def segments_of(cache: RelayCache) -> list[list[Segment]]:
 
 
 class RowUsers(NamedTuple):
-    """Which rows a cache holds: how often they were changed, and the segments that each layer has them use."""
+    """The rows of a cache, in a form that can be compared: how often they changed, and each layer's segments."""
 
     changes: int = -1
     users: tuple[tuple[LayerKV, ...], ...] = ()
 
 
 def rows_of(cache: RelayCache) -> RowUsers:
-    """The rows of a cache. A segment is another object once other rows use it."""
+    """The rows of a cache. A segment that other rows use is another object."""
     return RowUsers(cache.rows.changes, tuple(tuple(layer.shared) for layer in cache.kv_layers.values()))
 
 
 class StepTensors(NamedTuple):
-    """What a captured forward reads and writes.
+    """The tensors that a captured forward reads and writes.
 
     Attributes:
-        inputs: its arguments by name; what of them are tensors is read.
-        outputs: the tensors that it returned, by name, which are written; None in the place of the cache.
-        output_type: what holds them.
+        inputs: its arguments by name; a replay reads those that are tensors.
+        outputs: the tensors that it returned, by name, to which a replay writes; None instead of the cache.
+        output_type: the class of the object that it returned.
     """
 
     inputs: dict[str, Any]
@@ -82,15 +82,15 @@ class StepTensors(NamedTuple):
 
 @dataclass(eq=False)
 class DecodeGraph:
-    """One forward of the model, of one token a row.
+    """One captured forward of the model, of one token a row.
 
     Attributes:
-        key: what a call must have in common with the one that it was captured in (`GraphPool.key`).
-        device_graph: what launches it.
-        static_step: position, lengths and tables that it reads.
+        key: a call must have the same key to use the graph (`GraphPool.key`).
+        device_graph: launches the kernels.
+        static_step: position, lengths and tables that the kernels read.
         buffers: own keys and values of each layer, by the layer's number.
-        tensors: the forward's arguments, and what it returned.
-        nbytes: bytes that it keeps: own buffers, and what the forward works in.
+        tensors: the forward's arguments, and the tensors that it returned.
+        nbytes: bytes that it keeps: own buffers, and the forward's working memory.
         epoch: `GraphPool.epoch` when it was captured.
     """
 
@@ -113,12 +113,12 @@ class DecodeGraph:
         return self.static_step.capacity
 
     def lend(self, cache: RelayCache) -> None:
-        """Serve `cache`, which holds its rows in the graph's buffers."""
+        """Serve `cache`, whose rows are in the graph's buffers already."""
         self._cache, self._rows = cache, rows_of(cache)
 
     def take_up(self, cache: RelayCache) -> bool:
         """Serve `cache` from now on: its rows move into the graph's buffers. False where its segments do not fit."""
-        if self._done is not None:  # for what another call launched last, on whatever stream of this device
+        if self._done is not None:  # wait for another call's last replay, on any stream of this device
             self._done.wait(torch.cuda.current_stream(self.static_step.position.device))
         if not self.static_step.plan.take(segments_of(cache)):
             return False
@@ -129,8 +129,8 @@ class DecodeGraph:
         return True
 
     def leave(self, layers: Mapping[int, RelayLayer]) -> None:
-        """Serve nobody. `layers`: those of what was served that live on: their rows get memory of their own."""
-        if self._ahead:  # nobody has asked for this step. What it wrote lies behind the last token of each row.
+        """Serve no cache any more. `layers`: layers of the cache that live on; their rows get memory of their own."""
+        if self._ahead:  # nobody asked for this step, which wrote behind the last token of each row
             self._ahead = False
             self.device_graph.join()
         own_start = self.static_step.plan.own_start
@@ -146,12 +146,12 @@ class DecodeGraph:
             self._done.record(torch.cuda.current_stream(position.device))
 
     def forget(self) -> None:
-        """Hold on to no cache, so that it is seen who else does."""
+        """Drop all references to the cache. Then any reference that is left is somebody else's."""
         self._cache, self._rows = None, RowUsers()
         self.static_step.let_go()
 
     def leads_on(self, cache: RelayCache, inputs: Mapping[str, Any]) -> bool:
-        """Whether the coming forward of `cache` with `inputs` is the next step of the one that was last replayed."""
+        """Whether the coming forward of `cache` with `inputs` is the step after the one that was last replayed."""
         if self._cache is not cache or cache.rows.holes is not None:
             return False
         if any(not cache.kv_layers[index].holds(buffers) for index, buffers in self.buffers.items()):
@@ -186,7 +186,7 @@ class DecodeGraph:
         return [name for name, value in self.tensors.inputs.items() if isinstance(value, Tensor)]
 
     def run_ahead(self, tokens: Tensor) -> None:
-        """Launch the step after the one that was last replayed, with `tokens` `[B, 1]`: those that are to come next."""
+        """Launch the step after the one that was last replayed, with the next tokens, `tokens` `[B, 1]`."""
         cache = self._cache
         if self._ahead or cache is None or set(self._given) != {"input_ids", "position_ids"}:
             return
@@ -202,12 +202,12 @@ class DecodeGraph:
         self._ahead = True
 
     def ran_astray(self) -> bool:
-        """Whether any step ran ahead with other inputs than were then given. Waits for the device."""
+        """Whether any step ran ahead with other inputs than the loop then gave. Waits for the device."""
         differs, self._differs = self._differs, None
         return differs is not None and bool(differs)
 
     def launch(self, cache: RelayCache) -> ModelOutput:
-        """Launch it, and hand out copies of what it writes: the next launch writes there again."""
+        """Launch it, and return copies of its outputs, because the next launch overwrites them."""
         self.device_graph.replay()
         return self._outputs_of(cache)
 
@@ -223,10 +223,10 @@ def own_copy(tensor: Tensor) -> Tensor:
 
 
 def tensors_of(outputs: Any, cache: RelayCache) -> dict[str, Tensor | None]:
-    """What a forward returned by name: tensors, and None in the place of the cache.
+    """The outputs of a forward by name: tensors, and None instead of the cache.
 
     Raises:
-        UnfitStepError: it returns something else.
+        UnfitStepError: the forward returns something else.
     """
     if not isinstance(outputs, ModelOutput):
         raise UnfitStepError(f"the model returns a {type(outputs).__name__}")

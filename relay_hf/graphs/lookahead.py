@@ -1,4 +1,4 @@
-"""Starting the next step before the loop asks for it: while the host goes through the loop, the device computes."""
+"""Starts the next decode step before generate()'s loop asks for it, so that device and host work at the same time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .active import active_runner
 
 
 class LookaheadCriterion(StoppingCriteria):
-    """The last of a call's stopping criteria. It stops nothing: it starts the next step's graph.
+    """The last of a call's stopping criteria. It stops nothing, but starts the graph of the next step.
 
-    The loop shows its criteria the new tokens, which are on the device by then, and goes on to wait for them, to see
-    whether it is to stop. The step that follows, if one does, is under way meanwhile.
+    The loop gives its criteria the new tokens, on the device, and then waits for the criteria's result, to see whether
+    to stop. The next step already runs during this wait.
     """
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
@@ -28,9 +28,9 @@ class LookaheadCriterion(StoppingCriteria):
 
 
 def with_criterion(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """generate()'s named arguments, with a `LookaheadCriterion` behind the caller's own criteria, which stay.
+    """generate()'s named arguments, with a `LookaheadCriterion` behind the caller's own criteria.
 
-    Without it where the criteria are given by position, or the call is not for generate()'s own loop.
+    It is left out where the criteria are given by position, or the call does not run generate()'s own loop.
     """
     if len(args) > CRITERIA_POSITION or kwargs.get("cache_implementation") is not None:
         return kwargs

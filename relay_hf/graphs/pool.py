@@ -1,4 +1,4 @@
-"""The graphs that a model keeps for calls to come, and the way into its forward."""
+"""The pool of CUDA graphs that a model keeps for later calls, and the hook by which its calls use them."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MOST = 8
-# Of the device's memory, that graphs may take between calls.
+# The share of the device's memory that graphs may take between calls.
 _SHARE = 0.1
-# Steps that must be left for a capture to pay. It costs about three steps of the host's: one that is recorded, one that
-# is captured, and the making of the graph (0.13 s in all for 32 layers); each replay saves most of one.
+# Steps that must be left for a capture to pay. It costs the host's time of about three steps: one that is recorded, one
+# that is captured, and the making of the graph (0.13 s in all for 32 layers). Each replay saves most of one step.
 _PAYS = 12
 
 
 class GraphPool:
     """Captured decode steps of one model.
 
-    While a generate() runs, calls of the model come here first, as they come to a compiled model's `torch.compile`:
-    a replay needs no hooks and no forward.
+    While a generate() runs, calls of the model come here first, as calls of a compiled model come to torch.compile.
+    So a replay runs no hooks and no forward.
 
     Args:
         model: the model.
         config: the options in force.
 
     Attributes:
-        epoch: how often everything was dropped: what a call that began before that gives back is dropped too.
+        epoch: how often the pool was cleared. A graph of an earlier epoch is dropped when a call gives it back.
     """
 
     def __init__(self, model: PreTrainedModel, config: RelayConfig) -> None:
@@ -50,12 +50,12 @@ class GraphPool:
         self._kept: list[DecodeGraph] = []  # the least recently used first
         self._refused: dict[Hashable, str] = {}
         self._open = 0
-        # Whether the model's own `__dict__` holds None under that name. A user undoes `model.compile()` so.
+        # Whether the model's own `__dict__` holds None under that name: a user undoes `model.compile()` in this way.
         self._reset = False
         self.epoch = 0
 
     def configure(self, config: RelayConfig) -> None:
-        """Take other options; what was captured under those before is dropped."""
+        """Take other options, and drop all graphs that were captured under the old ones."""
         self._config = config
         self.clear()
 
@@ -80,7 +80,7 @@ class GraphPool:
             return len(self._kept)
 
     def clear(self) -> None:
-        """Drop all of them."""
+        """Drop all graphs."""
         with self._lock:
             self.epoch += 1
             self._kept.clear()
@@ -88,7 +88,7 @@ class GraphPool:
 
     @contextmanager
     def in_the_way(self) -> Iterator[bool]:
-        """Let calls of the model come here first, where a graph may be used at all; whether that is so."""
+        """Within it calls of the model come here first, if a graph may be used at all. Yields whether they do."""
         model = self._model
         used = self._config.cuda_graphs is not False and capture.supports(model.device)
         with self._lock:
@@ -117,7 +117,7 @@ class GraphPool:
         if self._config.cuda_graphs is False:
             return "cuda_graphs=False"
         if not capture.supports(model.device):
-            self.clear()  # the model was on a device before that does
+            self.clear()  # the model may have been on a device that supports graphs before
             return f"there are no CUDA graphs on {model.device.type}"
         if model.__dict__.get(CALL_PATH) != self._call_model:
             return "the model is compiled"
@@ -134,7 +134,7 @@ class GraphPool:
         return None
 
     def key(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Hashable) -> tuple[Hashable, Hashable]:
-        """What must be equal for a graph of one call to serve another: where weights lie, and all else."""
+        """The key that two calls must share to use one graph: the addresses of weights, and all else."""
         rows, layers = cache.rows, cache.kv_layers
         shapes = tuple(
             (index, *((len(t), t.shape[1], t.shape[3], t.dtype) for t in layer.own_tensors()))
@@ -145,38 +145,38 @@ class GraphPool:
         return (tuple(places), (inputs, shapes, rows.own_start is None, context, tuple(state)))
 
     def refuse(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Mapping[str, Any], why: str) -> None:
-        """Remember that such steps can't be captured: trying takes some of the host's steps each time."""
+        """Remember that such steps can't be captured, because each attempt costs the host's time of some steps."""
         with self._lock:
             if len(self._refused) >= _MOST:
                 self._refused.clear()
             self._refused[self.key(modules, cache, signature(inputs))] = why
 
     def refused(self, modules: Sequence[nn.Module], cache: RelayCache, inputs: Mapping[str, Any]) -> str | None:
-        """Why such steps could not be captured before, or None."""
+        """Why an earlier call could not capture such steps, or None."""
         with self._lock:
             return self._refused.get(self.key(modules, cache, signature(inputs))) if self._refused else None
 
     def find(self, modules: Sequence[nn.Module], cache: RelayCache, steps: int, inputs: Hashable) -> DecodeGraph | None:
-        """A kept graph for the coming `steps` of a call, taken out, its buffers holding the call's rows."""
+        """Take out a kept graph for `steps` of a call, and move the call's rows into its buffers; None if none fits."""
         with self._lock:
             if not self._kept:
                 return None
             key = self.key(modules, cache, inputs)
-            # Of weights that are no more, nothing is used again.
+            # A graph of weights that no longer exist is never used again.
             self._kept = [graph for graph in self._kept if graph.key[0] == key[0]]
             own = max(layer.own_length for layer in cache.kv_layers.values())
             for graph in sorted(self._kept, key=lambda graph: graph.capacity):
                 if graph.key != key or graph.capacity < own + steps:
                     continue
                 place = self._kept.index(graph)
-                del self._kept[place]  # first: what is interrupted within may have left rows in its buffers
+                del self._kept[place]  # first, because an interrupt may leave a call's rows in its buffers
                 if graph.take_up(cache):
                     return graph
                 self._kept.insert(place, graph)
         return None
 
     def give_back(self, graph: DecodeGraph, modules: Sequence[nn.Module]) -> None:
-        """Keep a graph that a call is done with, if there is room and the model is one that things are kept of."""
+        """Keep a graph after its call, if there is room and the model is one whose prefixes may be kept too."""
         budget = self._budget()
         if keeping_refusal(self._model, modules) is not None or graph.nbytes > budget:
             return
@@ -193,7 +193,7 @@ class GraphPool:
         return int(_SHARE * torch.cuda.get_device_properties(where).total_memory)
 
     def _call_model(self, *args: Any, **kwargs: Any) -> Any:
-        """In the place of the model's `__call__`."""
+        """The replacement of the model's `__call__`."""
         forward: Callable[..., Any] = self._model._call_impl
         runner = active_runner.get()
         if runner is None or runner.pool is not self:

@@ -1,4 +1,4 @@
-"""What a forward does, operation by operation: two steps that do the same can be replayed as one."""
+"""Records the operations of a forward. If two steps run the same operations, a graph of one can replace the other."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Operations(TorchDispatchMode):
-    """Within it, every operation is noted by name, shapes, strides, dtypes and numbers; where tensors lie is not.
+    """Within it, every operation is noted by name, shapes, strides, dtypes and numbers, but not by addresses.
 
-    A graph repeats the numbers that it was captured with. Where one of them is counted on the host from step to step,
-    as a position or a length, two steps differ in it, and a graph of the one would be wrong in the other.
+    A graph repeats the numbers that it was captured with. If the host counts a number from step to step, such as a
+    position or a length, two steps differ in it, and a graph of the one would be wrong in the other.
 
-    Kernels that are launched past PyTorch are not seen: the relay's own read from device memory what may change.
+    Kernels that are launched without PyTorch's dispatcher are not seen. The relay's own kernels are safe, because they
+    read all that may change from device memory.
     """
 
     def __init__(self) -> None:

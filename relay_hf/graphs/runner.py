@@ -1,4 +1,4 @@
-"""The decode steps of one call: the first is recorded, the second captured, and the others are replays."""
+"""Runs the decode steps of one call: the first is recorded, the second captured, and the others are replays."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ from .recorder import Operations
 
 logger = logging.getLogger("relay_hf")
 
-_TRIED_AGAIN = 4  # steps recorded in one call: each before outgrew its buffers, or lost its rows
+_TRIED_AGAIN = 4  # steps recorded in one call at most: a new one is needed when buffers are outgrown, or rows change
 
 
 class GraphRunner:
-    """Runs the forwards of a call behind its prefill.
+    """Runs the forwards of a call after its prefill.
 
     Args:
-        pool: what the model keeps.
-        call: who runs the steps.
+        pool: the model's graphs.
+        call: the call that runs the steps.
         modules: all modules of the model.
         cache: the call's cache, prefilled.
         steps: decode steps that the call may make.
-        refused: why none of them is to be a graph, or None.
-        ahead: the loop feeds the very tokens that it shows its stopping criteria.
+        refused: why none of them may be a graph, or None.
+        ahead: the loop feeds the very tokens that it gives its stopping criteria.
 
     Attributes:
-        replayed: steps that were replays.
-        capturing: a step is being captured: its tokens are what the graph is to read, not what is fed.
-        why_not: why none that follows is to be one, or None.
-        nbytes: of the graphs that the call used.
+        replayed: number of steps that were replays.
+        capturing: a step is being captured: its tokens are the graph's input, and are not fed by the loop.
+        why_not: why no later step is a replay, or None.
+        nbytes: bytes of the graphs that the call used.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class GraphRunner:
 
     @property
     def reason(self) -> str:
-        """Why steps were no replays, or nothing."""
+        """Why steps were not replays; empty if they were."""
         return self.why_not or self._waited
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-        """`forward(*args, **kwargs)`, by a graph where that is the same."""
+        """`forward(*args, **kwargs)`, or a replay of a graph that computes the same."""
         if self.why_not is not None or not self._is_step(args, kwargs):
             return forward(*args, **kwargs)
         self._left -= 1
@@ -109,7 +109,7 @@ class GraphRunner:
         return self._record(forward, kwargs)
 
     def prepare(self, step: StaticStep) -> None:
-        """Let the kernels of a new static step look up everything in tables, if it is to be recorded."""
+        """Give the kernels of a new static step tables to look everything up in, if the step is to be recorded."""
         if self._noting is None:
             return
         from ..kernels.triton import DecodeTables
@@ -124,7 +124,7 @@ class GraphRunner:
             self._refuse(str(error))
 
     def run_ahead(self, input_ids: Tensor) -> None:
-        """Start the step that the loop is about to ask for: it feeds the last of `input_ids` `[B, n]`."""
+        """Start the step that the loop will ask for next, with the last tokens of `input_ids` `[B, n]`."""
         if self._graph is not None and self._ahead and self._left > 0:
             self._graph.run_ahead(input_ids[:, -1:])
 
@@ -139,12 +139,12 @@ class GraphRunner:
             )
 
     def entered(self) -> None:
-        """Note that the forward begins: what came before, such as making the tables, was ours, and may come once."""
+        """Note that the forward begins. Operations before it, such as making tables, are ours, and need not repeat."""
         if self._noting is not None:
             self._noting.noted.clear()
 
     def finish(self) -> None:
-        """The call is over: its cache is let go. What others hold on to, it or its layers, gets memory of its own."""
+        """End the call and drop its cache. If others hold the cache or its layers, they get memory of their own."""
         layers = {index: ref(layer) for index, layer in self._cache.kv_layers.items()}
         self._cache = None  # type: ignore[assignment]
         graph, self._graph, self._recorded = self._graph, None, None
@@ -172,7 +172,7 @@ class GraphRunner:
         return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1
 
     def _record(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A step as it is, whose kernels look up everything in tables that they make; what it does is noted."""
+        """Run a step and record its operations. Its kernels look everything up in tables."""
         if self._left < self.pool.least_steps:
             if not self.replayed:
                 self.why_not = "too few steps may follow for a capture to pay"
@@ -204,13 +204,13 @@ class GraphRunner:
         inputs_were: Hashable,
         rows_were: RowUsers,
     ) -> Any:
-        """A step as a graph, if it does what the one before did."""
+        """Capture a step as a graph, if it runs the same operations as the step before."""
         self._recorded = None
         step, cache = self._call.static_step, self._cache
         if step is None or not step.leads_on(cache, len(kwargs["input_ids"])):
             return self._record(forward, kwargs)
         if inputs_were != signature(kwargs) or rows_were.users != rows_of(cache).users:
-            self._call.static_step = None  # with tables of rows as they were
+            self._call.static_step = None  # its tables are of the rows before
             return self._record(forward, kwargs)
         before = {index: layer.own_length for index, layer in cache.kv_layers.items()}
         self.capturing = True
@@ -231,7 +231,7 @@ class GraphRunner:
             self._note(kwargs)
             return graph.launch(cache)
         self.capturing = False
-        # Only now, as the error's frames are gone and with them what the capture has allocated.
+        # Only here, because now the error's frames are gone, and the memory that the capture has allocated is free.
         for index, length in before.items():
             cache.kv_layers[index].own_length = length
         self._call.static_step = None
@@ -240,10 +240,10 @@ class GraphRunner:
             capture.give_memory_back(kwargs["input_ids"].device)
             return self._record(forward, kwargs)
         if differs and not self._differed:
-            self._differed += 1  # a first step may do what no other does; two that differ are no chance
+            self._differed += 1  # a first step may run operations of its own; a second difference is no chance
             return self._record(forward, kwargs)
         self._refuse(why)
-        if not lacking:  # at another time there may be enough
+        if not lacking:  # later there may be enough memory
             self.pool.refuse(self._modules, cache, kwargs, why)
         return forward(**kwargs)
 
@@ -296,7 +296,7 @@ class GraphRunner:
     def _refuse(self, why: str) -> None:
         self.why_not = why
         if self._call.static_step is not None:
-            self._call.static_step.plan.tables = None  # nobody keeps them up to date any more
+            self._call.static_step.plan.tables = None  # from now on they are not kept up to date
         logger.info("relay_hf: decode steps of this call are not replayed as a CUDA graph: %s", why)
 
 
@@ -305,5 +305,5 @@ def _kept(value: Any) -> Any:
 
 
 def _held(where: torch.device) -> int:
-    """Bytes that PyTorch holds on a device: a graph's own pool counts whole, though nothing in it may be in use."""
+    """Bytes that PyTorch holds on a device. A graph's own pool counts whole, even if nothing in it is in use."""
     return torch.cuda.memory_reserved(where) if where.type == "cuda" else 0
