@@ -1,1 +1,1 @@
-"""What is known of a patched model and of Transformers. Nothing else reads their private fields."""
+"""Facts about a patched model and about Transformers' insides. No other package reads their private fields."""

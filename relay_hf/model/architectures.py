@@ -1,9 +1,9 @@
-"""What is known of model types beyond what their forward shows while it runs. A new architecture costs a row here.
+"""The table of model types with facts that a forward does not show while it runs. A new architecture costs a row here.
 
 Most types need no row: they attend through Transformers' attention interface, where the relay sees every layer's
-queries, keys and masks, and notices if one is missing. A row says what it can't see: that attention code of a model's
-own is causal, that a recurrent layer can go on from a given state, that positions don't depend on padding. Every row
-is held against stock generate() by the tests of the model matrix (`tests/models`).
+queries, keys and masks, and notices if one is missing. A row says what the relay can't see: that attention code of a
+model's own is causal, that a recurrent layer can go on from a given state, that positions don't depend on padding. The
+tests of all model types (`tests/models`) compare every row with stock generate().
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ class Architecture:
     """One model type.
 
     Attributes:
-        own_attention: attention has code of its own, or masks that the operator does not know. It is handed tensors
-            that stand for the keys and values of whole rows, and hold the shared ones once (`attention/split_tensor/`).
+        own_attention: the type has attention code of its own, or masks that the operator does not know. Its code gets
+            split tensors, which stand for keys and values of whole rows (`attention/split_tensor/`).
         recurrent: how a recurrent layer goes on from a state: "split" with any number of tokens, "steps" with one at a
             time (its code for several tokens starts from zero), None if neither is known.
         positions: where a token's position comes from. "given": from `position_ids`; a type whose forward has no such
-            argument counts columns (BART's kin). "columns": the type counts columns, though its forward has that
-            argument. "relative": from distances, or from a count of the attention mask; padding shifts neither.
-        steps_alike: a decode step leaves the recurrent state that a prefill of its token would. Where it doesn't, what
-            was generated is not kept for a next turn, whose stock output is that of a prefill.
-        decoder: only with `is_decoder=True` in its configuration is attention causal (BERT's kin).
+            argument counts columns (BART and its relatives). "columns": the type counts columns, although its forward
+            has that argument. "relative": from distances, or from a count of the attention mask; padding shifts
+            neither.
+        steps_alike: a decode step leaves the same recurrent state as a prefill of its token. If it does not, the answer
+            is not kept for a next turn, because stock prefills the answer there.
+        decoder: attention is causal only with `is_decoder=True` in the configuration (BERT and its relatives).
         since: the first minor version of Transformers 5 whose own code gives the same with a cache as without.
         untouched: why a type is never served.
     """
@@ -101,6 +102,6 @@ _DEFAULT = Architecture()
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The row of a decoder's configuration; one that says nothing where there is none for this Transformers."""
+    """The row of a decoder's configuration; an empty row if there is none for this Transformers."""
     found = ARCHITECTURES.get(config.model_type, _DEFAULT)
     return found if found.since <= MINOR else _DEFAULT

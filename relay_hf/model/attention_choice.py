@@ -1,8 +1,8 @@
 """Which attention implementation a model's configs name: ours while a relayed forward runs, the user's otherwise.
 
-Who holds the switch is known per config object, under a lock: two threads, or two models that share a config, may be
-inside relayed forwards at once, and the last one out restores what the user had. While it is switched, a forward that
-has no RelayCache finds our name too; it is handed on to the user's implementation (`attention.py`).
+Each config object has a list of holders, under a lock: two threads, or two models that share a config, may be inside
+relayed forwards at once, and the last one to leave restores the user's choice. A forward without a RelayCache finds our
+name too meanwhile; it is handed on to the user's implementation (`attention/interface.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ATTENTION_NAME = "relay_attention"
 
 
 class _Selected(str):
-    """Our name, in the place of the user's choice; what is copied or pickled meanwhile names that choice again."""
+    """Our name, instead of the user's choice. A copy or a pickle that is made meanwhile names the user's choice."""
 
     users_choice: str | None
 
@@ -42,7 +42,7 @@ def _in_place_of(users_choice: str | None) -> _Selected:
 
 
 _lock = threading.Lock()
-_holders: dict[int, dict[object, str | None]] = {}  # by config: who holds it, and the user's choice that each found
+_holders: dict[int, dict[object, str | None]] = {}  # by config: its holders, and the user's choice that each found
 
 
 def attention_configs(modules: Iterable[nn.Module]) -> list[PreTrainedConfig]:
@@ -62,9 +62,9 @@ def select(configs: Iterable[PreTrainedConfig], holder: object) -> None:
 
 
 def deselect(configs: Iterable[PreTrainedConfig], holder: object) -> None:
-    """Undo `select`, as far as it came before an interrupt; the last holder restores what the user chose.
+    """Undo `select`, also one that an interrupt cut short; the last holder restores the user's choice.
 
-    What the user has set in the place of our name since then stays.
+    If the user has replaced our name since then, that choice stays.
     """
     with _lock:
         for config in configs:
@@ -81,7 +81,7 @@ def users_implementation(config: PreTrainedConfig) -> str | None:
     """The implementation that the user chose, whether or not ours is selected now.
 
     Raises:
-        RelayError: it is ours, which stands in for another one and has none of its own to hand on to.
+        RelayError: the user chose our own implementation, which needs another one to hand on to.
     """
     found = getattr(config, ATTENTION_FIELD)
     if isinstance(found, _Selected):

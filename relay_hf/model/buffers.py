@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from .fingerprint.module_state import PlaceInModel
 
-_SAMPLES = 64  # all of RoPE's frequencies
+_SAMPLES = 64  # enough for all of RoPE's frequencies
 # Devices compute powers and cosines to within a few units of float32's last place, 6e-8; rounded to bfloat16, a number
 # is off by up to 4e-3.
 _TOLERANCE = 1e-5
@@ -19,9 +19,9 @@ Described = dict[str, list[Any]]
 
 
 def computed_buffers(model: nn.Module, ignore: frozenset[PlaceInModel]) -> Described:
-    """Dtype, shape and evenly spread elements of each, by name.
+    """Dtype, shape and evenly spread elements of each such buffer, by name.
 
-    `ignore`: those whose elements are left open (None), by number of the module and name.
+    `ignore`: buffers whose elements are not described (None), by number of the module and name.
     """
     found: Described = {}
     for index, (path, module) in enumerate(model.named_modules()):
@@ -34,7 +34,7 @@ def computed_buffers(model: nn.Module, ignore: frozenset[PlaceInModel]) -> Descr
 
 
 def alike(there: Any, here: Any) -> bool:
-    """Whether buffers are those of a description, to within what devices differ by."""
+    """Whether buffers equal a description, up to the differences between devices."""
     if not isinstance(there, dict) or there.keys() != here.keys():
         return False
     return all(_same(there[name], here[name]) for name in here)

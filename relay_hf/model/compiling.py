@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-# Where nn.Module looks for what is to run in place of hooks and forward, and what torch.compile leaves on a function.
+# The attribute by which nn.Module runs a compiled call instead of hooks and forward, and the mark that torch.compile
+# leaves on a function.
 CALL_PATH = "_compiled_call_impl"
 _ORIGINAL = "_torchdynamo_orig_callable"
 

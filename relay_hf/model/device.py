@@ -1,4 +1,4 @@
-"""Where a model computes, and how: device, dtype, autocast, PyTorch's settings, CUDA stream, memory that is left."""
+"""The device of a model, and how it computes there: dtype, autocast, PyTorch's settings, CUDA stream, free memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What CUDA says where torch has no exception of its own for it, and torch's allocators on a CPU (POSIX, Windows).
+# Messages of a lack of memory for which torch has no exception class: CUDA's, and those of torch's allocators on a CPU
+# (POSIX, Windows).
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class ComputeContext(NamedTuple):
-    """What the numbers of a forward depend on, beside the model's weights.
+    """All that the numbers of a forward depend on, beside the model's weights.
 
     Keys and values that were computed in one context are not used in another.
 
     Attributes:
-        device: that the model's first module runs on.
-        dtype: of the model's weights.
+        device: the device that the model's first module runs on.
+        dtype: the dtype of the model's weights.
         autocast: the dtype that autocast casts to, or None where it is off.
         arithmetic: PyTorch's settings: see `arithmetic`.
     """
@@ -43,8 +44,8 @@ class ComputeContext(NamedTuple):
 def device_of(model: PreTrainedModel) -> torch.device:
     """The device that a model's first module runs on.
 
-    Weights that accelerate offloads are on PyTorch's "meta" device until their module runs; then its hook puts them
-    where the module is to run.
+    Weights that accelerate offloads are on PyTorch's "meta" device until their module runs. Then accelerate's hook
+    moves them to the device that the module runs on.
     """
     if model.device.type == "meta":
         for module in model.modules():
@@ -57,7 +58,7 @@ def device_of(model: PreTrainedModel) -> torch.device:
 def autocast_of(model: PreTrainedModel) -> torch.dtype | None:
     """The dtype that autocast casts to where the model runs, or None."""
     device_type = device_of(model).type
-    # Of a model without weights PyTorch knows no autocast, and raises where it is asked for it.
+    # PyTorch raises when it is asked for the autocast of the "meta" device, on which a model without weights is.
     known = torch.amp.is_autocast_available(device_type)
     return torch.get_autocast_dtype(device_type) if known and torch.is_autocast_enabled(device_type) else None
 
@@ -81,10 +82,10 @@ def stream_of(device: torch.device) -> int | None:
 
 
 def store_key(model: PreTrainedModel) -> Hashable:
-    """What tells apart the kept prefixes that a call can use: its compute context and its CUDA stream.
+    """The key of the kept prefixes that a call can use: its compute context and its CUDA stream.
 
-    A call on another stream does not wait for what this stream has still to compute; and memory that one stream frees,
-    another one may still read.
+    A call on another stream would not wait until this stream has computed a prefix, and might still read memory that
+    this stream has freed.
     """
     return (ComputeContext.of(model), stream_of(device_of(model)))
 
@@ -101,7 +102,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory was lacking, a device's or the host's."""
+    """Whether an exception says that a device or the host ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _OUT_OF_MEMORY)
@@ -110,9 +111,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 def on_host(mask: Tensor) -> np.ndarray:
     """A mask as a numpy array of bool, from any device.
 
-    Ids and masks of whole prompts are handled by numpy. Torch starts its threads for 32,768 elements and more, which
-    takes 20 ms where other work holds the cores; numpy needs 0.02 ms for 65,536 on one core.
+    Numpy handles ids and masks of whole prompts. Torch starts its threads for 32,768 elements and more, which takes
+    20 ms where other work holds the cores. Numpy needs 0.02 ms for 65,536 elements on one core.
     """
-    if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:  # an eighth to copy; and numpy has no bfloat16
+    if mask.device.type != "cpu" or mask.dtype == torch.bfloat16:  # bool is an eighth to copy; numpy has no bfloat16
         mask = mask.bool()
     return mask.detach().cpu().numpy() != 0

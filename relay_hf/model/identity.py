@@ -1,6 +1,6 @@
-"""What makes kept prefixes one model's own, in another process too: its configuration, weights, adapters and modules.
+"""The identity of a model in a file of prefixes: its configuration, weights, adapters and modules, to be compared.
 
-What it can't see is code that was replaced in a class, by monkey-patching, and another revision of a model's own code.
+It does not show code that was replaced in a class by monkey-patching, nor another revision of a model's own code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from .fingerprint.fingerprint import ModelFingerprint
 
-# Of a configuration, what no forward computes with: where it came from, what it returns, how text is cut and labelled.
+# Fields of a configuration that no forward computes with: its origin, which outputs are returned, how text is cut and
+# labelled.
 _IRRELEVANT = frozenset(
     {
         "architectures",
@@ -44,7 +45,7 @@ _IRRELEVANT = frozenset(
         "use_cache",
     }
 )
-_PASSING = PASSING_ATTRIBUTES | {"training"}  # a mode that is refused
+_PASSING = PASSING_ATTRIBUTES | {"training"}  # prefixes are refused in training mode anyway
 _WEIGHTS = "weights"
 _WORDS = {
     "model_type": "another type of model",
@@ -60,10 +61,10 @@ _WORDS = {
 
 
 def identity_of(view: ModelView, seen: ModelFingerprint | None = None) -> dict[str, Any]:
-    """All of it, as JSON has it.
+    """The identity, as JSON.
 
-    `seen`: the fingerprint of the model that prefixes are to be written of. With it comes the digest of all weights and
-    adapters, for which every byte of them is read; and buffers that the model's own forward rewrites are left open.
+    `seen`: the fingerprint of the model whose prefixes will be written. With it, the identity has the digest of all
+    weights and adapters, for which every byte is read, and leaves out buffers that the model's own forward rewrites.
 
     Raises:
         RelayError: the configuration can't be written as JSON.
@@ -89,7 +90,7 @@ def identity_of(view: ModelView, seen: ModelFingerprint | None = None) -> dict[s
 
 
 def difference(stored: dict[str, Any], view: ModelView) -> str | None:
-    """How the model differs from the one that an identity is of, in words; None if it doesn't."""
+    """How the model differs from that of a stored identity, in words; None if it does not differ."""
     known = identity_of(view)
     for name, words in _WORDS.items():  # the weights last: they take time
         here = _weights_digest(view) if name == _WEIGHTS else known[name]
@@ -100,7 +101,7 @@ def difference(stored: dict[str, Any], view: ModelView) -> str | None:
 
 
 def _modules_digest(model: PreTrainedModel) -> str:
-    """Of the class of each module, and of its plain settings, which a forward may read without the configuration."""
+    """The digest of each module's class and plain settings, which a forward may read without the configuration."""
     lines = []
     for path, module in model.named_modules():
         kind = type(module)
@@ -114,7 +115,7 @@ def _modules_digest(model: PreTrainedModel) -> str:
 
 
 def _weights_digest(view: ModelView) -> str:
-    """Of parameters, buffers that are saved with a model, and the state of peft's layers."""
+    """The digest of parameters, of buffers that are saved with a model, and of the state of peft's layers."""
     tensors = list(view.model.named_parameters())
     for path, module in view.model.named_modules():
         for name, buffer in module.named_buffers(path, recurse=False):
@@ -132,7 +133,7 @@ def _relevant(config: Any) -> Any:
 
 
 def _contrast(there: Any, here: Any, at: str = "") -> str:
-    """Where two values differ first: `rope_theta is 10000.0 there and 500000.0 here`."""
+    """The first difference of two values, such as `rope_theta is 10000.0 there and 500000.0 here`."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in sorted({*there, *here}):
             if there.get(name) != here.get(name):

@@ -1,6 +1,6 @@
-"""What this release was tested with, and what no test ran. It imports nothing.
+"""The versions and devices that this release was tested with, and those that no test ran. It imports nothing.
 
-Tests hold each version to the files that pin the test environments, and to the results of the benchmarks.
+Tests compare each version with the files that pin the test environments, and with the results of the benchmarks.
 """
 
 from __future__ import annotations

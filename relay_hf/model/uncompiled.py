@@ -1,6 +1,6 @@
-"""Runs what torch.compile is not to look into: it reads what the compiler can't follow.
+"""Runs a function that torch.compile must not trace, because the compiler can't follow its code.
 
-Imported only while something is compiled: it loads PyTorch's compiler, which takes seconds.
+It is imported only while something is compiled, because it loads PyTorch's compiler, which takes seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Token ids against a model: that each has an embedding, and that a prefix fits the model's context."""
+"""Checks of token ids: each must have an embedding in the model, and a prefix must fit the model's context."""
 
 from __future__ import annotations
 

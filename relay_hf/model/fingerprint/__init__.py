@@ -1,4 +1,4 @@
-"""A model's state at one moment, in a form that a later one can be compared with."""
+"""The state of a model at one moment, to be compared with a later one: it shows whether kept prefixes are stale."""
 
 from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint

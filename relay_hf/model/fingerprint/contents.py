@@ -1,4 +1,4 @@
-"""What a module holds in attributes that are no plain settings: containers, methods, arrays, tensors, objects."""
+"""The contents of a module's attributes, in a form that can be compared: containers, methods, arrays, objects."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = (bool, int, float, str)
-# What is itself what it says, and may be held.
+# Types whose values never change, so that a fingerprint may hold them as they are.
 SETTINGS = frozenset({*PLAIN, FunctionType, BuiltinFunctionType, partial, torch.dtype, torch.device})
 _SEQUENCES = (list, tuple, deque)
 _DEEPEST = 4  # containers in containers
-_MOST = 1000  # entries of a container that are looked at: a vocabulary held in a module would take 30 ms in each call
+_MOST = 1000  # entries of a container that is compared: a vocabulary in a module would take 30 ms in each call
 
 
 def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST) -> Hashable:
-    """What equals itself as long as `value` holds the same; hashable. It keeps alive functions and plain values alone.
+    """A hashable object that stays equal as long as `value` holds the same. It refers to functions and settings only.
 
     Args:
-        value: anything that an attribute holds.
-        found: is told of each tensor in it that has elements to look at.
-        deepest: how many containers deep to look.
+        value: the value of an attribute.
+        found: is called with each tensor in it whose elements can be read.
+        deepest: how many levels of containers to go down.
     """
     kind = type(value)
     if kind in SETTINGS:
         return value
     if isinstance(value, Tensor):
-        # A sparse one, or one on no device, has none; those of a class of its own, and quantized ones, may have other
-        # operators than are used to look at them.
+        # A sparse tensor, or one on no device, has no elements to sample. Tensors of another class, and quantized ones,
+        # may lack the operators that take samples.
         plain = kind in (Tensor, nn.Parameter) and not value.is_quantized
         if plain and value.layout is torch.strided and not value.is_meta:
             found(value)
         return id(value)
-    if isinstance(value, nn.Module):  # looked at as one of the model's
+    if isinstance(value, nn.Module):  # compared as a module of the model
         return id(value)
     if kind is MethodType:
         return value.__func__, id(value.__self__)
@@ -61,7 +61,7 @@ def content(value: Any, found: Callable[[Tensor], None], deepest: int = _DEEPEST
 
 
 class _Same:
-    """An object, equal to itself alone. It is not kept alive, and of one that is gone the address may be another's."""
+    """An object that equals only itself. A weak reference holds it, because another may later have its address."""
 
     def __init__(self, value: Any) -> None:
         self._address, self._value = id(value), weakref.ref(value)

@@ -1,4 +1,4 @@
-"""Which models nothing is kept of between calls: those whose changes a fingerprint would not show."""
+"""Checks whether prefixes of a model may be kept between calls: not if a fingerprint would not show its changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from ...reasons import Reason, Refusal
 from ..upstream.models import is_quantized
 
-# They compute the same in training mode, in which resize_token_embeddings() leaves the modules that it makes.
+# They compute the same in training mode. resize_token_embeddings() leaves the modules that it makes in that mode.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
 
 
@@ -18,12 +18,12 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal |
     if is_quantized(model):
         return Reason.QUANTIZED.of()
     if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
-        return Reason.QUANTIZED.of()  # by layers whose weights no attribute shows
+        return Reason.QUANTIZED.of()  # their layers hold weights that no attribute shows
     device = None
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:
             return Reason.TRAINING_MODE.of()
-        if "forward" in module.__dict__:  # by accelerate, torch.compile or a test's patch: the new one may be anything
+        if "forward" in module.__dict__:  # accelerate, torch.compile or a patch replaced it: it may compute anything
             return Reason.FORWARD_REPLACED.of()
         if not module._parameters:
             continue

@@ -1,4 +1,4 @@
-"""What a forward reads of its modules beside parameters and buffers: settings, adapters, code, configurations."""
+"""The state that a forward reads from its modules beside parameters and buffers: settings, adapters, code, configs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .contents import SETTINGS, content
 
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
 _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-# A method of relay_hf itself on a module says nothing of what the module computes. While a call runs, the method that
-# replays graphs is on the model; between calls it is not.
+# Methods of relay_hf itself on a module are not compared, because they do not change what it computes. One of them, the
+# hook that replays graphs, is on the model only while a call runs.
 _LIBRARY = f"{__name__.partition('.')[0]}."
 
 _MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
 
-# Classes whose own methods compute nothing of a forward, and what methods are.
+# Classes whose own methods take no part in a forward, and the types of methods.
 _GENERAL = frozenset({object, nn.Module, *PreTrainedModel.__mro__})
 _CODE = (FunctionType, property, staticmethod, classmethod)
 
@@ -43,14 +43,14 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
     """Attributes of modules, in order.
 
     Returns:
-        Settings: numbers, names, functions, dtypes, devices; and, by the index of their module and their name, what
-        else there is: its `content`, and the tensors in it, which are neither parameters nor buffers.
+        The settings (numbers, names, functions, dtypes, devices); and all other attributes, by the index of their
+        module and their name: their `content`, and the tensors in them, which are neither parameters nor buffers.
     """
     settings: list[Any] = []
     others: dict[PlaceInModel, tuple[Hashable, list[Tensor]]] = {}
     looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
-    # Of 1,400 modules, 5,000 attributes are looked at. What is None is no setting: a forward may put something else in
-    # its place, and the model is the same.
+    # 1,400 modules have 5,000 such attributes. None is no setting, because a forward may replace it by another value
+    # while the model stays the same.
     for index, own in looked_at:
         for name in _own_names(own):
             value = own[name]
@@ -64,9 +64,9 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
 
 
 def _seen(name: str, value: Any) -> tuple[Hashable, list[Tensor]] | None:
-    """The content of an attribute that is no setting, and the tensors in it; None where nobody needs to look."""
+    """The content of an attribute that is no setting, and the tensors in it; None if it need not be compared."""
     if isinstance(value, PreTrainedConfig):
-        return None if name == "config" else (_fields(value), [])  # the one of all modules is looked at once
+        return None if name == "config" else (_fields(value), [])  # modules share it: compared once
     if type(value) is MethodType and str(getattr(value, "__module__", "")).startswith(_LIBRARY):
         return None
     tensors: list[Tensor] = []
@@ -74,16 +74,15 @@ def _seen(name: str, value: Any) -> tuple[Hashable, list[Tensor]] | None:
 
 
 def _changed_linear(module: nn.Linear) -> bool:
-    """Whether it has an attribute beyond those of its class, none of which its forward reads. Most modules are such."""
+    """Whether a Linear has more attributes than nn.Linear sets. Its forward reads none of those that are set so."""
     members = module.__dict__
     return len(members) - (INITIALIZED_MARK in members) != _LINEAR
 
 
 def _own_names(members: dict[str, Any]) -> list[str]:
-    """Names of a module's attributes but for those of every module, hooks and dictionaries, which come first.
+    """Names of a module's attributes, without those that every module has (hooks and dictionaries), which come first.
 
-    Those are looked at elsewhere, or say nothing; each is an object of its own, to look at which takes longer than all
-    else.
+    These are compared elsewhere, or change nothing. To compare them here would take longer than all the rest.
     """
     names = [*members]
     if names[: len(_MODULE)] == _MODULE:
@@ -92,7 +91,7 @@ def _own_names(members: dict[str, Any]) -> list[str]:
 
 
 def module_state(modules: Sequence[nn.Module]) -> list[Any]:
-    """Modules, their classes and what those run, adapters, and configurations."""
+    """Modules, their classes with their code, adapters, and configurations."""
     state: list[Any] = [*map(id, modules), *map(type, modules)]
     classes = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
     state += [f for each in classes if each not in _GENERAL for f in vars(each).values() if type(f) in _CODE]
@@ -107,17 +106,17 @@ def _fields(config: PreTrainedConfig) -> str:
 
 
 def adapter_state(modules: Sequence[nn.Module]) -> list[str]:
-    """What of peft's layers decides what a forward adds; nothing of a model without."""
+    """The attributes of peft's layers that decide what a forward adds; empty for a model without adapters."""
     tuned = (module.__dict__ for module in modules if "_active_adapter" in module.__dict__)
     return [repr(members.get(name)) for members in tuned for name in _ADAPTER_STATE]
 
 
 def structure(modules: Sequence[nn.Module]) -> tuple[list[Hashable], list[Hashable]]:
-    """What a CUDA graph of a forward has in it for good.
+    """The state that a CUDA graph of a forward can't follow when it changes.
 
     Returns:
-        Where weights, buffers and other tensors of modules lie, not what they hold; and what else a forward reads:
-        plain settings of modules, their modes (training or not), adapters, and the configuration.
+        The addresses of weights, buffers and other tensors of modules, without their contents; and all else that a
+        forward reads: plain settings of modules, their modes (training or not), adapters, and the configuration.
     """
     settings, others = attributes(modules)
     tensors = [t for module in modules for part in (module._parameters, module._buffers) for t in part.values()]

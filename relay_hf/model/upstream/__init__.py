@@ -1,5 +1,5 @@
-"""The one room for what is known of Transformers' insides: names, arguments and behaviour beyond its public API.
+"""The one package that knows Transformers' insides: names, arguments and behaviour beyond its public API.
 
-No other module spells such a name. `facts.py` says what is taken for granted, with the version from which it holds;
-`drift.py` checks it when a model is patched.
+No other module spells such a name. `facts.py` lists the facts that relay_hf depends on, with the version from which
+each holds. `drift.py` checks them when a model is patched.
 """

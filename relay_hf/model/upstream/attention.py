@@ -14,17 +14,17 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as ATTENTION_FUN
 from .names import HARMLESS_ARGUMENTS
 
 # The field behind a configuration's `_attn_implementation`. It is written directly because the property's setter also
-# overwrites what sub-configurations had, and those are selected and restored one by one.
+# overwrites the choice of sub-configurations, which are selected and restored one by one.
 ATTENTION_FIELD = "_attn_implementation_internal"
-# Eager attention is in no registry: each file of a model has its own function of this name.
+# Eager attention is in no registry: each model's file has its own function of this name.
 _EAGER = "eager_attention_forward"
 _REGISTRY = "ALL_ATTENTION_FUNCTIONS"
 
 
 def register_attention(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:
-    """Make an attention implementation known, with the function of its masks. There is no unregister.
+    """Make an attention implementation known, with its mask function. There is no unregister.
 
-    Without a function of its own for masks the model is given none, and padding is ignored without a word.
+    Without a mask function of its own the model gets no mask, and padding is ignored silently.
     """
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, mask)
@@ -36,7 +36,7 @@ def names_attention(config: PreTrainedConfig) -> bool:
 
 
 def registered_attention(name: str | None) -> Any:
-    """The attention function of an implementation, or None; that of eager attention is in the file of a model."""
+    """The attention function of an implementation, or None. Eager attention has its function in each model's file."""
     return ATTENTION_FUNCTIONS.get(name)
 
 
@@ -64,9 +64,9 @@ def layer_index(module: nn.Module) -> int | None:
 
 
 class AttentionArguments(NamedTuple):
-    """What an attention module passes along, beside its operands and its mask.
+    """The arguments that an attention module passes along, beside its operands and its mask.
 
-    A sliding window is not among it: the mask says what the layer sees, as it does for stock's sdpa and eager.
+    A sliding window is not among them, because the mask says what the layer sees, as for stock's sdpa and eager.
 
     Attributes:
         dropout: probability.
@@ -74,7 +74,7 @@ class AttentionArguments(NamedTuple):
         softcap: scores are capped by `softcap * tanh(scores / softcap)`, or None.
         sinks: `[Hq]`, attention sinks, or None.
         causal: the layer is causal.
-        unknown: the name of an argument that is not known to change nothing, or None.
+        unknown: the name of an argument that may change the result in an unknown way, or None.
     """
 
     dropout: float
@@ -86,7 +86,7 @@ class AttentionArguments(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, given: Mapping[str, Any]) -> AttentionArguments:
-        """Read them off what `module` passes along."""
+        """Read them from the arguments that `module` passes along."""
         causal = given.get("is_causal")
         if causal is None:
             causal = getattr(module, "is_causal", True)

@@ -1,11 +1,11 @@
-"""What Transformers does, beyond names and arguments, and from which version on it does so."""
+"""Behaviour of Transformers that differs between its versions, with the version from which it holds."""
 
 from __future__ import annotations
 
 from .version import MINOR
 
-# A chunked prefill goes on behind what a returned cache holds. Before, it put all of a text through on top of that.
+# A chunked prefill starts after the tokens that a returned cache holds. Before, it put the whole text through again.
 CHUNKS_GO_ON = MINOR >= 21
 
-# Tokens that generate() makes where neither the call nor the model says how many.
+# The number of tokens that generate() makes if neither the call nor the model sets one.
 DEFAULT_NEW_TOKENS = 20

@@ -1,4 +1,4 @@
-"""Transformers' caches and their layers: the kinds there are, and what relay_hf reads and writes of them."""
+"""Transformers' caches and their layers: their kinds, and the fields that relay_hf reads and writes."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from transformers import Cache, DynamicCache, cache_utils
 from transformers.cache_utils import CacheLayerMixin as CacheLayerMixin
 from transformers.cache_utils import LinearAttentionLayer as LinearAttentionLayer
 
-# Kinds of layers of a DynamicCache, by what they hold. A subclass may hold more: it is not of the kind.
+# Kinds of layers of a DynamicCache, by their content. A subclass may hold more, so it does not count as the kind.
 KV_LAYERS = (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer)
 STATE_LAYERS = (LinearAttentionLayer,)
 BOTH_LAYERS = (
     cache_utils.LinearAttentionAndFullAttentionLayer,
     cache_utils.LinearAttentionAndSlidingWindowAttentionLayer,
 )
-# Since 5.23 a layer that keeps nothing has a place in the cache; before, it had none, or that of a recurrent layer.
+# Since 5.23 a layer that keeps nothing has a place in the cache. Before, it had none, or that of a recurrent layer.
 EMPTY_LAYERS = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 
 States = dict[int, Tensor]
 
-# generate() marks with it a cache that the caller has given: such a one is returned, and holds no token that is not.
+# generate() sets this mark on a cache that the caller has given. It returns such a cache, and leaves no token in it
+# that it does not return.
 USERS_MARK = "_is_user_defined"
 
 
@@ -31,7 +32,7 @@ def is_users(cache: Cache | None) -> bool:
 
 
 def was_looked_at(cache: Cache | None) -> bool:
-    """Whether generate() has noted of this cache whose it is."""
+    """Whether generate() has set or cleared the mark on this cache."""
     return hasattr(cache, USERS_MARK)
 
 
@@ -48,7 +49,7 @@ def is_plain(cache: Cache) -> bool:
 def lists_layers(cache: Cache) -> bool:
     """Whether a DynamicCache lists all layers of a model, none filled.
 
-    One that is made without a configuration lists those alone that have stored something.
+    A cache that is made without a configuration lists only the layers that have stored something.
     """
     filled = any(getattr(layer, "is_initialized", False) for layer in cache.layers)
     return type(cache) is DynamicCache and bool(cache.layers) and not filled
@@ -71,7 +72,7 @@ def attending(cache: Cache | None) -> float:
 
 
 def states_of(layer: LinearAttentionLayer) -> tuple[States, States]:
-    """The states of a recurrent layer, by number, those that it has: of its convolutions, and of its recurrences."""
+    """The states that a recurrent layer has, by number: of its convolutions, and of its recurrences."""
     conv, recurrent = (
         {index: tensor for index, tensor in states.items() if tensor is not None}
         for states in (layer.conv_states, layer.recurrent_states)
@@ -80,12 +81,12 @@ def states_of(layer: LinearAttentionLayer) -> tuple[States, States]:
 
 
 def holds_state(layer: LinearAttentionLayer) -> bool:
-    """Whether a forward has left a state in a recurrent layer, or one was given to it."""
+    """Whether a recurrent layer has a state, from a forward or from `install_states`."""
     return any(layer.has_previous_state.values())
 
 
 def replace_states(layer: LinearAttentionLayer, conv: States, recurrent: States) -> None:
-    """Put other tensors in the place of those that a recurrent layer has; what it notes of them stays."""
+    """Replace the tensors of a recurrent layer's states. The layer's notes about them stay."""
     layer.conv_states.update(conv)
     layer.recurrent_states.update(recurrent)
 

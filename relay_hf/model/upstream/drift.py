@@ -1,7 +1,7 @@
-"""The check that Transformers is as relay_hf takes it to be, made when a model is patched.
+"""The check of the facts about Transformers that relay_hf depends on, made when a model is patched.
 
-A release of Transformers comes every two weeks. One in which a fact no longer holds is refused by the name of the fact:
-a relay that goes on would be wrong, or would quietly do nothing.
+Transformers has a release every two weeks. If a fact no longer holds, the check refuses the release and names the fact,
+because the relay would then be wrong, or would silently do nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _held = False  # True once all facts were found to hold; a change is looked for 
 
 
 def changed() -> str | None:
-    """What of the installed Transformers is not as relay_hf takes it to be, in words, or None."""
+    """The first fact that does not hold for the installed Transformers, in words, or None."""
     global _held
     if not is_supported():
         return f"its version: expected {SUPPORTED}, found {INSTALLED}"
@@ -34,7 +34,7 @@ def changed() -> str | None:
 
 @lru_cache(maxsize=256)
 def changed_in(kind: type[PreTrainedModel]) -> str | None:
-    """The same of what a model's class calls its cache; None too where it takes none, or is not Transformers' own."""
+    """The same for a class's name of its cache; None too if it takes no cache, or is not Transformers' own."""
     forward = kind.forward
     if not is_librarys(kind.__module__) or not is_librarys(getattr(forward, "__module__", None)):
         return None
@@ -42,7 +42,7 @@ def changed_in(kind: type[PreTrainedModel]) -> str | None:
     known = CACHE_NAMES if MINOR < 24 else (CACHE,)
     if any(name in parameters for name in known):
         return None
-    # One that takes a cache says so in an annotation: `Cache | None`.
+    # A class that takes a cache has an annotation for it: `Cache | None`.
     others = [name for name, each in parameters.items() if _CACHE.search(str(each.annotation)) or name in CACHE_NAMES]
     what = f"the cache among the arguments of {kind.__name__}.forward"
     return f"{what}: expected {CACHE!r}, found {others[0]!r}" if others else None

@@ -1,4 +1,4 @@
-"""One thing that relay_hf takes for granted of Transformers, and ways to find how it is."""
+"""A fact about Transformers that relay_hf depends on, and functions that find out how the installed one is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from .models import is_librarys
 
 _ABSENT = "nothing of that name"
-# Found where somebody has put code of their own in the place of Transformers': that is no release of Transformers.
+# Found if somebody has replaced code of Transformers by their own. Such a change is no release of Transformers.
 OF_OTHERS = object()
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing that relay_hf takes for granted.
+    """One fact that relay_hf depends on.
 
     Attributes:
-        what: in words, as an error names it.
-        expected: how it was, from the version `since` on.
-        find: how it is.
-        since: the first minor version of Transformers 5 that it holds of, of those that are supported.
-        ignored: what may be found besides.
+        what: its name in an error.
+        expected: the expected value, from the version `since` on.
+        find: finds the present value.
+        since: the first supported minor version of Transformers 5 for which it holds.
+        ignored: values that may be found beside the expected ones.
     """
 
     what: str
@@ -34,10 +34,10 @@ class Fact:
     ignored: frozenset[str] = frozenset()
 
     def difference(self) -> str | None:
-        """How it is another now, in words, or None."""
+        """How the present value differs, in words, or None."""
         try:
             found = self.find()
-        except Exception:  # whatever stands there now, it is not what was
+        except Exception:  # the code has changed, in whatever way
             found = _ABSENT
         if found is OF_OTHERS:
             return None
@@ -47,7 +47,7 @@ class Fact:
 
 
 def arguments(owner: Any, name: str) -> Callable[[], Any]:
-    """What finds the names of the arguments of a function or method, `self` left out."""
+    """A function that finds the names of the arguments of a function or method, without `self`."""
 
     def find() -> Any:
         function = getattr(owner, name)
@@ -59,7 +59,7 @@ def arguments(owner: Any, name: str) -> Callable[[], Any]:
 
 
 def takes(owner: Any, name: str, *expected: str, since: int = 17, ignored: Sequence[str] = ()) -> Fact:
-    """That a function or method takes arguments of these names, in this order."""
+    """The fact that a function or method takes arguments of these names, in this order."""
     where = getattr(owner, "__qualname__", owner.__name__)
     return Fact(f"the arguments of {where}.{name}", [*expected], arguments(owner, name), since, frozenset(ignored))
 

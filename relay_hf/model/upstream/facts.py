@@ -1,4 +1,4 @@
-"""What relay_hf takes for granted of Transformers: a row for each fact, with the version from which it holds."""
+"""The table of facts about Transformers that relay_hf depends on, each with the version from which it holds."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def _place(found: Any) -> Any:
 
 
 def facts(minor: int = MINOR) -> list[Fact]:
-    """Those that hold of a minor version of Transformers 5: of several of one thing, the latest."""
+    """The facts that hold for a minor version of Transformers 5. If several have one name, the latest counts."""
     latest: dict[str, Fact] = {}
     for fact in sorted(FACTS, key=lambda each: each.since):
         if fact.since <= minor:

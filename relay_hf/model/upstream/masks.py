@@ -24,12 +24,12 @@ class MaskRequest(NamedTuple):
     """The mask that a model asks for.
 
     Attributes:
-        rows: of the batch.
-        queries: of a row.
-        columns: keys of a row.
-        function: says of a row, a head, a query and a key whether it is seen.
-        window: tokens that a layer looks back on, or of a chunk; None for neither.
-        device: where it is to be.
+        rows: number of rows of the batch.
+        queries: number of queries of a row.
+        columns: number of keys of a row.
+        function: tells for a row, a head, a query and a key whether the query sees the key.
+        window: tokens of the window, or of a chunk; None for neither.
+        device: the device that the mask is made on.
     """
 
     rows: int
@@ -41,7 +41,7 @@ class MaskRequest(NamedTuple):
 
     @classmethod
     def of(cls, *given: Any, **named: Any) -> MaskRequest:
-        """Read it off the arguments of a mask function."""
+        """Read it from the arguments of a mask function."""
         named |= zip(_BY_PLACE, given, strict=False)
         rows, queries, columns = (named[name] for name in _BY_PLACE[:3])
         function = named.get("mask_function", causal_mask_function)
@@ -50,7 +50,7 @@ class MaskRequest(NamedTuple):
 
 def makes_masks_ahead(model: PreTrainedModel, config: PreTrainedConfig) -> bool:
     """Whether generate() would make the masks of a decode step itself, for a model that it can compile."""
-    # Layers on several devices get copies of what they are given.
+    # Layers on several devices get copies of masks, which the registry does not know.
     sharded = len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
     chunked = getattr(config, "attention_chunk_size", None) is not None  # in 5.17 the function fails there
     own = hasattr(model, "create_masks_for_generate")
@@ -58,5 +58,5 @@ def makes_masks_ahead(model: PreTrainedModel, config: PreTrainedConfig) -> bool:
 
 
 def masks_for_generate(model: PreTrainedModel, embeddings: Tensor, cache: Cache) -> Any:
-    """The masks that generate() makes ahead of a forward without padding: of `embeddings` `[B, T, ...]`."""
+    """The masks that generate() makes ahead of a forward of `embeddings` `[B, T, ...]` without padding."""
     return create_masks_for_generate(model.config, embeddings, attention_mask=None, **{CACHE: cache})

@@ -1,4 +1,4 @@
-"""What Transformers' models and configurations say of themselves, beyond their public methods."""
+"""Facts that Transformers' models and configurations tell about themselves, beyond their public methods."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ GENERATION_DEFAULTS = "generation_config"
 QUANTIZER = "hf_quantizer"
 _LOOPS = ("_sample", "_beam_search")
 
-# Transformers' own hooks, by module and by how their qualified names start: those that collect hidden states and
-# attentions, idle unless a call asks for them; and the one that has embeddings record gradients, which stays on a model
-# when gradient checkpointing is switched off for a generate() call, as trainers do, and changes no value.
+# Transformers' own hooks that change no value, by module and by the start of their qualified names. The first ones
+# collect hidden states and attentions, and are idle unless a call asks for these. The last one lets embeddings record
+# gradients; it stays on a model when trainers switch gradient checkpointing off for a generate() call.
 _HARMLESS_HOOKS = (
     ("transformers.utils.output_capturing", ""),
     ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
 )
-# Attributes of modules that say nothing of what they compute: how to generate, a path, a length that was seen, hooks
-# that are there but idle.
+# Attributes of modules that do not change what they compute: options of generate(), a path, a length that was seen,
+# idle hooks.
 PASSING_ATTRIBUTES = frozenset(
     {
         "_output_capturing_hooks_installed",
@@ -39,11 +39,11 @@ PASSING_ATTRIBUTES = frozenset(
 )
 INITIALIZED_MARK = "_is_hf_initialized"  # on every module that a checkpoint was loaded into
 
-# RoPE whose frequencies depend on how long the sequence is.
+# Kinds of RoPE whose frequencies depend on the length of the sequence.
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
 _ORIGINAL_CONTEXT = "original_max_position_embeddings"
-_SHIFT = "rope_deltas"  # what images shift positions by: M-RoPE types note it on the model
+_SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE types write to the model
 
 
 def is_librarys(module_name: str | None) -> bool:
@@ -60,7 +60,7 @@ def is_harmless_hook(hook: object) -> bool:
 def replaced_preparation(model: PreTrainedModel) -> bool:
     """Whether the method that prepares a forward's inputs was replaced on this model by another object's.
 
-    So do peft's prompt learning methods, whose version adds tokens where it sees an empty cache.
+    peft's prompt learning methods do this. Their version adds tokens to a forward with an empty cache.
     """
     found = vars(model).get(PREPARE_INPUTS)
     return found is not None and getattr(found, "__self__", None) is not model
@@ -77,12 +77,12 @@ def is_quantized(model: nn.Module) -> bool:
 
 
 def has_loops_of_its_own(model: PreTrainedModel) -> bool:
-    """Whether a model has decoding loops in the place of Transformers'."""
+    """Whether a model has decoding loops of its own instead of Transformers'."""
     return any(vars(model).get(name) or not is_stocks(model, name) for name in _LOOPS)
 
 
 def is_stocks(model: PreTrainedModel, name: str) -> bool:
-    """Whether a method of generate()'s is, in a model's class, the one that all models have."""
+    """Whether a model's class has Transformers' own version of a method of generate()."""
     return getattr(type(model), name) is getattr(GenerationMixin, name)
 
 
@@ -107,7 +107,7 @@ def prepare_inputs(model: PreTrainedModel, input_ids: Tensor, length: int, input
 def count_positions(
     model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """The `position_ids` that generate() counts for a prompt; what it notes on `modules` meanwhile is undone."""
+    """The `position_ids` that generate() counts for a prompt. Notes that it writes to `modules` for that are undone."""
     noted = [(module, getattr(module, _SHIFT)) for module in modules if hasattr(module, _SHIFT)]
     try:
         return model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
@@ -117,9 +117,9 @@ def count_positions(
 
 
 def new_tokens(config: GenerationConfig, columns: int) -> int:
-    """Tokens that a call may make for a row, at most, of a prompt that is `columns` wide; at least 1.
+    """The most tokens that a call may make for a row, after a prompt of `columns` columns; at least 1.
 
-    `config`: as generate() has resolved it.
+    `config`: the configuration as generate() has resolved it.
     """
     return max((config.max_length or 0) - columns, 1)
 
@@ -145,7 +145,7 @@ def is_bidirectional(config: PreTrainedConfig) -> bool:
 
 
 def checkpoints_gradients(module: nn.Module) -> bool:
-    """Whether a module computes its forward anew for its backward."""
+    """Whether a module uses gradient checkpointing: it computes its forward again for its backward."""
     return bool(getattr(module, "gradient_checkpointing", False))
 
 
@@ -160,10 +160,10 @@ def reusing_layers(config: PreTrainedConfig) -> frozenset[int]:
 
 
 def looped_layers(config: PreTrainedConfig) -> tuple[int, ...]:
-    """The layers that run again with keys and values of their own each time, once for each of these times, in order.
+    """The layers that run again with keys and values of their own each time: once for each repetition, in order.
 
-    The model appends a layer to its cache for each of them, behind those that `num_hidden_layers` counts, unless they
-    are there.
+    The model appends a layer to its cache for each repetition, behind those that `num_hidden_layers` counts, unless the
+    cache has it already.
     """
     if getattr(config, "recurrent_kv_cache_mode", None) == "per_loop":  # Dory
         first, count, passes = config.n_input_layers, config.n_recurrent_layers, config.n_recurrent_loops
@@ -180,7 +180,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 
 def rope_limit(config: object) -> int | None:
-    """Length (tokens) from which a configuration's RoPE has other frequencies, or None if it never does."""
+    """Length (tokens) from which a configuration's RoPE has other frequencies, or None if they never change."""
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, dict):
         return None

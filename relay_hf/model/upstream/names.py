@@ -1,4 +1,4 @@
-"""What Transformers calls the arguments that generate(), forwards and attention modules pass along."""
+"""Transformers' names for the arguments that generate(), forwards and attention modules pass along."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from transformers import GenerationConfig, GenerationMixin
 
 from .version import MINOR
 
-# The cache, in generate()'s keyword inputs, forwards, outputs and mask functions. Until 5.23 models with no attention
-# (Mamba's kin) had a name of their own for it. Since 5.24 there is one name, and a decorator takes the old ones.
+# The name of the cache in generate()'s keyword inputs, forwards, outputs and mask functions. Until 5.23 models without
+# attention (Mamba and its relatives) had another name for it. Since 5.24 there is one name, and a decorator accepts the
+# old ones.
 CACHE = "cache" if MINOR >= 24 else "past_key_values"
 _STATE_CACHE = "cache" if MINOR >= 24 else "cache_params"
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
@@ -33,8 +34,8 @@ KNOWN_INPUTS = frozenset(
     }
 )
 
-# What attention modules pass along that changes nothing in the mathematics of a forward that is relayed. Anything else
-# may bias, mask or drop.
+# Arguments of attention modules that change nothing in the mathematics of a relayed forward. Any other argument may
+# bias, mask or drop scores.
 HARMLESS_ARGUMENTS = frozenset(
     {
         "cache_position",
@@ -56,7 +57,7 @@ KNOWN_ATTENTION = frozenset(
     {"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"}
 )
 
-# Arguments of generate() that may bring code of the caller's, one or a list.
+# Arguments of generate() that may hold code of the caller: an object, or a list of them.
 CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 CRITERIA = "stopping_criteria"
 # All arguments of generate() that are no inputs of the model, options included.
@@ -65,28 +66,28 @@ GENERATE_ARGUMENTS = frozenset(
 )
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
-# What a configuration calls the things that make a model in training mode random.
+# Words in a configuration's names for the probabilities that make a model random in training mode.
 RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 
 
 def cache_name(inputs: Container[str]) -> str:
-    """What the forward with the arguments `inputs` calls its cache; `CACHE` where it takes none."""
+    """The name of the cache among a forward's arguments `inputs`; `CACHE` if it takes no cache."""
     return _STATE_CACHE if CACHE not in inputs and _STATE_CACHE in inputs else CACHE
 
 
 def takes_cache(inputs: Mapping[str, inspect.Parameter]) -> bool:
     """Whether the forward with the arguments `inputs` takes a cache of Transformers' kind.
 
-    XLM has an argument of that name for a dictionary of its own, and generate() never gives it one.
+    XLM has an argument of that name for a dictionary of its own, for which generate() never makes a cache.
     """
     found = inputs.get(cache_name(inputs))
     if found is None:
-        # A class that was written before 5.24 has an old name, and the new one arrives with the rest that it passes on.
+        # A class written before 5.24 has an old name, and takes the new one among its other keyword arguments.
         rest = any(each.kind is each.VAR_KEYWORD for each in inputs.values())
         return rest and any(name in inputs for name in _OLD_NAMES)
     return "dict" not in str(found.annotation)
 
 
 def given_caches(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What keyword inputs of a forward have for its cache, by whichever name: old ones are still taken."""
+    """The values of a forward's keyword inputs for its cache, under any of its names: old ones are still accepted."""
     return tuple(inputs.get(name) for name in CACHE_NAMES)

@@ -8,7 +8,7 @@ from .. import tested
 
 INSTALLED: str = __version__
 
-# The minor version of Transformers 5: a fact that differs between versions is told by it.
+# The minor version of Transformers 5, by which facts that differ between versions are chosen.
 MINOR = int(INSTALLED.split(".")[1])
 
 _OLDEST, _BELOW = (5, 17), (6, 0)
@@ -32,7 +32,7 @@ def refusal_of(difference: str) -> str:
 
 
 def refusal_of_import(error: BaseException) -> str | None:
-    """The same where something that relay_hf imports from within Transformers is not there; None for other errors."""
+    """The same for an import from within Transformers that fails; None for other errors."""
     if isinstance(error, ImportError):
         where = error.name
     else:
