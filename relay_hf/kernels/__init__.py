@@ -1,4 +1,4 @@
-"""Relay attention on tensors: its arguments, the plan of a forward, the reference, and the backends that compute it."""
+"""Relay attention on tensors: the operator's arguments, a forward's plan, the reference, and the two backends."""
 
 from .arguments import OwnColumns, ScoreOptions
 from .plan import BackendState, GraphTables, Plan

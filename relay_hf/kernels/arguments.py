@@ -1,4 +1,4 @@
-"""The operator's arguments in the groups that pass through it together."""
+"""The operator's arguments, in two groups that its functions pass on together: own columns, and score options."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 
 
 class OwnColumns(NamedTuple):
-    """Which of a row's own columns hold anything and may be attended.
+    """Which of a row's own columns are filled and may be attended.
 
     Attributes:
         start: `[B]` integer, number of leading own columns of a row that are padding. None: 0.
-        length: `[B]` integer, number of own columns of a row that hold anything. None: all.
+        length: `[B]` integer, number of own columns of a row that are filled. None: all.
         mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
     """
 

@@ -1,4 +1,4 @@
-"""The geometry that all layers of one forward share: which rows are how long, and where their queries stand."""
+"""The plan of one forward, which all its layers share: lengths of the rows, and positions of their queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class Queries:
-    """Where the queries of each row are, on the host: query `t` is `t` after the row's first.
+    """The places of each row's queries, on the host: query `t` is `t` columns after the row's first query.
 
     Attributes:
         count: Queries of a row, `T`.
@@ -34,24 +34,25 @@ class Queries:
 
 
 class BackendState(Protocol):
-    """What a backend works out from a plan once, for all layers, and keeps with it."""
+    """Tables that a backend computes from a plan once, for all layers, and keeps with the plan."""
 
     def queries_moved(self) -> None:
-        """Drop what depends on where the queries are: they are elsewhere from now on."""
+        """Drop the tables that depend on the queries' positions, because these have changed."""
 
 
 class GraphTables(Protocol):
-    """Where kernels look up the segments of a step that is captured into a CUDA graph: memory that stays in place.
+    """Tables at fixed addresses, in which kernels look up the segments of a step that is captured into a CUDA graph.
 
-    A graph repeats what it was captured with. It serves another call once the tables hold that call's segments.
+    A graph repeats the addresses that it was captured with. It serves another call once the tables hold that call's
+    segments.
     """
 
     @property
     def in_use(self) -> bool:
-        """Whether kernels have looked anything up."""
+        """Whether kernels have used the tables."""
 
     def take(self, segments: Sequence[Sequence[Segment]]) -> bool:
-        """Hold the segments of each layer of another call; False, and nothing is changed, where they do not fit."""
+        """Hold the segments of each layer of another call. If they do not fit, nothing changes; returns False."""
 
 
 class Plan:
@@ -61,20 +62,20 @@ class Plan:
         batch, query_length, columns: `B`, `T` and `S`, the number of own columns.
         shared_length: Number of shared tokens that precede a row's own: one for all, or one for each row.
         own_start: `[B]` integer, number of leading own columns of a row that are padding. None: 0.
-        own_length: `[B]` integer, number of own columns of a row that hold anything; its queries are the last `T` of
+        own_length: `[B]` integer, number of own columns of a row that are filled; its queries are the last `T` of
             them. None: all `S`.
         own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
 
     Note:
-        Making a plan reads no tensor. `queries` reads own_start and own_length on the host, once; a backend that reads
-        them on the device never asks for it, and never waits for the device. A plan belongs to one forward, or, by
-        `advance`, to one decode step after another. The tensors that it was given must not change while it is in use,
-        but for what `advance` and `change_rows` are told of.
+        A new plan reads no tensor. `queries` reads own_start and own_length on the host, once. A backend that reads
+        these on the device never uses `queries`, and so never waits for the device. A plan belongs to one forward, or,
+        by `advance`, to one decode step after another. Its tensors must not change while it is in use, unless `advance`
+        or `change_rows` is called for the change.
 
     Attributes:
-        state: what the backend that computes has worked out from the plan; None: nothing yet.
-        tables: where the kernels look up segments and work of a step that is captured into a CUDA graph; None: they
-            are looked up by what each call is given.
+        state: tables that the backend has computed from the plan; None: none yet.
+        tables: tables of segments and work for a step that is captured into a CUDA graph; None: the kernels use the
+            arguments of each call.
     """
 
     __slots__ = (
@@ -113,7 +114,7 @@ class Plan:
         self._queries: Queries | None = None
 
     def queries(self) -> Queries:
-        """Where the queries of each row are; reads own_start and own_length where that is not known yet."""
+        """The places of each row's queries. The first use reads own_start and own_length."""
         if self._queries is None:
             starts = [0] * self.batch if self.own_start is None else self.own_start.tolist()
             lengths = [self.columns] * self.batch if self.own_length is None else self.own_length.tolist()
@@ -124,18 +125,18 @@ class Plan:
         return self._queries
 
     def take(self, segments: Sequence[Sequence[Segment]]) -> bool:
-        """Let the tables hold the segments of each layer of another call; False where they do not fit."""
+        """Let the tables hold the segments of each layer of another call; False if they do not fit."""
         return self.tables is not None and self.tables.take(segments)
 
     def advance(self) -> None:
-        """To the next step of a decode: every row has an own column more, as own_length, where given, says by then."""
+        """Move to the next decode step: every row has one more own column, which the caller has added to own_length."""
         if self._queries is not None:
             self._queries = self._queries.advanced()
         if self.state is not None:
             self.state.queries_moved()
 
     def change_rows(self) -> None:
-        """Take note that own_start, own_length and own_mask hold other rows than before."""
+        """Note that own_start, own_length and own_mask now belong to other rows."""
         self._queries = None
         if self.state is not None:
             self.state.queries_moved()

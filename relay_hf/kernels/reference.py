@@ -1,7 +1,6 @@
-"""The specification: relay attention over one row at a time, everything materialised.
+"""The specification: relay attention computed row by row, with all intermediate tensors in full.
 
-Layouts are those of `relay_hf.ops.relay_attention`. Nothing here is fast; every fast path is tested against it, in
-float64.
+Layouts are those of `relay_hf.ops.relay_attention`. It is slow. Every backend is tested against it, in float64.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ def relay_attention(
             Hkv)`.
         own_start: `[B]` integer, number of leading own columns of a row that are padding. None: 0. Own column `c` of
             row `b` is at position `P_b + c - own_start[b]` after its `P_b` shared tokens.
-        own_length: `[B]` integer, `T` to `S`, number of own columns of a row that hold anything: those from it on are
-            not read. None: `S`.
+        own_length: `[B]` integer, `T` to `S`, number of own columns of a row that are filled. Later columns are not
+            read. None: `S`.
         own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
         scale: Factor on the scores. None: `D ** -0.5`.
         sliding_window: Only keys with `query position - key position < sliding_window` are visible. None: all.

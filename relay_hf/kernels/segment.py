@@ -1,4 +1,4 @@
-"""A run of tokens whose keys and values are stored once and attended by many rows."""
+"""Segment: keys and values of a run of tokens in one layer, stored once and attended by many rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Segment:
         key: `[Hkv, P, D]`, rotated as attention sees it. Any strides with a last one of 1.
         value: `[Hkv, P, Dv]`, of the dtype of `key`. `Dv` may differ from `D`.
         start: Position of the first token, the same in every row that uses the segment.
-        rows: The batch rows that use the segment, in any order, each at most once. None: all rows. They are known on
-            the host, so that no path has to ask the device who uses what.
+        rows: The batch rows that use the segment, in any order, each at most once. None: all rows. They are numbers on
+            the host, so that no backend has to read them from the device.
     """
 
     key: torch.Tensor

@@ -1,7 +1,7 @@
-"""The operator as PyTorch's dispatcher knows it, `torch.ops.relay_hf.relay_attention`: for graphs that hold it whole.
+"""The operator in PyTorch's dispatcher, `torch.ops.relay_hf.relay_attention`, so that it is one node of a graph.
 
-A segment crosses the schema as its fields, in lists; the rows of all segments are one list of ints: of each segment the
-number of its rows, or -1 for all of them, and then the rows. Arguments are not validated here.
+The schema has no segments, so it takes their fields as lists. The rows of all segments are one list of ints: for each
+segment the number of its rows, or -1 for all rows, and then the rows. Arguments are not validated here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def call(
     options: ScoreOptions,
     backend: str,
 ) -> torch.Tensor:
-    """What is registered, through the dispatcher."""
+    """Call the registered operator through the dispatcher."""
     rows: list[int] = []
     for segment in segments:
         rows.extend((-1,) if segment.rows is None else (len(segment.rows), *segment.rows))
@@ -53,7 +53,7 @@ def call(
 
 
 def register(run: Callable[..., torch.Tensor]) -> None:
-    """Let the operator compute `run(query, segments, key, value, own, options, backend)`, on every device."""
+    """Register `run(query, segments, key, value, own, options, backend)` as the operator, on every device."""
 
     def relay_attention(
         query: torch.Tensor,

@@ -28,7 +28,7 @@ def check_arguments(
 ) -> None:
     """Raise TypeError or ValueError for the first argument of `relay_attention` that does not fit.
 
-    Counts in tensors are read only on a CPU and outside of torch.compile: elsewhere that would wait for the device.
+    Counts in tensors are read only on a CPU and outside of torch.compile, because a read from a device waits for it.
     """
     _check_own(query, key, value)
     if isinstance(segments, Segment) or not isinstance(segments, Sequence):
@@ -48,7 +48,7 @@ def check_arguments(
 
 
 def refuse_gradient(name: str, tensor: torch.Tensor) -> None:
-    """Raise RuntimeError for a tensor through which a backward is expected."""
+    """Raise RuntimeError for a tensor that requires grad."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(f"{name} requires grad, but relay attention has no backward; call it under torch.no_grad()")
 
@@ -157,6 +157,6 @@ def _check_number(name: str, number: float | None, *, positive: bool) -> None:
         return
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} must be a float or None; got {type(number).__name__}")
-    # Not math.isfinite, which a graph of any number can't hold.
+    # Not math.isfinite, which torch.compile can't trace for a number that is not constant.
     if not -math.inf < number < math.inf or (positive and number <= 0):
         raise ValueError(f"{name} must be a finite number{' above 0' if positive else ''}; got {number}")

@@ -1,4 +1,4 @@
-"""Relay attention by PyTorch's own operations, on any device."""
+"""The backend "torch": relay attention by PyTorch's own operations, on any device."""
 
 from .backend import relay_attention
 

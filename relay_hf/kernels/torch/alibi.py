@@ -1,7 +1,7 @@
-"""A position bias that is linear in the distance (ALiBi), split so that a part needs it once per key.
+"""ALiBi, a position bias that is linear in the distance, split so that a part needs one bias per key.
 
-`slope * (key - query) = slope * (key - last) + slope * (last - query)` for the last key of a part: the first term is
-one row of biases per query head, the second is the same for all keys of the part and belongs in its log-sum-exp.
+`slope * (key - query) = slope * (key - last) + slope * (last - query)` for the last key of a part. The first term is
+one row of biases per query head. The second is the same for all keys of the part, and is added to its log-sum-exp.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Distances:
-    """Positions relative to that of a part's last key: what is near it, and weighs most, is small and so exact.
+    """Positions relative to a part's last key. Keys near it weigh most, and have small, and so exact, numbers.
 
     Attributes:
         keys: `[K]`, 0 for the last key and negative before it.
-        queries: `[R or 1, T]`, of the queries. Both float32 (float64 for float64 queries).
+        queries: `[R or 1, T]`, positions of the queries. Both float32 (float64 for float64 queries).
     """
 
     keys: torch.Tensor
@@ -26,7 +26,7 @@ class Distances:
 
     @classmethod
     def of(cls, length: int, first_queries: Sequence[int], count: int, query: torch.Tensor) -> Distances:
-        """Distances of a part of `length` keys and, by row, of `count` queries of which the first is given."""
+        """Distances of a part of `length` keys and, for each row, of `count` queries from its first query on."""
         dtype, device = torch.float64 if query.dtype is torch.float64 else torch.float32, query.device
         keys = torch.arange(1 - length, 1, dtype=dtype, device=device)
         firsts = torch.tensor(first_queries, dtype=dtype, device=device)

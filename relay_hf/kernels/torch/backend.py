@@ -1,8 +1,8 @@
-"""`relay_attention` in plain torch: the own part row by row, each segment once for all its rows, merged as they come.
+"""`relay_attention` in plain torch: the own part row by row, then each segment once for all its rows, merged in turn.
 
-Partial results are kept as out `[B, Hkv, G, T, Dv]` and lse `[B, Hkv, G, T]`, both float32 (float64 for float64
-inputs). An empty part has the lowest finite number for its lse: like -inf it merges with weight 0, but the difference
-of two of them is 0 and not NaN.
+Partial results are out `[B, Hkv, G, T, Dv]` and lse `[B, Hkv, G, T]`, both float32 (float64 for float64 inputs). The
+lse of an empty part is the lowest finite number. Like -inf it merges with weight 0, but the difference of two of them
+is 0 and not NaN.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def relay_attention(
         weight = torch.sigmoid(lse - sinks.to(lse.dtype).view(kv_heads, -1, 1))
         out.mul_(weight.unsqueeze(-1))
     out = out.permute(0, 3, 1, 2, 4).to(query.dtype, memory_format=torch.contiguous_format)
-    # An equal dtype is not copied, whatever the strides.
+    # `to` does not copy a tensor of an equal dtype, so contiguous() must.
     return out.contiguous().view(batch, length, heads, -1)
 
 
@@ -75,7 +75,7 @@ def _attend_level(
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Query `[R, Hkv, G, T, D]`, the rows of one segment behind those of another, each over its own segment."""
+    """Query `[R, Hkv, G, T, D]`: rows of the first segment, of the second, and so on, each over its own segment."""
     rows, kv_heads, group, length, size = query.shape
     plain = softcap is None and all(view.is_plain for _, view, _, _ in level.parts)
     if not plain or not all(fusable(query, segments[index].key, segments[index].value) for index, *_ in level.parts):
@@ -85,8 +85,8 @@ def _attend_level(
         ]
         out, lse = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         return out, lse
-    # All queries are stacked at once, so that those of a segment are a slice: 34 us a segment with tiny operands, where
-    # stacking each by itself takes 45.
+    # All queries are stacked at once, and the queries of a segment are a slice: 34 us a segment with tiny operands,
+    # where stacking each by itself takes 45.
     stacked = query.permute(1, 0, 3, 2, 4).reshape(1, kv_heads, rows * length * group, size)
     count, parts = length * group, []
     for index, view, first, stop in level.parts:
@@ -129,7 +129,7 @@ def _mask(view: OwnView | SegmentView, slopes: torch.Tensor | None) -> PartMask:
 
 
 def _complete(lse: torch.Tensor, view: OwnView | SegmentView, slopes: torch.Tensor | None) -> None:
-    """The queries' share of the bias, and the mark of an empty part, into the lse `[B, Hkv, G, T]`."""
+    """Add the queries' share of the bias to the lse `[B, Hkv, G, T]`, and mark empty parts in it."""
     if slopes is not None and view.distances is not None:
         view.distances.complete(lse, slopes)
     if view.empty is not None:

@@ -1,9 +1,9 @@
-"""Attention over one part of the keys, with the log-sum-exp that lets parts be merged.
+"""Attention over one part of the keys, with the log-sum-exp by which parts are merged.
 
-A part is query `[N, Hkv, G, R, D]` over key `[N, Hkv, K, D]` and value `[N, Hkv, K, Dv]`, `K >= 1`. Its out
-and lse `.view` to `[N, Hkv, G, R, Dv]` and `[N, Hkv, G, R]`; how they are grouped until then differs. The
-log-sum-exp is natural, float32 (float64 for float64 inputs). `R` counts the queries that differ in what they see: an
-additive mask says everything; `causal` besides it only lets work be skipped.
+A part is query `[N, Hkv, G, R, D]` over key `[N, Hkv, K, D]` and value `[N, Hkv, K, Dv]`, `K >= 1`. Its out and lse can
+be viewed as `[N, Hkv, G, R, Dv]` and `[N, Hkv, G, R]`, from different shapes. The log-sum-exp is natural, float32
+(float64 for float64 inputs). `R` counts the queries that may see different keys. An additive mask alone says what they
+see; `causal` beside it only lets work be skipped.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch.nn.functional import pad
 fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _QUERY_BLOCK = 32  # rows that the fused kernel takes at a time, below 192 rows
 
-# Many queries over values narrower than keys: values padded for the fused kernel beat matmul (26.8 against 40.5 ms for
-# 512 of 512, B=4, 8 heads of 192/128, float32), in decode they do not (2.0 against 1.2 ms). In half precision both
-# compute in float32, as stock does for unequal head sizes; the fused kernel in bfloat16 would be twice as far off.
+# With many queries over values narrower than keys, values padded for the fused kernel are faster than matmul (26.8
+# against 40.5 ms for 512 of 512, B=4, 8 heads of 192/128, float32). In decode they are slower (2.0 against 1.2 ms). In
+# half precision both compute in float32, as stock does for unequal head sizes; the fused kernel in bfloat16 would have
+# twice the error.
 _MANY_QUERIES = 128
 
 
 class PartMask(NamedTuple):
-    """What is added to the scores of a part, after the softcap.
+    """The numbers that are added to the scores of a part, after the softcap.
 
     Attributes:
-        additive: `[N or 1, 1, R, K]`, 0 or -inf; None where `causal` says it all, or all is visible.
+        additive: `[N or 1, 1, R, K]`, 0 or -inf; None if `causal` is the whole mask, or all keys are visible.
         bias: `[Hkv, G, 1, K]`, of each query head and key; None: no bias.
-        causal: no query sees a later one's key.
+        causal: no query sees the key of a later query.
     """
 
     additive: torch.Tensor | None
@@ -44,9 +45,9 @@ def attend_part(
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and log-sum-exp of one part, by the fused kernel where it can.
+    """Attention and log-sum-exp of one part, by the fused kernel where that can compute it.
 
-    A query that sees nothing has out 0; its lse is finite but meaningless (the fused kernel says 0).
+    A query that sees nothing has out 0. Its lse is finite but meaningless (0 from the fused kernel).
     """
     if softcap is None and query.is_cpu and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1:
         size, value_size = key.shape[-1], value.shape[-1]
@@ -61,9 +62,9 @@ def attend_part(
 
 
 def fusable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether the fused kernel takes them.
+    """Whether the fused kernel takes these tensors.
 
-    It checks neither strides nor devices: with a last stride other than 1 it would read wrong numbers.
+    The kernel itself checks neither strides nor devices: with a last stride other than 1 it would read wrong numbers.
     """
     unit = query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
     return query.is_cpu and unit and key.shape[-1] == value.shape[-1]
@@ -77,22 +78,23 @@ def fused_part(
     additive, bias, causal = mask
     stack = not causal if additive is None else rows < _QUERY_BLOCK
     if bias is not None:
-        # Unstacked, a bias without a mask is one row of it for each query head, for any number of queries.
+        # Unstacked, a bias without a mask is one row for each query head, for any number of queries.
         stack = stack and rows < _QUERY_BLOCK
         additive = _biased_mask(additive, bias, rows if stack else None)
     elif additive is not None and stack and rows > 1 and group > 1:
         additive = additive.repeat(1, 1, group, 1)
     causal = causal and not stack
-    # Queries of a KV head stacked into one matrix read its keys once, and not once per query head: 164 against 309 us
-    # at B=16, heads 12/4, 160 keys. With a mask, to be stacked too, this pays below the kernel's block of queries only:
-    # bf16, B=4, heads 32/8, 512 keys: 0.54 against 1.31 ms for 4 queries, but 1.08 times slower for 32 of 32 keys.
+    # Queries of a KV head that are stacked into one matrix read its keys once, and not once per query head: 164 against
+    # 309 us at B=16, heads 12/4, 160 keys. A mask must be stacked too; then this pays only below the kernel's block of
+    # queries (bf16, B=4, heads 32/8, 512 keys: 0.54 against 1.31 ms for 4 queries, but 1.08 times slower for 32 of 32
+    # keys).
     shape = (batch, kv_heads, group * rows, size) if stack else (batch, kv_heads * group, rows, size)
     out, lse = fused(query.reshape(shape), key, value, 0.0, causal, attn_mask=additive, scale=scale)
     return out, lse
 
 
 def _biased_mask(mask: torch.Tensor | None, bias: torch.Tensor, stacked_rows: int | None) -> torch.Tensor:
-    """Mask and bias in one: `[N or 1, Hq, R or 1, K]`, or `[N or 1, Hkv, G * R, K]` for stacked queries."""
+    """The sum of mask and bias: `[N or 1, Hq, R or 1, K]`, or `[N or 1, Hkv, G * R, K]` for stacked queries."""
     both = bias.unsqueeze(0) if mask is None else mask.unsqueeze(2) + bias
     if stacked_rows is None:
         return both.flatten(1, 2)
@@ -107,7 +109,7 @@ def matmul_part(
     scale: float,
     softcap: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attend_part` in plain torch, for what the fused kernel cannot do. Scores are float32 in half precision."""
+    """`attend_part` in plain torch, where the fused kernel can't compute it. Scores are float32 in half precision."""
     dtype = _exact_dtype(query)
     batch, kv_heads, group, rows, size = query.shape
     # Under autocast bmm would round the scores to half precision.

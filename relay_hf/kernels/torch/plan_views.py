@@ -1,4 +1,4 @@
-"""The views of a plan: what the queries of one forward see, worked out once for all of its layers."""
+"""The views of a plan: which keys the queries of one forward see, computed once for all of its layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .visibility import Level, OwnView, SegmentView, build_levels, build_own, bu
 class PlanViews:
     """The views of a plan that were built, by segment geometry and window: the `BackendState` of this backend.
 
-    They hold on to no plan, which holds on to them: so both are freed at once.
+    They hold no reference to the plan, which refers to them, so that both are freed at once.
     """
 
     __slots__ = ("levels", "own", "segments")
@@ -26,7 +26,7 @@ class PlanViews:
 
     @classmethod
     def of(cls, plan: Plan) -> PlanViews:
-        """Those of a plan."""
+        """The views of a plan."""
         state = plan.state
         if not isinstance(state, PlanViews):
             state = plan.state = cls()
@@ -35,13 +35,13 @@ class PlanViews:
     def queries_moved(self) -> None:
         """Drop the views that other positions or rows make wrong."""
         self.own.clear()
-        # What is seen of a segment changes where there is a window, or a bias by distance.
+        # The view of a segment depends on positions if there is a window, or a bias by distance.
         self.segments = {key: view for key, view in self.segments.items() if key[3] is None and not key[5]}
         self.levels = {key: levels for key, levels in self.levels.items() if key[1] is None and not key[3]}
 
 
 def own_view(plan: Plan, window: int | None, query: torch.Tensor, *, biased: bool = False) -> OwnView:
-    """What the queries see of the own columns; `query` gives the device, and float64 masks if it is float64."""
+    """The view of the own columns; `query` gives the device, and float64 masks if it is float64."""
     built = PlanViews.of(plan).own
     key = (window, query.dtype is torch.float64, biased)
     view = built.get(key)
@@ -53,7 +53,7 @@ def own_view(plan: Plan, window: int | None, query: torch.Tensor, *, biased: boo
 def segment_view(
     plan: Plan, segment: Segment, window: int | None, query: torch.Tensor, *, biased: bool = False
 ) -> SegmentView | None:
-    """What the queries see of a segment; None when no query sees any of it."""
+    """The view of a segment; None when no query sees any of its tokens."""
     built = PlanViews.of(plan).segments
     key = (segment.length, segment.start, segment.rows, window, query.dtype is torch.float64, biased)
     try:
@@ -66,7 +66,7 @@ def segment_view(
 def levels_of(
     plan: Plan, segments: Sequence[Segment], window: int | None, query: torch.Tensor, *, biased: bool = False
 ) -> list[Level]:
-    """The segments of a layer that some query sees, level by level."""
+    """The segments of a layer of which some query sees tokens, level by level."""
     built = PlanViews.of(plan).levels
     geometry = tuple((segment.length, segment.start, segment.rows) for segment in segments)
     key = (geometry, window, query.dtype is torch.float64, biased)

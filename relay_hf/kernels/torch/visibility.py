@@ -1,4 +1,4 @@
-"""What queries see of a part of the keys: the bounds of it, a mask within them, and the queries that see nothing."""
+"""Which keys of a part queries see: the bounds of these keys, a mask within, and the queries that see none."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class SegmentView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Level:
-    """Segments of which each row uses one at most: their results are merged in one go.
+    """Segments of which each row uses one at most, so that their results are merged at once.
 
     Attributes:
-        rows: `[R]` int64, the rows of one segment behind those of another; None: all rows, in their order.
-        parts: of each segment its number, its view, and where its rows begin and end in `rows`.
+        rows: `[R]` int64, the rows of the first segment, of the second, and so on; None: all rows, in their order.
+        parts: for each segment its number, its view, and where its rows begin and end in `rows`.
     """
 
     rows: torch.Tensor | None
@@ -54,11 +54,12 @@ class OwnView:
     Attributes:
         first: The first such column.
         stop: The column after the last one.
-        causal: There are as many queries, more than one, as columns, in all rows: no query sees a later one's column.
-        mask: Additive, `[B or 1, 1, T, stop - first]`, 0 or -inf; None where `causal` says it all, or all is visible.
+        causal: All rows have as many queries as columns, and more than one: no query sees a later one's column.
+        mask: Additive, `[B or 1, 1, T, stop - first]`, 0 or -inf; None if `causal` is the whole mask, or all is
+            visible.
         empty: `[B or 1, T]` bool, queries that see nothing; None where there is no such query.
-        unread: `[B, 1, stop - first, 1]` bool, columns beyond a row's own length, whose content may not be computed
-            with: NaN comes through a weight of 0. None where all rows are of one length.
+        unread: `[B, 1, stop - first, 1]` bool, columns beyond a row's own length. Nothing may be computed with them,
+            because a NaN stays a NaN under a weight of 0. None where all rows are of one length.
         distances: For a position bias; None where none was asked for.
     """
 
@@ -77,13 +78,13 @@ def build_own(
     """View of the own columns; `query` gives the device, and float64 masks if it is float64."""
     count, starts, query_columns = queries.count, queries.own_starts, queries.columns
     stop = max(query_columns) + count
-    # Never past the first query: so several queries that fill the columns stay causal.
+    # Never after the first query, so that several queries that fill the columns stay causal.
     firsts = map(min, starts, query_columns)
     if window is None:
         first = min(firsts)
     else:
         first = min(max(seen, column - window + 1) for seen, column in zip(firsts, query_columns, strict=True))
-    # Rows of one length are one row, but for their padding.
+    # Rows of one length have the same mask, without their padding.
     ragged = min(query_columns) + count != stop
     by_row = query_columns if ragged else query_columns[:1]
     distances = None
@@ -105,7 +106,7 @@ def build_own(
         visible = visible & (columns >= _tensor(starts, query)[:, None, None])
     empty = None
     if own_mask is not None:
-        # Without holes a query sees at least itself, padding apart.
+        # Without holes a query sees at least itself, unless it is padding.
         visible = visible & own_mask[:, None, first:stop]
         empty = _where_empty(visible)
     unread = (columns > of_queries[:, -1]).view(len(starts), 1, -1, 1) if ragged else None
@@ -123,7 +124,7 @@ def build_segment(
     positions = [queries.positions[row] for row in used_by]
     first, firsts = 0, []
     if window is not None:
-        # First visible token of the first query of each row; the next query's is one later.
+        # First visible token of the first query of each row; that of the next query is one later.
         firsts = [position - window + 1 - segment.start for position in positions]
         first = max(0, min(firsts))
         if first >= length:
@@ -144,7 +145,7 @@ def build_segment(
 def build_levels(
     segments: Sequence[Segment], views: Sequence[SegmentView | None], batch: int, query: torch.Tensor
 ) -> list[Level]:
-    """Segments in as few levels as they can be in their order. Those without a view are in none."""
+    """Segments in the fewest levels that keep their order. Segments without a view are in no level."""
     levels: list[tuple[list[int], list[tuple[int, SegmentView, int, int]]]] = []
     for number, (segment, view) in enumerate(zip(segments, views, strict=True)):
         if view is None:

@@ -1,4 +1,4 @@
-"""Relay attention by Triton kernels. Importing this imports Triton."""
+"""The backend "triton": relay attention by Triton kernels on NVIDIA GPUs. Importing this imports Triton."""
 
 from .backend import refusal, relay_attention
 from .graph_tables import DecodeTables

@@ -1,4 +1,4 @@
-"""Relay attention by Triton kernels: decode for few queries a row, prefill for many."""
+"""`relay_attention` by Triton kernels: the decode kernels for few queries a row, the prefill kernel for many."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .tuning import multiprocessors
 _TILE = 64  # queries of a warpgroup
 _MAX_HEAD_SIZE = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# No model's attention reaches the operator with slopes: those with ALiBi have attention code of their own.
+# No model's attention calls the operator with slopes, because models with ALiBi have attention code of their own.
 _NO_SLOPES = "the kernels take no alibi_slopes"
 
 
 def refusal(device: torch.device, dtype: torch.dtype, head_size: int, alibi: bool = False) -> str | None:
-    """Why the kernels can't take such tensors, or, if `alibi`, a bias by distance; None where they can."""
+    """Why the kernels can't take such tensors, or slopes of ALiBi if `alibi`; None where they can."""
     if device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not {device.type!r}"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -57,17 +57,17 @@ def relay_attention(
     kv_heads = key.shape[1]
     out = query.new_empty(batch, length, heads, value.shape[3])
     launch = launch_prefill if _fills(batch * kv_heads, heads // kv_heads, length, query.device) else launch_decode
-    # Triton launches on the current device, which need not be the one that holds this layer.
+    # Triton launches on the current device, which may be another one than this layer's.
     with torch.cuda.device(query.device) if query.is_cuda else nullcontext():
         launch(LaunchArgs.of(plan, query, segments, key, value, options), out)
     return out
 
 
 def _fills(kv_rows: int, group: int, length: int, device: torch.device) -> bool:
-    """Whether tiles of one row's queries alone fill the matrix units, and are enough to fill the chip.
+    """Whether tiles of one row's queries alone fill the matrix units, and there are enough of them to fill the chip.
 
-    If so their keys come from the L2 cache often enough and no parts are written. Otherwise rows share a tile, and keys
-    are split.
+    Then rows often find a segment's keys in the L2 cache, and no parts are written. Otherwise rows share a tile, and
+    keys are split.
     """
     queries = group * length
     return length > 1 and queries >= _TILE and kv_rows * ceil_div(queries, _TILE) >= multiprocessors(device)

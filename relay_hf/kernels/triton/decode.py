@@ -1,12 +1,12 @@
-"""Decode: few queries a row, against every shared segment and each row's own tokens, in two launches.
+"""The decode kernel: few queries a row over every shared segment and each row's own tokens, in two launches.
 
-The first computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
-against one split of the segment's tokens. The second (decode_own_few.py or decode_own.py) takes each row through its
-own tokens and adds its parts by their log-sum-exp. Where rows are so few that they do not fill the chip, their own
-tokens are parts of the first launch too, and the second (merge.py) only merges (`reference.merge`).
+The first launch computes parts: a program takes 16 to 128 queries of one KV head, from all the rows that use a segment,
+over one split of the segment's tokens. The second (decode_own_few.py or decode_own.py) takes each row through its own
+tokens and adds its parts by their log-sum-exp. If there are too few rows to fill the chip, the first launch computes
+their own tokens as parts too, and the second (merge.py) only merges (`reference.merge`).
 
-Parts: out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. First those of segments, a row's together,
-then `own_splits` of each row, if that is not 0.
+Parts are out `[part, Hq, T, Dv]` and lse `[part, Hq, T]`, float32, natural log. The parts of segments come first, row
+by row, then `own_splits` parts of each row, if that is not 0.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _decode_kernel(
     UPCAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One part: queries against a split of a segment or, if SPLIT_OWN, of a row's own tokens."""
+    """One part: queries over a split of a segment or, if SPLIT_OWN, of a row's own tokens."""
     if OVERLAP:
         gdc_launch_dependents()
     program = tl.program_id(0)
@@ -94,8 +94,8 @@ def _decode_kernel(
             KV_HEADS, GROUP, HEAD_SIZE, VALUE_SIZE, BLOCK_D, BLOCK_DV, BLOCK_M, BLOCK_N, ALIGNMENT,
             WINDOW, SOFTCAP, OWN_START, OWN_LENGTH, UPCAST,
         )  # fmt: skip
-    # Not `else`: of equal buffers in two branches the compiler makes one pair each and lets nothing overlap, 128 KB of
-    # shared memory instead of 70 where both tiles are 16 by 64.
+    # Not `else`: then the compiler makes separate buffers for the two branches, which do not overlap: 128 KB of shared
+    # memory instead of 70 where both tiles are 16 by 64.
     if SPLIT_OWN and program >= segment_programs:
         _attend_own(
             (program - segment_programs) // KV_HEADS,
@@ -147,7 +147,7 @@ def _attend_segment(
     OWN_LENGTH: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A tile of queries, from all the rows that use a segment, against one split of the segment's tokens."""
+    """A tile of queries, from all the rows that use a segment, over one split of the segment's tokens."""
     segment = tl.load(item_ptr)
     first_query = tl.load(item_ptr + 1)
     queries = tl.load(item_ptr + 2)
@@ -172,7 +172,7 @@ def _attend_segment(
         if OWN_START:
             column -= tl.load(own_start_ptr + row, mask=valid, other=0).to(tl.int32)
         query_position = tl.load(shared_length_ptr + row, mask=valid, other=0) + column
-        # Tokens that no query of the tile sees any more are not read.
+        # Tokens that are too far back for all queries of the tile are not read.
         nearest = tl.min(tl.where(valid, query_position, 2147483647), axis=0)
         begin = tl.maximum(begin, nearest - window + 1 - first_position)
 
@@ -242,7 +242,7 @@ def _attend_own(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """A tile of one row's queries against one split of its own tokens."""
+    """A tile of one row's queries over one split of its own tokens."""
     tiles = tl.cdiv(GROUP * query_length, BLOCK_M)
     first_query = item % tiles * BLOCK_M
     split = item // tiles % own_splits
@@ -266,7 +266,7 @@ def _attend_own(
 
 @triton.jit
 def _store_part(acc, peak, total, out_ptr, lse_ptr, slot, valid, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Output and log-sum-exp of `M` queries to their slots `[M]` of the parts."""
+    """Write output and log-sum-exp of `M` queries to their slots `[M]` of the parts."""
     value_dims = tl.arange(0, BLOCK_DV)
     out, lse = finish(acc, peak, total)
     tl.store(lse_ptr + slot, lse, mask=valid)
@@ -297,7 +297,7 @@ def launch_decode(args: LaunchArgs, out: torch.Tensor) -> None:
     part_lse = torch.empty(parts, heads, length, dtype=torch.float32, device=device)
     segment_programs = len(work.items) * kv_heads
     programs = segment_programs + split_parts * ceil_div(queries, own_tile.block_m) * kv_heads
-    # Without a first launch, what a second one would overlap is the launch that makes its queries.
+    # Without a first launch, the second one would overlap with the launch that computes its queries.
     overlapping = args.overlapping if programs else {"OVERLAP": False}
     if programs:
         _decode_kernel[(programs,)](

@@ -1,4 +1,4 @@
-"""A row's own tokens: the parts of a split, or, unsplit, the second launch of a decode with the merge folded in."""
+"""The decode kernel for a row's own tokens: one launch that takes them and merges all parts; or parts of splits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .tuning import MAX_REGISTERS, Tile
 
 
 def most_queries(head_size: int) -> int:
-    """Queries of a tile that goes through a row's own tokens: 64 of head size 256 spill where parts are added."""
+    """Most queries of a tile that goes through a row's own tokens: 64 of head size 256 spill where parts are added."""
     return 128 if head_size <= 128 else 32
 
 
 def parts_at_a_time(tile: Tile) -> int:
-    """Parts whose loads are under way together: 64 registers a thread at head size 128."""
+    """Number of parts that are loaded at the same time: 64 registers a thread at head size 128."""
     return max(1, min(4, 64 // tile.block_m))
 
 
@@ -72,7 +72,7 @@ def attend_own(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """The state after one of `splits` shares of a row's own tokens; positions are counted in own columns."""
+    """The softmax state after one of `splits` shares of a row's own tokens; positions are counted in own columns."""
     row = row.to(tl.int64)
     head = head.to(tl.int64)
     end = columns
@@ -113,7 +113,7 @@ def load_part(
     part, last_part, query_head, t, valid, out_ptr, lse_ptr, query_length,
     HEADS: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr,
 ):  # fmt: skip
-    """Score `[M]` (log2) and value `[M, DV]` of a part; a score of -inf from `last_part` on."""
+    """Score `[M]` (log2) and value `[M, DV]` of a part; the score is -inf from `last_part` on."""
     dims = tl.arange(0, BLOCK_DV)
     inside = valid & (part < last_part)
     slot = (part * HEADS + query_head).to(tl.int64) * query_length + t
@@ -127,10 +127,10 @@ def add_parts(
     acc, peak, total, part, last_part, query_head, t, valid, out_ptr, lse_ptr, query_length,
     HEADS: tl.constexpr, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """The state after `PARTS` (1, 2 or 4) parts from `part` on, each like a token: `load_part`.
+    """The softmax state after `PARTS` (1, 2 or 4) more parts from `part` on, each added like a token (`load_part`).
 
-    Loads come before anything that waits for one: they are under way together. (As one tensor [PARTS, M, DV] the
-    same took 220 registers, which left two programs to a multiprocessor.)
+    All loads come first, so that they run at the same time. (One tensor [PARTS, M, DV] took 220 registers, with which
+    a multiprocessor runs two programs only.)
     """
     score, value = load_part(
         part, last_part, query_head, t, valid, out_ptr, lse_ptr, query_length, HEADS, VALUE_SIZE, BLOCK_DV
@@ -216,7 +216,7 @@ def _own_kernel(
     UPCAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """A tile of one row's queries: its own tokens, then its parts over segments, into the output."""
+    """A tile of one row's queries: over its own tokens, then merged with its parts over segments, into the output."""
     program = tl.program_id(0)
     tiles = tl.cdiv(GROUP * query_length, BLOCK_M)
     head = program % KV_HEADS

@@ -1,8 +1,8 @@
-"""The second launch of a decode for few queries of a row and KV head: own tokens by vectors, then the merge.
+"""The decode kernel for own tokens of one or two queries of a row and KV head: own tokens by vectors, then the merge.
 
-A matrix unit takes 16 queries at a time; for one or two of them it costs more than it saves: its operands go through
-shared memory, past barriers. Here a warp reads a tile of keys and values straight into registers, where each query
-meets them as a vector. So a program is small, many are under way together, and the memory is what they wait for.
+A matrix unit takes 16 queries at a time, and its operands go through shared memory, past barriers. For one or two
+queries this costs more than it saves. Here a warp reads a tile of keys and values straight into registers, and computes
+each query as a vector. So a program is small, many run at the same time, and only memory limits their speed.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _few_kernel(
     UPCAST: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """The `QUERIES` queries of one row and KV head: its own tokens, then its parts over segments, into the output."""
+    """The `QUERIES` queries of one row and KV head: over own tokens, then merged with parts over segments."""
     program = tl.program_id(0)
     head = (program % KV_HEADS).to(tl.int64)
     row = (program // KV_HEADS).to(tl.int64)
@@ -126,7 +126,7 @@ def _few_kernel(
             scores = tl.where(visible, scores, float("-inf"))
             old_peak = tl.max(tl.where(which == i, peak, float("-inf")), axis=0)
             new_peak = tl.maximum(old_peak, tl.max(scores, axis=0))
-            # Where nothing has been seen yet, 0 in the place of -inf gives weights of 0, not NaN.
+            # If nothing has been seen yet, 0 instead of -inf gives weights of 0, not NaN.
             reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
             weights = tl.exp2(scores - reference)
             shrink = tl.exp2(old_peak - reference)
@@ -172,7 +172,7 @@ def _few_kernel(
 
 
 def parts_at_once(queries: int) -> int:
-    """Parts of each query that are merged at a time: 64 registers a thread at head size 128."""
+    """How many parts of each query are merged at a time: 64 registers a thread at head size 128."""
     return max(1, 16 // next_power_of_2(queries))
 
 

@@ -1,4 +1,4 @@
-"""Small tables on a device, built from numbers on the host and found again by them."""
+"""A cache of small tables on a device: they are built from numbers on the host, and found again by these numbers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _Table = TypeVar("_Table")
 
 
 class DeviceTableCache(Generic[_Table]):
-    """What was built last, by key; what a CUDA graph was captured with stays for good.
+    """The tables that were built last, by key. A table that a CUDA graph was captured with is never freed.
 
-    The graph holds its address: were it freed, a replay would read whatever lies there then.
+    The graph holds the table's address. If the table were freed, a replay would read other data there.
 
     Args:
-        most: how many are kept, those for graphs apart.
+        most: how many tables are kept, without those for graphs.
     """
 
     def __init__(self, most: int) -> None:
@@ -27,7 +27,7 @@ class DeviceTableCache(Generic[_Table]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, device: torch.device, build: Callable[[], _Table]) -> _Table:
-        """What `key` stands for on `device`, built if it is not kept.
+        """The table of `key` on `device`, built if it is not kept.
 
         Raises:
             RuntimeError: it would have to be built while a CUDA graph is captured.
@@ -58,5 +58,5 @@ class DeviceTableCache(Generic[_Table]):
 
 
 def to_device(numbers: list, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-    """A tensor of `numbers` on the device; it is there when this returns, for every stream."""
+    """A tensor of `numbers` on the device. The copy is complete when this returns, for every stream."""
     return torch.tensor(numbers, dtype=dtype).to(device)

@@ -1,7 +1,8 @@
-"""The work of a decode step in device memory that stays where it is, for CUDA graphs.
+"""Tables at fixed device addresses, from which the kernels of a decode step in a CUDA graph read their work.
 
-A graph holds the addresses and the numbers that it was captured with. So that one serves calls with longer prefixes and
-other trees, all that differs between them lies in tables of a fixed room: `take` writes another call's into them.
+A graph holds the addresses and the numbers that it was captured with. One graph serves calls with longer prefixes and
+other trees, because all that differs between the calls lies in tables of a fixed size. `take` writes another call's
+segments and work into them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ LayerSegments = Sequence[Sequence[Segment]]
 
 
 class Launch(NamedTuple):
-    """What a work list depends on beside the segments: KV heads, queries of a row for each (`G * T`), and tile."""
+    """All that a work list depends on beside the segments: KV heads, queries of a row for each (`G * T`), and tile."""
 
     kv_heads: int
     queries: int
@@ -32,15 +33,15 @@ class Launch(NamedTuple):
 
 
 class DecodeTables:
-    """What the kernels of a decode step look up, at fixed addresses.
+    """The tables of a decode step, at fixed addresses.
 
     Args:
-        buffers: of each layer own keys `[B, Hkv, S, D]` and values `[B, Hkv, S, Dv]`. Where its segments lie is counted
-            from there: they stay, where segments come and go.
-        segments: of each layer, those with tokens and rows: alike in all layers but for where they lie.
+        buffers: own keys `[B, Hkv, S, D]` and values `[B, Hkv, S, Dv]` of each layer. The places of a layer's segments
+            are distances from these, because the buffers never move, and segments come and go.
+        segments: the segments of each layer that have tokens and rows. They differ between layers in their place only.
 
     Attributes:
-        uses: the most rows that use one segment: the tiles depend on it.
+        uses: the most rows that use one segment; the tiles depend on this number.
         aligned: whether every segment can be read 16 bytes at a time.
         shared_length: `[B]` int32, tokens that precede a row's own.
 
@@ -55,7 +56,7 @@ class DecodeTables:
         self._batch, self._device = len(key), key.device
         if not _alike(segments):
             raise ValueError("segments must be alike, and dense in their last dimension, in all layers")
-        # Without keys and values, which are not to be held on to.
+        # Without keys and values, so that their memory can be freed.
         self._segments = [Extent(*each) for each in geometry_of(segments[0])]
         self.uses = most_uses(self._segments, self._batch)
         self._room = max(_LEAST_SEGMENTS, _power_of_2(len(self._segments)))
@@ -68,14 +69,14 @@ class DecodeTables:
 
     @property
     def in_use(self) -> bool:
-        """Whether kernels have looked anything up."""
+        """Whether kernels have used the tables."""
         return bool(self._works)
 
     def addresses(self, keys: torch.Tensor) -> torch.Tensor:
-        """`SharedOperands.addresses` of the layer whose own keys are `keys`, counted from its own buffers.
+        """`SharedOperands.addresses` of the layer whose own keys are `keys`, as distances from its own buffers.
 
         Raises:
-            RuntimeError: these are no layer's.
+            RuntimeError: no layer has these own keys.
         """
         index = self._index.get(keys.data_ptr())
         if index is None:
@@ -83,7 +84,7 @@ class DecodeTables:
         return self._addresses[index]
 
     def work(self, kv_heads: int, queries: int, tile: Tile) -> WorkList:
-        """The work list of a launch, with room for any other lengths. Made at its first use.
+        """The work list of a launch, with room for segments of any length. It is made at its first use.
 
         Raises:
             RuntimeError: it would have to be made while a CUDA graph is captured.
@@ -93,14 +94,14 @@ class DecodeTables:
         if work is None:
             if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError("relay attention was captured into a CUDA graph before the same step ran once")
-            with _disable_current_modes():  # making it is no part of the step, which may be recorded
+            with _disable_current_modes():  # a recording of the step must not contain this
                 host = self._schedule(launch, self._segments)
                 work = self._works[launch] = self._make(launch, host)
                 _put(work, host)
         return work
 
     def take(self, segments: LayerSegments) -> bool:
-        """Hold another call's segments. False, and nothing is changed, where they do not fit or need other kernels."""
+        """Hold another call's segments. If they do not fit or need other kernels, nothing changes; returns False."""
         if not _alike(segments) or len(segments) != len(self._buffers) or len(segments[0]) > self._room:
             return False
         if most_uses(segments[0], self._batch) != self.uses:
@@ -127,7 +128,7 @@ class DecodeTables:
         self.shared_length.copy_(torch.tensor(lengths, dtype=torch.int32))
 
     def _offsets(self, segments: LayerSegments) -> list[list[list[int]]]:
-        """Of each layer and segment: offset, head stride and token stride of keys, then of values, in elements."""
+        """For each layer and segment: offset, head stride and token stride of keys, then of values, in elements."""
         size = self._buffers[0][0].element_size()
         return [
             [
@@ -145,11 +146,11 @@ class DecodeTables:
         return build_schedule(segments, self._batch, *launch, self._device)
 
     def _make(self, launch: Launch, host: Schedule) -> WorkList:
-        """Room for the lists of the same uses at any lengths.
+        """Room for the work lists of segments with the same rows and any lengths.
 
-        Segments are split so that `waves * multiprocessors` programs come of it, and never less than once. So there
-        are at most as many items as that over the KV heads, and one for each tile of queries; and a tile writes at
-        most so many parts as rows are in it.
+        Segments are split so that there are `waves * multiprocessors` programs, and each tile of queries has at least
+        one split. So there are at most that number over the KV heads, plus one for each tile, of items. For each item a
+        tile writes at most as many parts as it has rows.
         """
         tile, filling = launch.tile, launch.tile.waves * multiprocessors(self._device) / launch.kv_heads
         tiles = sum(math.ceil(rows_using(s, self._batch) * launch.queries / tile.block_m) for s in self._segments)
@@ -160,7 +161,7 @@ class DecodeTables:
         def zeros(*shape: int) -> torch.Tensor:
             return torch.zeros(*shape, dtype=torch.int32, device=self._device)
 
-        # Items of zeros are no work: no query is before the end of theirs.
+        # An item of zeros is no work, because it has no queries.
         return WorkList(zeros(items, 8), zeros(uses, 2), zeros(self._batch + 1), parts, most_parts=parts)
 
 
@@ -169,7 +170,7 @@ def _fits(work: WorkList, host: Schedule) -> bool:
 
 
 def _put(work: WorkList, host: Schedule) -> None:
-    """Write a list into the room of another; the rest of the items is no work."""
+    """Write a list into the room of another; the items behind it become no work."""
     if not _fits(work, host):
         raise RuntimeError(f"a work list has {len(host.items)} items, and room for {len(work.items)}")
     for table, numbers in ((work.items, host.items), (work.uses, host.uses), (work.row_parts, host.row_parts)):

@@ -1,4 +1,4 @@
-"""What a kernel is launched with: the tensors of an attention call, where they lie, and compile-time constants."""
+"""The arguments of a kernel launch: the tensors of an attention call, their addresses, and compile-time constants."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from .softmax import attend_range
 from .tuning import overlaps
 
 _VECTOR = 16  # bytes of the widest load
-_WIDEST = 2**30  # tokens of a window: more than any position, and sums with positions stay in int32
+_WIDEST = 2**30  # tokens of "no window": more than any position, and small enough for sums in int32
 
-# Whether kernels run in Triton's interpreter: TRITON_INTERPRET=1 turns every kernel into something else than compiled.
+# Whether kernels run in Triton's interpreter: with TRITON_INTERPRET=1 no kernel is compiled.
 INTERPRETED = not isinstance(attend_range, triton.JITFunction)
 
 _MOST_TABLES = 4096  # of 48 bytes a segment: with several segments each layer may have its own
 
 _addresses: DeviceTableCache[torch.Tensor] = DeviceTableCache(_MOST_TABLES)
 
-# The names of `LaunchArgs.numbers`. Unspecialized, one compiled variant serves all their values; ALIGNMENT says what is
-# known of their alignment.
+# The names of `LaunchArgs.numbers`. Triton does not specialize on them, so that one compiled variant serves all values.
+# ALIGNMENT says which number divides the strides among them.
 NUMBERS = [
     *(
         f"{tensor}_stride_{axis}"
@@ -48,11 +48,11 @@ class SharedOperands(NamedTuple):
     """The segments of a call, and how a kernel finds their keys and values.
 
     Attributes:
-        segments: those with tokens and rows.
-        keys, values: of the segments, with a last stride of 1; of none, the own ones in their place.
+        segments: the segments that have tokens and rows.
+        keys, values: keys and values of the segments, with a last stride of 1; the own ones if there are no segments.
         addresses: `[segments, 6]` int64, in elements from the first segment: offset, head stride and token stride of
-            keys, then of values. Segments that lie in one tensor have the same in every layer.
-        tables: for a step that is captured, what gives addresses, counted from the own tensors, and work; else None.
+            keys, then of values. Segments that lie in one tensor have the same addresses in every layer.
+        tables: for a step that is captured, the tables of addresses (from the own tensors) and of work; else None.
     """
 
     segments: Sequence[Segment]
@@ -69,10 +69,10 @@ class LaunchArgs:
     Attributes:
         query, key, value: as given, with a last stride of 1.
         shared: the segments.
-        columns: own columns, whether they hold anything or not.
-        own: the plan's own_start, own_length and own_mask, where the query lies, with a last stride of 1.
-        options: as given, sinks where the query lies.
-        alignment: a number of elements that every offset and stride is a multiple of: 16 bytes of them, or 1.
+        columns: number of own columns, filled or not.
+        own: the plan's own_start, own_length and own_mask, on the query's device, with a last stride of 1.
+        options: as given, with sinks on the query's device.
+        alignment: every offset and stride is a multiple of this number of elements: 16 bytes of them, or 1.
     """
 
     query: torch.Tensor
@@ -94,7 +94,7 @@ class LaunchArgs:
         value: torch.Tensor,
         options: ScoreOptions,
     ) -> LaunchArgs:
-        """Look up where everything lies."""
+        """Collect the arguments, and look up the addresses."""
         segments = [segment for segment in segments if segment.length and segment.rows != ()]
         query, key, value = _dense(query), _dense(key), _dense(value)
         size = query.element_size()
@@ -160,7 +160,7 @@ class LaunchArgs:
 
     @property
     def overlapping(self) -> dict[str, object]:
-        """Launch options of a launch that may begin before the one before it has ended, and waits for that itself."""
+        """Options of a launch that may begin while the one before it still runs, and waits for that one by itself."""
         overlap = not INTERPRETED and overlaps(self.query.device)
         return {"OVERLAP": True, "launch_pdl": True} if overlap else {"OVERLAP": False}
 
@@ -202,5 +202,5 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _beside(query: torch.Tensor, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """The tensor where the query lies: the layers of one forward may stand on several devices, its plan on one."""
+    """The tensor on the query's device: layers of one forward may be on several devices, and its plan is on one."""
     return None if tensor is None else _dense(tensor.to(query.device))

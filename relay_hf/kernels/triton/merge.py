@@ -1,4 +1,4 @@
-"""Merge: the parts of each query by their log-sum-exp, sinks included, into the output."""
+"""The merge kernel: it merges the parts of each query by their log-sum-exp, with sinks, into the output."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _merge_kernel(
     peak = float("-inf")
     total = 0.0
     if SINKS:
-        # A part of one token with that score and a value of 0.
+        # The sink is a part of one token with that score and a value of 0.
         peak = tl.load(sinks_ptr + head).to(tl.float32)
         total = 1.0
     if OVERLAP:
@@ -91,9 +91,9 @@ def launch_merge(
     Args:
         part_out: `[N, Hq, T, Dv]` float32, contiguous.
         part_lse: `[N, Hq, T]` float32, contiguous; -inf for an empty part, whose output must still be finite.
-        out: `[B, T, Hq, Dv]`, contiguous; written.
+        out: `[B, T, Hq, Dv]`, contiguous; the result is written there.
         row_parts: `[B + 1]` int32: row `b`'s segment parts are `row_parts[b]` to `row_parts[b + 1]`; the own parts of
-            all rows follow `row_parts[B]`.
+            all rows start at `row_parts[B]`.
         sinks: `[Hq]` or None.
         own_splits: own parts of a row.
         most_parts: the most parts that a row has.

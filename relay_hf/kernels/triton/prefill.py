@@ -1,7 +1,7 @@
-"""Prefill: many query tokens a row, over the row's segments and causally over its own, in one launch and no parts.
+"""The prefill kernel: many queries a row, over the row's segments and causally over its own tokens, in one launch.
 
-A program takes a tile of one row's query tokens with all query heads of a KV head, and goes through the row's segments
-and then its own columns, as flash attention does over keys that lie in one piece.
+A program takes a tile of one row's query tokens with all query heads of a KV head through the row's segments and then
+its own columns, as flash attention does over keys that lie in one piece. It writes no parts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _prefill_kernel(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """`BLOCK_M` queries of one row and KV head against all that they see."""
+    """`BLOCK_M` queries of one row and KV head over all keys that they see."""
     # Late tiles see the most own columns: they start first. Rows are neighbours: they read the same segments.
     program = tl.program_id(0)
     tile = tl.cdiv(GROUP * query_length, BLOCK_M) - 1 - program // (KV_HEADS * batch)
@@ -124,7 +124,7 @@ def _prefill_kernel(
         own_key_stride = tl.multiple_of(key_stride_n.to(tl.int64), ALIGNMENT)
         own_value_ptr = value_ptr + tl.multiple_of(row * value_stride_b + head * value_stride_h, ALIGNMENT)
         own_value_stride = tl.multiple_of(value_stride_n.to(tl.int64), ALIGNMENT)
-        # Whole tiles that all queries see need no comparison; those at the diagonal do.
+        # Tiles that all queries see as a whole need no comparison of positions; tiles at the diagonal do.
         diagonal = begin + tl.maximum(nearest + 1 - begin, 0) // BLOCK_N * BLOCK_N
         acc, peak, total = attend_range(
             acc, peak, total, query, own_key_ptr, own_key_stride, own_value_ptr, own_value_stride, mask_ptr,

@@ -1,8 +1,8 @@
-"""The work list of a call: which program attends which queries to which tokens, built on the host once per geometry.
+"""The work list of a call: which program computes which queries over which tokens; built on the host per geometry.
 
-A geometry is the segments' lengths, positions and rows, with the batch and the heads: it stays the same over all layers
-and decode steps of a generate(), so a list is built once and found again. What changes from step to step, how many own
-columns a row has, is read by the kernels from device memory.
+A geometry is the segments' lengths, positions and rows, with the batch and the heads. It is the same in all layers and
+decode steps of a generate(), so a list is built once and found again. Only the number of a row's own columns changes
+from step to step, and the kernels read it from device memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from ..segment import Segment
 from .device_tables import DeviceTableCache, to_device
 from .tuning import Tile, multiprocessors
 
-# The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read, a token 4 * D: with 2
-# tokens for each query of the tile the parts are as much traffic as the tokens, though in the L2 cache.
+# The fewest tokens of a split. Its part costs 4 * Dv bytes a query to write and as many to read; a token costs 4 * D.
+# With 2 tokens for each query of the tile, parts are as much traffic as tokens, but in the L2 cache.
 _MIN_SPLIT = 128
 _SPLIT_PER_QUERY = 2
 _OWN_WAVES = 2
 
 
 class Extent(NamedTuple):
-    """What of a segment a work list depends on: tokens, position of the first one, and the rows that use it."""
+    """The facts of a segment that a work list depends on: its tokens, their first position, and its rows."""
 
     length: int
     start: int
@@ -56,11 +56,11 @@ class WorkList:
 
     Attributes:
         items: `[items, 8]` int32: segment, first query, end of queries, first use, first token, end of tokens, split,
-            position of the segment's first token. Queries of a segment are counted over its uses: `G * T` for each.
+            position of the segment's first token. Queries of a segment are counted over its uses: `G * T` in each use.
         uses: `[uses, 2]` int32: row, and its part for the segment's first split.
         row_parts: `[B + 1]` int32: row `b`'s parts over segments are `row_parts[b]` to `row_parts[b + 1]`.
         parts: parts over segments of all rows.
-        most_parts: the most that a row has.
+        most_parts: the most parts of a row.
     """
 
     items: torch.Tensor
@@ -90,10 +90,10 @@ def work_list(
 
 
 def own_splits(columns: int, programs: int, device: torch.device) -> int:
-    """How many parts the own columns of a row are cut into, where one each would make `programs` programs.
+    """How many parts the own columns of a row are cut into; with one part a row there would be `programs` programs.
 
-    0: the second launch reads own tokens itself. It does where they make a program for each multiprocessor at least:
-    below that, the merge of many parts by few programs takes longer than all else.
+    0: the second launch reads own tokens itself. It does if there is a program for each multiprocessor at least. With
+    fewer, the merge of many parts by few programs would take longer than all else.
     """
     most = multiprocessors(device)
     return 0 if programs > most else max(1, min(_OWN_WAVES * most // programs, columns // _MIN_SPLIT, 32))
@@ -113,14 +113,14 @@ def split_tokens(lengths: Sequence[int], tiles: Sequence[int], kv_heads: int, ti
     share = max(_MIN_SPLIT, _SPLIT_PER_QUERY * tile.block_m, work / (tile.waves * multi))
     sizes = []
     for length in lengths:
-        # Rounded down: one program more than the chip holds costs as much time as a second round of all.
+        # Rounded down, because one program more than the chip holds costs as much time as a second round of all.
         splits = max(1, int(length / share))
         sizes.append(max(tile.block_n, math.ceil(length / splits / tile.block_n) * tile.block_n))
     return sizes
 
 
 def geometry_of(segments: Sequence[Segment]) -> tuple[tuple[int, int, tuple[int, ...] | None], ...]:
-    """The fields of `Extent` of each segment, by which lists are found again."""
+    """The fields of `Extent` of each segment, which are the key of a work list."""
     return tuple((segment.length, segment.start, segment.rows) for segment in segments)
 
 
@@ -163,7 +163,7 @@ class Schedule:
 def build_schedule(
     segments: Sequence[Segment | Extent], batch: int, kv_heads: int, queries: int, tile: Tile, device: torch.device
 ) -> Schedule:
-    """Who does what, the longest items first: what is left at the end is short."""
+    """Distribute the work, the longest items first, so that the last programs to run are short."""
     used_by = [range(batch) if segment.rows is None else segment.rows for segment in segments]
     tiles = [math.ceil(len(rows) * queries / tile.block_m) for rows in used_by]
     sizes = split_tokens([s.length for s in segments], tiles, kv_heads, tile, multiprocessors(device))

@@ -1,7 +1,7 @@
-"""Online softmax over a run of tokens: the inner loop that the decode and the prefill kernel share.
+"""Online softmax over a run of tokens: the inner loop of the decode and the prefill kernels.
 
 The state of `M` stacked queries is `acc [M, DV]`, `peak [M]` and `total [M]`, float32: the weighted sum of values, the
-largest score so far and the sum of weights, with scores in units of log2 (Milakov & Gimelshein, arXiv 1805.02867).
+largest score so far and the sum of weights. Scores are in units of log2 (Milakov & Gimelshein, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def tanh(x):
-    """tanh to float32's precision: the quotient loses digits near 0, where the series takes over."""
+    """tanh to float32's precision: a quotient of exponentials, and near 0, where that loses digits, a series."""
     square = x * x
     series = x * (1.0 + square * (-1.0 / 3 + square * (2.0 / 15 + square * (-17.0 / 315 + square * (62.0 / 2835)))))
     power = tl.exp(-2.0 * tl.abs(x))
@@ -25,7 +25,7 @@ def tanh(x):
 
 @triton.jit
 def start(sinks_ptr, query_head, valid, M: tl.constexpr, BLOCK_DV: tl.constexpr, SINKS: tl.constexpr):
-    """The state of queries that have seen nothing or, if SINKS, a token with the sink's score and a value of 0."""
+    """The first state of queries: nothing seen or, if SINKS, one token with the sink's score and a value of 0."""
     acc = tl.zeros([M, BLOCK_DV], dtype=tl.float32)
     peak = tl.full([M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([M], dtype=tl.float32)
@@ -46,7 +46,7 @@ def finish(acc, peak, total):
 
 @triton.jit
 def store_out(acc, total, out_ptr, slot, valid, VALUE_SIZE: tl.constexpr, BLOCK_DV: tl.constexpr):
-    """Normalised output to the rows `slot [M]` of `out [..., DV]`; 0 where nothing was seen."""
+    """Write normalised output to the rows `slot [M]` of `out [..., DV]`; 0 where nothing was seen."""
     dims = tl.arange(0, BLOCK_DV)
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     ptrs = out_ptr + slot[:, None] * VALUE_SIZE + dims[None, :]
@@ -105,7 +105,7 @@ def attend_tile(
     HOLES: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """The state after the `BLOCK_N` tokens from `token` on, those from `end` on excepted."""
+    """The state after the `BLOCK_N` tokens from `token` on, without those from `end` on."""
     tokens = token + tl.arange(0, BLOCK_N)
     key = load_tile(key_ptr, key_stride, token, end, BLOCK_N, HEAD_SIZE, BLOCK_D)
     if UPCAST:
@@ -131,7 +131,7 @@ def attend_tile(
             scores = tl.where(distance < window, scores, float("-inf"))
 
     new_peak = tl.maximum(peak, tl.max(scores, axis=1))
-    # A query that has seen nothing yet has a peak of -inf: subtracting 0 in its place gives weights of 0, not NaN.
+    # A query that has seen nothing yet has a peak of -inf: to subtract 0 instead gives weights of 0, not NaN.
     reference = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     weights = tl.exp2(scores - reference[:, None])
     shrink = tl.exp2(peak - reference)
@@ -178,8 +178,8 @@ def attend_range(
 ):
     """The state after the tokens `begin` to `end`.
 
-    The last tile is masked in the loop like all others: a tile of its own after the loop, which is not pipelined, needs
-    more registers (sm_90, bfloat16, head size 128: 255 instead of 147 at 16 queries, and 56 bytes spilled at 64).
+    The last tile is masked in the loop like all others. A separate tile after the loop is not pipelined, and needs more
+    registers (sm_90, bfloat16, head size 128: 255 instead of 147 at 16 queries, and 56 bytes spilled at 64).
     """
     for token in tl.range(begin, end, BLOCK_N):
         acc, peak, total = attend_tile(

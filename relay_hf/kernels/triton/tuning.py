@@ -1,7 +1,7 @@
-"""Tile sizes and launch options by shape class and chip, read from `tiles.json`.
+"""Chooses tile sizes and launch options of the kernels by shape class and chip, from the table `tiles.json`.
 
-The table is written by hand with the reason for each row, and refined by `python -m benchmarks.tune` on a chip; nothing
-is tuned while a user's call runs.
+The table is written by hand, with the reason for each row, and `python -m benchmarks.tune` refines it on a chip.
+Nothing is tuned while a user's call runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 TABLE = Path(__file__).with_name("tiles.json")
-# Said to the assembler, all that a thread may have: left to itself it spills a few registers where that lets one more
-# program onto a multiprocessor (decode, head size 128, 32 queries, sm_80: 168 registers and 8 bytes for 217 and none).
+# The most registers of a thread, as an option of the assembler. Without it the assembler spills a few registers to fit
+# one more program onto a multiprocessor (decode, head size 128, 32 queries, sm_80: 168 registers and 8 bytes spilled,
+# instead of 217 and none).
 MAX_REGISTERS = 255
 INTERPRETER = "interpreter"  # the chip of tensors that lie on the CPU
 
@@ -28,16 +29,16 @@ class Tile:
 
     Attributes:
         kernel: `"decode"`, `"few"` for its second launch with few queries of a row and KV head, or `"prefill"`.
-        chips: what it is for, such as `"sm_90"`.
-        head_size: the largest head size (of queries or values) it is for.
+        chips: the chips that it is for, such as `"sm_90"`.
+        head_size: the largest head size (of queries or values) that it is for.
         itemsize: bytes of an element, 2 or 4.
         block_m: queries of a tile ("few": the most queries that it is for).
         block_n: tokens of a tile.
-        num_warps, num_stages: Triton's.
-        own_block_n: tokens of a tile where rows read their own (decode).
-        queries: the most stacked queries that the row is for, where that is not `block_m`.
-        waves: programs of a decode's first launch for each multiprocessor; segments are split to make that many.
-        reason: why these and not others.
+        num_warps, num_stages: Triton's launch options.
+        own_block_n: tokens of a tile of own tokens (decode).
+        queries: the most stacked queries that the row is for, if that is not `block_m`.
+        waves: programs of a decode's first launch for each multiprocessor; segments are split to make so many.
+        reason: why these numbers were chosen.
     """
 
     kernel: str
@@ -55,7 +56,7 @@ class Tile:
 
     @property
     def most(self) -> int:
-        """Stacked queries up to which a call takes the row; with more of them it does if no row is for more."""
+        """The most stacked queries of a call that takes this row. A call with more takes it if no row is for more."""
         return self.queries or self.block_m
 
     def to_json(self) -> dict[str, object]:
@@ -72,7 +73,7 @@ def table() -> tuple[Tile, ...]:
 
 @contextmanager
 def override(tile: Tile) -> Iterator[None]:
-    """Within it `tile` stands in the place of the table's row of its kernel, head size, item size and `most`."""
+    """Within it `tile` replaces the table's row of its kernel, head size, item size and `most`."""
     _overrides.append(tile)
     try:
         yield
@@ -84,7 +85,7 @@ _overrides: list[Tile] = []
 
 
 def choose(kernel: str, chip: str, head_size: int, itemsize: int, queries: int) -> Tile:
-    """The row for tiles of `queries` stacked queries: the smallest that holds them all, else the largest there is.
+    """The row for tiles of `queries` stacked queries: the smallest one that holds them all, else the largest one.
 
     Args:
         kernel: as in `Tile`.
@@ -110,7 +111,7 @@ def _choose(kernel: str, chip: str, head_size: int, itemsize: int, queries: int,
 
 @lru_cache(maxsize=64)
 def chip_of(device: torch.device) -> str:
-    """The table's name for a device: of chips it does not know, the latest known one that is not newer."""
+    """The table's name for a device. An unknown chip gets the name of the latest known one that is not newer."""
     if device.type == "cpu":
         return INTERPRETER
     capability = torch.cuda.get_device_capability(device)
@@ -122,13 +123,13 @@ def chip_of(device: torch.device) -> str:
 
 @lru_cache(maxsize=64)
 def overlaps(device: torch.device) -> bool:
-    """Whether a launch may begin before the one before it has ended (programmatic dependent launch, from sm_90 on)."""
+    """Whether a launch may begin while the one before it still runs (programmatic dependent launch, from sm_90 on)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache(maxsize=64)
 def multiprocessors(device: torch.device) -> int:
-    """How many programs the device runs at the same time at least; 4 in the interpreter, so that splits occur there."""
+    """The least number of programs that the device runs at once; 4 in the interpreter, so that splits occur there."""
     if device.type == "cpu":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
