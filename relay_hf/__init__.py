@@ -41,8 +41,8 @@ _HOME = {
 }
 
 
-# Where classes are now that earlier versions of 0.1.0 had elsewhere: old module, new module, and old and new names.
-# What was pickled then has the old ones.
+# Classes that have moved since earlier versions of 0.1.0: old module, new module, and old and new names. Pickles of
+# these versions have the old names.
 _MOVED: dict[str, tuple[str, dict[str, str]]] = {
     "relay_hf.cache_utils.hybrid": ("cache_utils.hybrid_layer", {"HybridLayer": "HybridLayer"}),
     "relay_hf.cache_utils.rows": ("cache_utils.row_layout", {"RowLayout": "RowLayout"}),
@@ -80,11 +80,11 @@ class _Moved:
         vars(module).update({old: getattr(found, new) for old, new in names.items()})
 
 
-sys.meta_path.append(_Moved)  # last: it is asked for what nobody else finds
+sys.meta_path.append(_Moved)  # last, so that it is asked only for modules that no other finder has
 
 
 def __getattr__(name: str) -> Any:
-    """Load an export at its first use: Transformers, and Triton with it, take seconds that `ops` does without."""
+    """Import an export at its first use, because Transformers and Triton take seconds, and `ops` needs neither."""
     if name == "ops":
         return importlib.import_module(".ops", __name__)
     if name in _HOME:
@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _of_transformers(error: Exception) -> Exception:
-    """A RelayError where an import from within Transformers fails, or the error itself."""
+    """A RelayError if an import from within Transformers has failed; else the error itself."""
     from .errors import RelayError
 
     try:

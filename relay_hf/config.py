@@ -1,4 +1,4 @@
-"""What a user may set, with units and defaults."""
+"""RelayConfig: the options of `patch_model`, with units, defaults and checks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class RelayConfig:
     """Options of `patch_model`.
 
     Attributes:
-        policy: `"auto"` relays where it is expected to be faster, `"always"` wherever it is exact, `"off"` never.
+        policy: `"auto"` relays a call if that is expected to be faster, `"always"` if it is exact, `"off"` never.
         min_prefix_length: fewest tokens a shared prefix must have to be relayed (tokens, at least 1).
-        backend: what computes attention: `"torch"`, `"triton"` (a CUDA device; calls elsewhere are left to stock), or
-            `"auto"` for Triton's kernels where they run and torch elsewhere.
+        backend: what computes attention: `"torch"`, `"triton"` (needs a CUDA device; calls elsewhere are left to
+            stock), or `"auto"` for the Triton kernels where they run and torch elsewhere.
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"` where enough steps may follow for a capture to pay,
             `True` from the second step on, `False` never. No effect on a CPU.
         max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
@@ -56,7 +56,7 @@ class RelayConfig:
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Raise an error that names the argument where it is no int of at least `least`."""
+    """Raise an error that names the argument if it is no int of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}.")
     if value < least:

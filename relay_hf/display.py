@@ -1,4 +1,4 @@
-"""A model's handle as a person sees it: one line in a terminal, a table in a notebook."""
+"""How `model.relay` is printed: one line in a terminal, tables in a notebook."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from .prefix import KeptPrefix
 from .report import RelayReport, RelayStats, readable_bytes
 
-_MOST_PREFIXES = 10  # that the table lists, the latest used first
+_MOST_PREFIXES = 10  # the table lists so many, the latest used first
 
 
 class Shown(NamedTuple):
-    """What is shown of a handle.
+    """The facts about a handle that are shown.
 
     Attributes:
         model: the name of the model's class.
@@ -32,7 +32,7 @@ class Shown(NamedTuple):
 
 
 def as_line(shown: Shown) -> str:
-    """Model, policy, what is kept, what was done, and the latest call."""
+    """One line: model, policy, kept prefixes, totals, and the latest call."""
     parts = [f"{name} {words}" if name else words for name, words in _facts(shown)]
     return f"Relay({shown.model}, {'; '.join(parts)}; last: {shown.last!r})"
 

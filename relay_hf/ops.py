@@ -1,4 +1,4 @@
-"""The attention operator: for people who write their own model, and the entry that a patched model uses."""
+"""The attention operator: `relay_attention` for models of your own, and `attend`, which a patched model calls."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def relay_attention(
             Query head `h` uses KV head `h // (Hq // Hkv)`.
         own_start: `[B]` int64 or int32, number of leading own columns of a row that are padding. None: 0. Own column
             `c` of row `b` is at position `P_b + c - own_start[b]`.
-        own_length: `[B]` int64 or int32, `T` to `S`, number of own columns of a row that hold anything, its queries'
-            being the last of them. Columns from it on are not read, whatever they hold. None: `S`. own_start and
+        own_length: `[B]` int64 or int32, `T` to `S`, number of own columns of a row that are filled; the last `T` of
+            them are its queries'. Later columns are not read, and may hold anything. None: `S`. own_start and
             own_length are on the device of query; their values are checked only on a CPU, outside of torch.compile.
         own_mask: `[B, S]` bool, True where an own column may be attended. None: everywhere.
         scale: Factor on the scores. None: `D ** -0.5`.
@@ -63,8 +63,8 @@ def relay_attention(
         alibi_slopes: `[Hq]`, `slope * (key position - query position)` is added to the scaled and capped scores, before
             masking. None: none.
         backend: "triton" for the kernels, "torch", or "auto" for the kernels on a CUDA device where they take such
-            tensors, and torch elsewhere. The kernels take no alibi_slopes. What is asked for by name is used or
-            refused, never replaced.
+            tensors, and torch elsewhere. The kernels take no alibi_slopes. A backend that is asked for by name is used
+            or refused, never replaced.
 
     Returns:
         `[B, T, Hq, Dv]`, contiguous, of the dtype of `query`. 0 where nothing is visible. Queries in padding
@@ -101,7 +101,7 @@ def relay_attention(
     own = OwnColumns(own_start, own_length, own_mask)
     scale = query.shape[3] ** -0.5 if scale is None else scale
     options = ScoreOptions(scale, sliding_window, softcap, sinks, alibi_slopes)
-    # The dispatcher costs an eager call host time: it is for graphs.
+    # The dispatcher is used only in graphs, because it costs an eager call host time.
     run = torch_library.call if torch.compiler.is_compiling() else _plan_and_attend
     return run(query, segments, key, value, own, options, backend)
 
@@ -144,11 +144,10 @@ def attend(
     backend: str = "torch",
     **options: Any,
 ) -> torch.Tensor:
-    """`relay_attention` with a plan made once per forward and nothing validated: what a model calls once per layer.
+    """`relay_attention` without validation, with a plan that is made once per forward: a model calls it in each layer.
 
-    `plan` holds own_start, own_length and own_mask, and must be of the lengths of `query` and `key`. All tensors are of
-    one dtype. `options` are sliding_window, softcap, sinks and alibi_slopes, and `backend` is what `resolve_backend`
-    returned.
+    `plan` holds own_start, own_length and own_mask, and must fit the lengths of `query` and `key`. All tensors have one
+    dtype. `options` are sliding_window, softcap, sinks and alibi_slopes. `backend` is a result of `resolve_backend`.
     """
     refuse_gradient("query", query)
     scores = ScoreOptions(query.shape[3] ** -0.5 if scale is None else scale, **options)
@@ -171,8 +170,8 @@ def resolve_backend(
 
     Args:
         backend: one of `BACKENDS`. "auto" is "triton" where the kernels run compiled and take such calls, and "torch"
-            elsewhere; the others are used or refused.
-        device, dtype: of all tensors.
+            elsewhere. Any other is used or refused.
+        device, dtype: device and dtype of all tensors.
         head_size: the larger of the two head sizes.
         alibi: whether the call has alibi_slopes.
 
@@ -207,7 +206,7 @@ def _kernels_refusal(device: torch.device, dtype: torch.dtype, head_size: int, a
 
 
 def shared_lengths(segments: Sequence[Segment], batch: int) -> int | tuple[int, ...]:
-    """Number of shared tokens: one for all rows where all use all segments, else one for each row."""
+    """Number of shared tokens: one number if all rows use all segments, else one for each row."""
     total = sum(segment.length for segment in segments if segment.rows is None)
     partial = [(segment.rows, segment.length) for segment in segments if segment.rows is not None]
     if not partial:

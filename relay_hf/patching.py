@@ -1,4 +1,4 @@
-"""Adding the relay to a model, and taking it off again."""
+"""`patch_model`, `unpatch_model` and `patched`: they hook relay_hf into a model, and undo it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
 
     Args:
         model: a Transformers model that generates text, or a peft model around one.
-        config: options as one object; default `RelayConfig()`, or those in force on a model that is patched already.
+        config: options as one object. Default: `RelayConfig()`, or the options in force if the model is patched.
         **options: fields of RelayConfig, which override `config`.
 
     Returns:
@@ -83,7 +83,7 @@ def unpatch_model(model: Model) -> Model:
 
 
 def _put_on(target: PreTrainedModel, relay: Relay) -> None:
-    """All of a patch, or nothing; the handle first, so that what a second interrupt leaves can still be taken off."""
+    """Patch as a whole or not at all. The handle comes first, so that a patch interrupted twice can be undone."""
     try:
         target.__dict__["relay"] = relay
         for name, method in _SHADOWED.items():
@@ -96,9 +96,9 @@ def _put_on(target: PreTrainedModel, relay: Relay) -> None:
 
 
 def _take_off(target: PreTrainedModel, relay: Relay) -> None:
-    """What is on of a patch; the handle last."""
+    """Take off all parts of a patch that are there; the handle last."""
     for name, before in relay.shadowed.items():
-        # What somebody put over ours since then stays; below it, ours goes on to stock without relaying.
+        # A method that somebody has put over ours since then stays. If it calls ours, that calls stock unrelayed.
         if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
             if before is None:
                 del target.__dict__[name]

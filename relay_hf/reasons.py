@@ -1,4 +1,4 @@
-"""Why calls are left to stock: every reason there is, in words, and whose it is. The one table of them."""
+"""The table of all reasons why a call is left to stock: their words, and their source (call, model, Transformers)."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ Source = Literal["call", "model", "transformers"]
 
 
 class Refusal(str):
-    """A reason as it is of one call: its words, the figures filled in."""
+    """The reason of one call: its words, with the figures filled in."""
 
     reason: Reason
 
     @property
     def source(self) -> Source:
-        """Whose reason it is."""
+        """What the cause is: the call, the model or Transformers."""
         return self.reason.source
 
 
 @unique
 class Reason(Enum):
-    """A reason, with whose it is and its words.
+    """A reason: its source and its words.
 
-    "call": what the caller asked for, or gave. "model": what the model is, or was made to be: its type, its mode, its
-    hooks, its adapters, its quantization, its device. "transformers": what Transformers does, whoever calls.
+    The source "call" is what the caller asked for, or gave. "model" is what the model is, or was made to be: its type,
+    mode, hooks, adapters, quantization, device. "transformers" is what Transformers does in any call.
     """
 
     # What the caller asked for.
@@ -50,7 +50,7 @@ class Reason(Enum):
     HOLES_IN_COLUMNS = ("call", "the model counts columns, and a mask with holes leaves some out")
     POSITIONS_GIVEN = ("call", "position_ids were given by the caller")
     LONG_ROPE = ("call", "RoPE changes beyond {limit} tokens, and the prompt has {length}")
-    # What the rows share, and whether that pays.
+    # What the rows share, and whether sharing pays.
     SHORT_PREFIX = ("call", "the rows share {tokens} tokens, fewer than min_prefix_length={least}")
     SHORT_ROW = ("call", "one row of {tokens} tokens, fewer than min_prefix_length={least}")
     ROW_IN_OWN_LOOP = ("call", "one row, in a decoding loop of the caller's")
@@ -60,7 +60,7 @@ class Reason(Enum):
         "call",
         "policy 'auto': sharing what some of the rows start with is not expected to pay",
     )
-    # What happened meanwhile.
+    # What happened during the call.
     OUT_OF_MEMORY = ("call", "out of memory: a relayed prefill raised {error}: {message}")
     # A returned cache, on which the call then goes on as a DynamicCache.
     CACHE_ELSEWHERE = (
@@ -86,7 +86,7 @@ class Reason(Enum):
     POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
     RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")
     RECURRENT_KERNELS = ("model", "recurrent kernels of {package!r} are not known to go on from a shared state")
-    # What was made of it: adapters, replaced attention, quantization, hooks, training.
+    # What was changed on it: adapters, replaced attention, quantization, hooks, training.
     PREPARATION = ("model", "prepare_inputs_for_generation was replaced on this model")
     ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
     ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by one from {origin}")
@@ -98,7 +98,7 @@ class Reason(Enum):
     CHECKPOINTING = ("model", "gradient checkpointing is on")
     DROPOUT = ("model", "dropout is active ({probability})")
     RANDOM_IN_TRAINING = ("model", "the model is random in training mode ({name}={value})")
-    # Of a single row nothing is gained but what is kept of it.
+    # A single row gains only if it can be kept.
     ROW_NOT_KEPT = ("model", "one row, of which nothing can be kept: {why}")
     TRAINING_MODE = ("model", "the model is in training mode")
     QUANTIZED = ("model", "the model is quantized")
@@ -106,14 +106,14 @@ class Reason(Enum):
     INFERENCE_PARAMETERS = ("model", "the parameters were made in inference mode")
     PARAMETER_KIND = ("model", "a parameter is a {kind}")
     SEVERAL_DEVICES = ("model", "the model lies on several devices")
-    # What policy "auto" knows of it.
+    # What policy "auto" knows about its costs.
     DEVICE_COST = ("model", "policy 'auto': what calls cost on {device} is not known; policy='always' relays")
     DEVICE_UNMEASURED = (
         "model",
         "policy 'auto': the kernels have not been measured on this kind of GPU yet; policy='always' relays",
     )
     MODEL_COST = ("model", "policy 'auto': what the model costs is not known ({error}); policy='always' relays")
-    # What its type is known for, or a relayed prefill has shown.
+    # What is known of its type, or what a relayed prefill has shown.
     UNFIT_MODEL = ("model", "{why}")
     PREFILL_RAISED = ("model", "a relayed prefill raised {error}: {message}")
     # What Transformers does.
@@ -130,7 +130,7 @@ class Reason(Enum):
         self.words = words
 
     def of(self, **values: Any) -> Refusal:
-        """The reason of one call, with what is to stand in its words."""
+        """The reason of one call, with values for the gaps in its words."""
         refusal = Refusal(self.words.format(**values))
         refusal.reason = self
         return refusal

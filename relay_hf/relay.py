@@ -1,4 +1,4 @@
-"""The handle that a patched model carries as `model.relay`."""
+"""`model.relay`, the handle of a patched model: its methods for the user, and those that replace the model's."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ from .report import Explanation, RelayReport, RelayStats
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What no copy and no file of a handle takes along: what is kept of a model starts empty, and locks are a process's own.
+# Attributes that a copy or a pickle of a handle leaves out: stores start empty, and locks belong to one process.
 _OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "stock", "store"})
 _DEFAULT_STORE_BYTES = 2**30
 
 
 class Relay:
-    """What `patch_model` adds to a model. It composes what relays the model's calls, and nothing below it knows it.
+    """The handle that `patch_model` adds to a model. It composes the other modules, and none of them knows it.
 
     Attributes:
         model: the patched model.
         config: the options in force.
         store: the prefixes that are kept between calls.
         graphs: decode steps that were captured as CUDA graphs.
-        findings: what calls have shown of the model.
+        findings: results of the model's earlier calls.
         last: the report of the latest generate(), or None before the first.
-        stock: the methods that the model had, by name.
-        shadowed: what stood in the model's own `__dict__` under those names, or None.
-        handles: of the hooks on the model.
+        stock: the model's own methods before the patch, by name.
+        shadowed: the values of the model's own `__dict__` under these names before the patch, or None.
+        handles: handles of the hooks on the model.
     """
 
     def __init__(self, model: PreTrainedModel, config: RelayConfig, shadowed: dict[str, Any]) -> None:
@@ -70,19 +70,19 @@ class Relay:
         self._begin()
 
     def _begin(self) -> None:
-        """What a new handle, a copied one and an unpickled one start with."""
+        """Set the attributes with which a new, a copied and an unpickled handle start."""
         self.store = PrefixStore(self._budget)
         self.graphs = GraphPool(self.model, self.config)
         self._open: set[GenerateCall] = set()
         self._lock = threading.Lock()
-        # The methods below ours; not read from the model, where ours may stand already while it is unpickled.
+        # The methods below ours. They are not read from the model, which may have ours already while it is unpickled.
         kind = type(self.model)
         self.stock: dict[str, Callable[..., Any]] = {
             name: own or MethodType(getattr(kind, name), self.model) for name, own in self.shadowed.items()
         }
 
     def configure(self, config: RelayConfig) -> None:
-        """Take other options. Prefixes stay, unless their budget is another."""
+        """Take other options. Prefixes stay, unless their budget changes."""
         before, self.config = self.config, config
         self.findings.forget()
         if before.max_store_bytes != config.max_store_bytes:
@@ -136,20 +136,20 @@ class Relay:
         Args:
             text_or_ids: the prefix: token ids (`[P]` or `[1, P]`), or text, which needs `tokenizer`.
             tokenizer: turns text into ids as it does for the requests to come, special tokens included.
-            pin: keep it whatever else is to be kept, until `clear()`, a change of the model, or its `pinned` set to
-                False.
-            prefill_chunk_size: tokens that go through the model at once (at least 1), which bounds the memory that the
-                prefill takes beside the KV (of which there are two copies while chunks are joined); None: all. Models
-                with recurrent layers always take all at once.
+            pin: keep it, even if its memory is needed for other prefixes, until `clear()`, a change of the model, or
+                until its `pinned` is set to False.
+            prefill_chunk_size: tokens that go through the model at once (at least 1); None: all. It bounds the memory
+                that the prefill takes beside the KV (of which there are two copies while chunks are joined). Models
+                with recurrent layers always take all tokens at once.
             progress: show a progress bar over the chunks; None: on a terminal and in a notebook.
 
         Returns:
             The kept prefix. The requests' ids must start with its `ids` for it to be used.
 
         Raises:
-            TypeError, ValueError: no token ids, ids out of the vocabulary, or more than the model's context; no such
-                chunk.
-            RelayError: prefixes of this model can't be kept now; it says why.
+            TypeError, ValueError: an argument is wrong: no token ids, ids out of the vocabulary, more ids than the
+                model's context, or a wrong chunk size.
+            RelayError: prefixes of this model can't be kept now; the message says why.
         """
         ids = read_prefix(self.model, text_or_ids, tokenizer)
         if prefill_chunk_size is not None:
@@ -163,18 +163,18 @@ class Relay:
         """Write kept prefixes to a file, for another process of the same model.
 
         Args:
-            path: of the file, a safetensors file whatever its name; one that is there is replaced as a whole. The file
-                holds the prefixes' token ids, so it is as confidential as the prompts are.
-            prefixes: the one, or those, to be written, of `prefixes`, with what they extend; None: all. All that
-                requests have left is among these too.
+            path: path of the file, which becomes a safetensors file, whatever its name. An old file is replaced as a
+                whole. The file holds the prefixes' token ids, so it is as confidential as the prompts are.
+            prefixes: one or several of `model.relay.prefixes`; the prefixes that they extend are written too. None:
+                all, also those that requests have left.
 
         Returns:
             The prefixes that were written, each after the one that it extends.
 
         Raises:
             RelayError: nothing is kept, or the model's configuration can't be written.
-            PrefixFileError: what describes the tensors takes far more than they do, which no reader would take.
-            ValueError: `prefixes` is empty, or one of them is not kept any more; or no path has such a name.
+            PrefixFileError: the description of the tensors is far larger than they are, and no reader would take it.
+            ValueError: `prefixes` is empty, or one of them is not kept any more; or no path can have such a name.
             OSError: the file can't be written, or something else than a file is at its path.
         """
         chosen = [prefixes] if isinstance(prefixes, KeptPrefix) else prefixes
@@ -184,24 +184,24 @@ class Relay:
     def load(self, path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[KeptPrefix, ...]:
         """Keep the prefixes of a file that `save` has written, on the device that this model is on.
 
-        All is checked first: that every byte is what was written, and that it is of this very model: type,
-        configuration, modules, all weights, buffers and adapters, dtype, autocast, and version of Transformers.
-        Load files only from those you trust: whoever writes one can write what they like for keys and values.
+        First every byte is compared with what was written, and the file's model with this one: type, configuration,
+        modules, all weights, buffers and adapters, dtype, autocast, and version of Transformers.
+        Load files only from those you trust: whoever writes a file can write any keys and values.
 
         Args:
-            path: of the file.
+            path: path of the file.
             mmap: leave the tensors mapped to the file, so that processes on one machine share their memory; on a CPU.
-                The file must then not be written to in place, nor cut short, while it is in use: that can end the
-                process. False: they are copied, and a file that is cut short meanwhile is an error.
+                Then nobody may write to the file in place, or cut it short, while it is in use: that can end the
+                process. False: the tensors are copied, and a file that is cut short meanwhile is an error.
 
         Returns:
             The prefixes, each after the one that it extends; those that were pinned are pinned again.
 
         Raises:
-            PrefixFileError: the file is damaged, of another format, or of another model; it says which.
+            PrefixFileError: the file is damaged, of another format, or of another model; the message says which.
             RelayError: prefixes of this model can't be kept now, or not so many bytes.
-            ValueError: no path has such a name.
-            OSError: the file can't be read, or is none.
+            ValueError: no path can have such a name.
+            OSError: the file can't be read, or the path is not that of a file.
         """
         with torch.no_grad(), self.open_call() as call:
             return load_prefixes(call, Path(path), mmap)
@@ -210,13 +210,13 @@ class Relay:
         """What `generate(input_ids, attention_mask=...)` would do, and why, without running it.
 
         Args:
-            input_ids: `[B, L]`, the rows as the model will run them: a prompt with `num_return_sequences=4` stands
-                four times.
+            input_ids: `[B, L]`, the rows as the model will run them: repeat a prompt four times for
+                `num_return_sequences=4`.
             attention_mask: `[B, L]`, or None when no token is padding.
 
         Returns:
-            The report that the call would have, with a `tree` of what its rows share; printed, it is an indented line
-            for each run of tokens.
+            The report that the call would have, with a `tree` of the runs that its rows share. Printed, it has an
+            indented line for each run.
         """
         with torch.no_grad(), self.open_call() as call:
             return explain(call.facts, torch.as_tensor(input_ids), attention_mask)
@@ -255,7 +255,7 @@ class Relay:
         return prefill(call, self.stock[PREFILL], asked)
 
     def train(self, mode: bool = True) -> nn.Module:
-        """The model's train(): what is or was trained makes kept prefixes stale."""
+        """The model's train(). It drops kept prefixes, because training changes the model."""
         if mode or self.model.training:
             self.store.clear()
         return self.stock["train"](mode)
@@ -280,7 +280,7 @@ class Relay:
 
     @contextmanager
     def open_call(self, arguments: CallArguments | None = None) -> Iterator[GenerateCall]:
-        """A generate() call, or what runs forwards like one."""
+        """Within it a generate() call runs, or another method that runs forwards like one."""
         view, arguments = ModelView.of(self.model), arguments or CallArguments()
         facts = CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments)
         call = GenerateCall(facts)
@@ -299,7 +299,7 @@ class Relay:
             self._stats.add(report)
 
     def _budget(self) -> int:
-        """Bytes that the store may hold. It asks at its first use, when the model is on the device that it stays on."""
+        """Bytes that the store may hold. The store asks at its first use, when the model is on its final device."""
         if self.config.max_store_bytes is not None:
             return self.config.max_store_bytes
         device = device_of(self.model)

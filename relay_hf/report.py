@@ -1,4 +1,4 @@
-"""What one generate() call did, and the totals over many."""
+"""The reports: what one generate() call did, what a call would do, and totals over many calls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ class RelayReport:
     """What a generate() call did, or would do.
 
     Attributes:
-        relayed: whether what rows share was stored and read once for all of them.
-        reason: why, in words.
-        reason_source: whose reason it is that the call was left to stock: the "call"'s (what its caller asked for or
-            gave), the "model"'s (its type, mode, hooks, adapters, quantization, device), or "transformers"'; None where
-            it was relayed.
+        relayed: whether tokens that rows share were stored and read once for all of them.
+        reason: why the call was relayed, or why it was left to stock, in words.
+        reason_source: what caused the call to be left to stock: the "call" (what its caller asked for or gave), the
+            "model" (its type, mode, hooks, adapters, quantization, device), or "transformers"; None if it was relayed.
         rows: rows that the model ran, after `num_return_sequences` and `num_beams` (rows).
         prefix_length: the longest start of a row that it shares with others (tokens).
-        prefix_tokens_reused: how much of what rows share, or start with, had been kept from earlier calls (tokens).
+        prefix_tokens_reused: tokens of the runs that earlier calls had kept (tokens).
         prompt_tokens_computed: prompt tokens that went through the model, padding excluded (tokens).
         prompt_tokens_saved: prompt tokens that stock generate() would have computed on top of these (tokens).
         kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
@@ -28,9 +27,8 @@ class RelayReport:
         levels: levels of sharing: the most shared runs that follow each other in a row.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
         graph_steps: decode steps that were replays of a CUDA graph.
-        graph_bytes: what the graphs of this call hold: own KV, which is part of `kv_bytes` too, and what a step works
-            in (bytes).
-        graph_reason: why decode steps were not replays, in words; empty where they were.
+        graph_bytes: memory of this call's graphs: own KV, which `kv_bytes` counts too, and working memory (bytes).
+        graph_reason: why decode steps were not replays, in words; empty if they were.
     """
 
     relayed: bool
@@ -81,10 +79,10 @@ class RelayReport:
 
 @dataclass(repr=False)
 class Explanation(RelayReport):
-    """What a call would do.
+    """The report of a call that was not run.
 
     Attributes:
-        tree: what its rows share, a line for each run of tokens, indented under the run before it; empty if nothing.
+        tree: the runs that its rows share, a line each, indented under the run before it; empty if there are none.
     """
 
     tree: str = ""
@@ -113,7 +111,7 @@ class RelayStats:
 
 
 def readable_bytes(count: int) -> str:
-    """Such as `230.1 MiB`."""
+    """A number of bytes as text, such as `230.1 MiB`."""
     value = float(count)
     for unit in ("B", "KiB", "MiB"):
         if value < 1024:

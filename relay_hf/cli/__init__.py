@@ -1,4 +1,4 @@
-"""The command line, `relay-hf`. What a command computes with is imported when it runs: `--help` waits for nothing."""
+"""The command line, `relay-hf`. A command imports torch and Transformers when it runs, so that `--help` is fast."""
 
 from .app import main
 

@@ -1,4 +1,4 @@
-"""The commands, put together."""
+"""The program `relay-hf`: all commands together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands share in how they speak: text and JSON on standard output, progress and errors beside it."""
+"""Output of all commands: text and JSON on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def output(quiet: bool = False) -> Console:
-    """Standard output. `quiet`: it says nothing, since JSON is asked for."""
+    """Standard output. `quiet`: nothing is printed, because JSON is asked for."""
     free = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if free else 100, quiet=quiet, highlight=False)
 
 
 def progress() -> Console:
-    """Standard error, for what is gone when the command ends."""
+    """Standard error, for progress that disappears when the command ends."""
     return Console(stderr=True)
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """One document on standard output."""
+    """Print one JSON document on standard output."""
     typer.echo(json.dumps(content, indent=2))
 
 
 def examples(*lines: tuple[str, str]) -> Callable[[Command], Command]:
-    """Give a command examples for the end of its help: what it does, and the command line."""
+    """Add examples to the end of a command's help: a description, and the command line."""
 
     def give(command: Command) -> Command:
         text = "\n\n".join(f"[dim]# {what}[/]\n{line}" for what, line in lines)
@@ -45,14 +45,14 @@ def examples(*lines: tuple[str, str]) -> Callable[[Command], Command]:
 
 
 def help_of(command: Callable[..., None]) -> str:
-    """The docstring as paragraphs: what breaks its lines in the source does not break them on the screen."""
+    """The docstring as paragraphs, without the line breaks of the source."""
     paragraphs = (inspect.getdoc(command) or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 @contextmanager
 def about(argument: str, advice: str, *errors: type[Exception]) -> Iterator[None]:
-    """Turn `errors` within into a usage error of `argument`: the first line of what they say, and what to do."""
+    """Within it `errors` become a usage error of `argument`: the first line of their message, and `advice`."""
     try:
         yield
     except errors as error:

@@ -53,7 +53,7 @@ def demo(
     """
     if tiny and model is not None:
         raise typer.BadParameter(
-            "--tiny is of the model that is built; leave it or --model out.", param_hint="'--tiny'"
+            "--tiny builds a model, and --model names one; give only one of them.", param_hint="'--tiny'"
         )
     out = output(quiet=as_json)
     with progress().status("loading torch, Transformers and the model ..."):
@@ -105,7 +105,7 @@ def _timed(name: str, model: PreTrainedModel, inputs: Mapping[str, Tensor], new_
 
 
 def _entries(runs: list[Run], new_tokens: int) -> list[dict[str, Any]]:
-    """What is shown of each run. `new_tokens`: of all rows together."""
+    """The figures of each run that are shown. `new_tokens`: new tokens of all rows together."""
     stock, (*_, last) = runs[0], runs
     kv_stock = last.report.kv_bytes_stock if last.report else 0
     return [

@@ -1,4 +1,4 @@
-"""`relay-hf doctor`: what there is, what would run, and whether it computes what it should."""
+"""`relay-hf doctor`: what is installed, which backend would compute, and a self-check of it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _MARK = {True: "[green]ok[/]    ", False: "[bold red]failed[/]"}
 def doctor(as_json: Json = False) -> None:
     """What is installed, what would compute attention here and why, and a self-check of a few seconds.
 
-    Attention is held to the reference in float64 and to stock attention's own error in other dtypes, and a patched
-    generate() to stock's tokens. Exit code 1, with a line that says what is wrong, if anything is.
+    Attention is compared with the reference in float64, and with stock attention's own error in other dtypes. Tokens of
+    a patched generate() are compared with stock's. If anything is wrong, a line says what, and the exit code is 1.
     """
     out = output(quiet=as_json)
     needed = system.needs()
@@ -55,7 +55,7 @@ def doctor(as_json: Json = False) -> None:
     if needed is None:
         wrong.append("relay_hf is not installed, and no pyproject.toml of its own lies beside it")
     advice = 'pip install --upgrade relay_hf brings what it needs, or pip install "NAME SPECIFIER" with the table\'s.'
-    # Another version of what only computes is looked at all the same: whether it computes right is the better answer.
+    # With a wrong version of a package that only computes, the self-check still runs: its result says more.
     if packages and all(each.fits or (each.installed and each.name != "transformers") for each in packages):
         found, more = _look(out, notes)
         content |= more
@@ -73,7 +73,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _unimportable(name: str, error: Exception) -> str:
-    """Why a package can't be imported: as `patch_model` says it where Transformers lacks what relay_hf imports."""
+    """Why a package can't be imported. If Transformers lacks an import of relay_hf, the words are `patch_model`'s."""
     refusal = None
     with suppress(Exception):
         from relay_hf.model.upstream.version import refusal_of_import
@@ -83,7 +83,7 @@ def _unimportable(name: str, error: Exception) -> str:
 
 
 def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """What is wrong, and what there is to tell, where all packages are there; `notes` gets what was not tested here."""
+    """What is wrong, and the facts to print, if all packages are installed. `notes` gets what no test ran."""
     try:
         with progress().status("loading torch and Transformers ..."):
             for name in ("torch", "transformers", "relay_hf.patching"):
@@ -111,7 +111,7 @@ def _look(out: Console, notes: list[str]) -> tuple[list[str], dict[str, Any]]:
     difference = drift.changed()
     if difference is not None:  # patch_model refuses it with the same words
         return [refusal_of(difference)], {"hardware": hardware, **computes, "checks": []}
-    torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much where others need the cores
+    torch.set_num_threads(1)  # tiny models gain nothing from threads, and lose much if other work needs the cores
     start, found = time.perf_counter(), []
     for check in self_check(device):
         found.append(check)

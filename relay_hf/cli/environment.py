@@ -15,7 +15,7 @@ import relay_hf
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computes, and the machine's processor, cores, torch's threads and memory (GiB)."""
+    """Versions of the packages that compute, and the machine's processor, cores, torch's threads and memory (GiB)."""
     packages = ("torch", "transformers")
     return {
         "versions": {"python": platform.python_version(), "relay_hf": relay_hf.__version__}

@@ -1,4 +1,4 @@
-"""What a call is expected to share, save and take, from prompts and a configuration: no weights, nothing run."""
+"""Estimates what a call would share and save, from prompts and a configuration, without weights and without a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Estimate:
     """A call that is not run.
 
     Attributes:
-        shared: all that can be shared exactly.
-        verdict: what policy "auto" makes of it on this machine.
+        shared: the decision under policy "always": all runs that can be shared exactly.
+        verdict: the decision under policy "auto" on this machine.
         new: tokens to be generated for a row.
         token_bytes: KV of a token in all layers (bytes); None where the configuration does not say it in a usual way.
     """
@@ -41,17 +41,17 @@ class Estimate:
 
     @property
     def stock_tokens(self) -> int:
-        """Prompt tokens that stock computes, padding aside."""
+        """Prompt tokens that stock computes, without padding."""
         return self.shared.prompts.tokens
 
     @property
     def computed_tokens(self) -> int:
-        """Prompt tokens that are computed where all is shared that can be."""
+        """Prompt tokens that are computed if all runs are shared that can be."""
         return self.shared.report().prompt_tokens_computed
 
     @property
     def kv_bytes(self) -> int | None:
-        """Of the cache at the end, before slack for growth: shared tokens once, and the own columns of each row."""
+        """Bytes of the cache at the end, without slack: shared tokens once, and the own columns of each row."""
         if self.token_bytes is None or not self.shared.relays:
             return self.kv_bytes_stock
         prompts, runs = self.shared.prompts, [run for _, run in walk(self.shared.runs)]
@@ -61,7 +61,7 @@ class Estimate:
 
     @property
     def kv_bytes_stock(self) -> int | None:
-        """Of stock's cache: every column of every row, padding included."""
+        """Bytes of stock's cache: every column of every row, padding included."""
         if self.token_bytes is None:
             return None
         return self.token_bytes * self.rows * (self.shared.prompts.ids.shape[1] + self.new)
@@ -71,10 +71,10 @@ def estimate_call(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, d
     """What `model.generate(ids, attention_mask=mask, max_new_tokens=new)` would do on `device`.
 
     Args:
-        model: with or without weights; it is patched meanwhile.
+        model: the model, with or without weights; it is patched for the estimate.
         ids, mask: `[B, L]`, the rows as the model will run them.
         new: tokens to be generated for a row.
-        device: where the call would run.
+        device: the device that the call would run on.
 
     Raises:
         TokenIdError: a token id has no embedding.
@@ -89,7 +89,7 @@ def estimate_call(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, d
 def _decide(
     model: PreTrainedModel, ids: Tensor, mask: Tensor, config: GenerationConfig, device: torch.device, policy: str
 ) -> tuple[Decision, int | None]:
-    """What a policy makes of the call, and KV of a token (bytes)."""
+    """The decision under a policy, and the KV of a token (bytes)."""
     # Nothing is kept of a model without weights, and nothing looked up.
     with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call() as call:
         view = call.facts.view

@@ -52,8 +52,8 @@ def explain(
         str | None,
         typer.Option(
             metavar="ID",
-            help=f"Hub id, such as {REAL_MODEL}, or folder of the model that sizes are of. Its configuration is read, "
-            "not its weights. Without it, the demo's model.",
+            help=f"Hub id, such as {REAL_MODEL}, or folder of the model whose KV sizes are shown. Its configuration is "
+            "read, not its weights. Without it, the demo's model.",
         ),
     ] = None,
     samples: Annotated[
@@ -119,7 +119,7 @@ def _verdict(estimate: Estimate, device: str) -> str:
     """What policy "auto" would do, and what can be shared at all."""
     where = f"on this machine's {device.upper()}"
     if estimate.rows == 1:
-        return "One row has nobody to share with in its call; what it starts with may be kept for later calls."
+        return "One row has no other row to share with; its tokens may be kept for later calls."
     if not estimate.shared.relays:
         return f"Nothing is relayed, whatever the policy: {estimate.shared.reason}."
     verdict = estimate.verdict
@@ -134,7 +134,7 @@ def _verdict(estimate: Estimate, device: str) -> str:
 
 
 def _content(estimate: Estimate, tokenizer: PreTrainedTokenizerBase, device: str) -> dict[str, Any]:
-    """What is shown, for JSON."""
+    """The facts that are shown, as JSON."""
     from relay_hf.prefix import walk
 
     verdict = estimate.verdict

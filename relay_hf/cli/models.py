@@ -1,4 +1,4 @@
-"""The model that a command shows things on."""
+"""Loads the model and the tokenizer of a command, and turns failures into usage errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def named(argument: str = "--model") -> Iterator[None]:
-    """Turn what Transformers raises of a name into one line about `argument`."""
+    """Within it errors of Transformers about a model's name become one line about `argument`."""
     advice = f"Give the path of a folder or a Hub id, such as {REAL_MODEL}; without {argument} nothing is downloaded."
     with about(argument, advice, OSError, ValueError, ImportError):
         yield

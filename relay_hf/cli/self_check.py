@@ -1,4 +1,4 @@
-"""The self-check: what computes attention here against the reference, and a patched generate() against stock."""
+"""The self-check: compares each backend of attention with the reference, and a patched generate() with stock."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class Check:
-    """What was checked, whether it held, the figures, seconds."""
+    """The result of one check: its name, whether it passed, the figures, seconds."""
 
     name: str
     passed: bool
@@ -37,11 +37,11 @@ class Check:
 
 
 class CheckFailed(Exception):
-    """Something computes another thing than it should; the message has the figures."""
+    """A computation is wrong; the message has the figures."""
 
 
 def self_check(device: torch.device) -> Iterator[Check]:
-    """Every check of what runs on a device, one after the other."""
+    """Runs every check of a device, one after the other."""
     yield _run("torch path, float64", partial(_exact, device))
     for dtype in _FACTOR:
         yield _run(f"torch path, {_name(dtype)}", partial(_near, device, dtype, "torch"))
@@ -51,8 +51,8 @@ def self_check(device: torch.device) -> Iterator[Check]:
 
 
 def _triton_dtypes(device: torch.device) -> list[torch.dtype]:
-    """Those that the kernels take on a device."""
-    # Triton's interpreter, where the CPU is asked to stand in, cuts off what a cast to bfloat16 should round.
+    """The dtypes that the kernels take on a device."""
+    # Triton's interpreter, which replaces a GPU on a CPU, truncates in a cast to bfloat16, where it should round.
     dtypes = [dtype for dtype in _FACTOR if device.type == "cuda" or dtype is not torch.bfloat16]
     try:
         return [dtype for dtype in dtypes if resolve_backend("triton", device, dtype) == "triton"]
@@ -66,7 +66,7 @@ def _run(name: str, check: Callable[[], str]) -> Check:
         passed, detail = True, check()
     except CheckFailed as error:
         passed, detail = False, str(error)
-    except Exception as error:  # whatever it is, the others are checked
+    except Exception as error:  # after any error the other checks run
         passed, detail = False, f"{type(error).__name__}: {error}".splitlines()[0]
     return Check(name, passed, detail, time.perf_counter() - start)
 

@@ -1,4 +1,4 @@
-"""What a machine has: packages, what is needed of them and what was tested, and the hardware."""
+"""The packages of a machine, beside those that are needed and those that were tested, and its GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAME = "relay_hf"
 
 @dataclass(frozen=True)
 class Package:
-    """A package that relay_hf needs: the version that is installed (None: it isn't), and those that will do."""
+    """A package that relay_hf needs: the installed version (None: not installed), and the allowed versions."""
 
     name: str
     installed: str | None
@@ -32,7 +32,7 @@ class Package:
 
 @dataclass(frozen=True)
 class Needs:
-    """What relay_hf asks for: of Python, and of packages; `source`: where that stands, None for an installed one."""
+    """Versions of Python and of packages that relay_hf needs; `source`: the file that says so, None if installed."""
 
     python: str
     packages: tuple[str, ...]
@@ -49,13 +49,13 @@ def needs() -> Needs | None:
     if not path.is_file():
         return None
     project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-    if project.get("name") != _NAME:  # another project's, that has a copy of relay_hf in it
+    if project.get("name") != _NAME:  # of another project, with a copy of relay_hf in it
         return None
     return Needs(project["requires-python"], tuple(project["dependencies"]), path)
 
 
 def packages(needed: Needs) -> list[Package]:
-    """Python, and the packages that are asked for; nothing is imported."""
+    """Python, and the packages that relay_hf needs; nothing is imported."""
     from packaging.requirements import Requirement
     from packaging.specifiers import SpecifierSet
 
@@ -78,7 +78,7 @@ def packages(needed: Needs) -> list[Package]:
 
 
 def untried(device: str | None = None) -> list[str]:
-    """What no test ran with: the installed Transformers; of a device, "CPU" or "CUDA", the installed PyTorch."""
+    """Installed versions that no test ran: of Transformers and, on a `device` "CPU" or "CUDA", of PyTorch."""
     from packaging.version import Version
 
     name, package = ("PyTorch", "torch") if device else ("Transformers", "transformers")
@@ -93,7 +93,7 @@ def untried(device: str | None = None) -> list[str]:
 
 
 def gpu(device: torch.device) -> dict[str, Any]:
-    """Of a CUDA device: name, compute capability, memory (GiB), driver."""
+    """A CUDA device's name, compute capability, memory (GiB) and driver."""
     import torch
 
     properties = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""What rows share, as a tree for the terminal."""
+"""The tree of the runs that rows share, drawn for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What demo, notebooks and examples show things on: a support bot's texts, and a small model built on the spot."""
+"""The model and the texts of demo, notebooks and examples: a small model built on the spot, and a support bot."""
 
 from .model import SIZES, Showcase, load
 from .script import options, timed, verdict

@@ -1,4 +1,4 @@
-"""A tiny Llama and prompts for it: what examples in the documentation run on, and what `relay-hf doctor` tries."""
+"""A tiny Llama and prompts for it, which the examples of the documentation and `relay-hf doctor` use."""
 
 from .prompts import PAD, VOCABULARY, prompts
 from .tiny import tiny_model

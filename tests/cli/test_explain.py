@@ -87,7 +87,7 @@ def test_what_does_not_pay_is_said_and_what_cannot_be_shared_too(run, folder, pr
     refused = "Nothing is relayed, whatever the policy: the rows share 0 tokens"
     assert refused in run("explain", path, "--model", folder).out
     path.write_text("Good morning.\n")
-    assert "One row has nobody to share with" in run("explain", path, "--model", folder).out
+    assert "One row has no other row to share with" in run("explain", path, "--model", folder).out
 
 
 def test_a_tokenizer_of_another_model_is_refused(run, folder, prompts, tmp_path):

@@ -1,4 +1,4 @@
-"""Options that every command has that times generate(), and what is made of them before anything runs."""
+"""Options of the commands that time generate(), and their checks before anything runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed: a stock model with the prompts of a workload, and a patched twin that shares the model's weights."""
+"""The bench: a stock model with the prompts of a workload, and a patched twin that shares the model's weights."""
 
 from __future__ import annotations
 

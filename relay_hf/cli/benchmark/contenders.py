@@ -1,4 +1,4 @@
-"""Who is compared: each contender does what is not timed, and returns the call that is timed."""
+"""The contenders that are compared: each one prepares its call untimed, and returns the call to be timed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CannotRun(Exception):
 
 
 def stock(bench: Bench) -> TimedCall:
-    """generate() as it comes, with a DynamicCache."""
+    """Transformers' own generate(), with a DynamicCache."""
     return lambda: bench.generate(bench.model, bench.prompts)
 
 
@@ -53,7 +53,7 @@ def relay_cold(bench: Bench) -> TimedCall:
 
 
 def relay_kept(bench: Bench) -> TimedCall:
-    """The patched model that has seen the prefix before, with other own tokens, and nothing else."""
+    """The patched model after one call with the same prefix and other own tokens."""
     prompts = bench.prompts
     bench.twin.relay.clear()  # another contender of the round may have shown it this very prompt
     bench.draw(-1)
@@ -63,12 +63,12 @@ def relay_kept(bench: Bench) -> TimedCall:
 
 
 def any_workload(workload: Workload) -> bool:
-    """All of them."""
+    """All workloads."""
     return True
 
 
 def shares(workload: Workload) -> bool:
-    """Those whose rows share something."""
+    """Workloads whose rows share something."""
     return workload.shared > 0
 
 
@@ -77,11 +77,11 @@ class Contender:
     """A row of the table.
 
     Attributes:
-        prepare: does what is not timed, and returns the call that is.
-        tokens: what its tokens have to do with stock's: they must be the same, they are compared and shown, or they
-            answer other prompts.
+        prepare: does the untimed part, and returns the call to be timed.
+        tokens: how its tokens relate to stock's: they must be the same, they are compared and shown, or they answer
+            other prompts.
         twin: the patched model that it runs, if any.
-        fits: whether it says anything of a workload.
+        fits: whether it makes sense for a workload.
     """
 
     prepare: Callable[[Any], TimedCall]  # of a Bench, or of the kind of it that a contender needs

@@ -19,7 +19,7 @@ from .contenders import Contender
 
 @dataclass
 class Measurement:
-    """A contender's seconds by round, whether its tokens were stock's (None: no question), the relay's last report."""
+    """A contender's seconds by round, whether its tokens were stock's (None: not compared), the relay's last report."""
 
     contender: str
     seconds: list[float] = field(default_factory=list)
@@ -40,12 +40,12 @@ def measure(
 ) -> list[Measurement]:
     """Rounds of all contenders until `enough(measurements, seconds since the start)`.
 
-    Every round has other own tokens and starts with another contender. `on_call` hears who is next.
+    Every round has other own tokens and starts with another contender. `on_call` is called with the next contender.
     """
     names = list(contenders)
     measurements = {name: Measurement(name) for name in names}
     start = time.perf_counter()
-    bench.generate(bench.model, bench.prompts[:1, :8])  # the first call of a process pays for what it loads
+    bench.generate(bench.model, bench.prompts[:1, :8])  # the first call of a process also loads code
     for turn in itertools.count():
         bench.draw(turn)
         tokens: dict[str, Tensor] = {}

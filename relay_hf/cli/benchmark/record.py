@@ -1,4 +1,4 @@
-"""What is written of a run: every round of every contender, with the versions and the hardware, as JSON."""
+"""The JSON record of a run: every round of every contender, with the versions and the hardware."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def workload_record(name: str, workload: Workload, measurements: list[Measuremen
 
 
 def result(**content: Any) -> Record:
-    """What is written of a run: versions and hardware, then `content`."""
+    """The record of a run: versions and hardware, then `content`."""
     return environment() | content
 
 
 def write_json(path: Path, content: Record) -> None:
-    """`content` in a file; its folder is made."""
+    """Write `content` to a file, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def hand_out(content: Record, as_json: bool, to: Path | None) -> None:
-    """A result on standard output and in a file, where either is asked for."""
+    """Print a result as JSON and write it to a file, if either is asked for."""
     if as_json:
         print_json(content)
     if to is not None:
@@ -44,7 +44,7 @@ def hand_out(content: Record, as_json: bool, to: Path | None) -> None:
 
 
 def same_as_stock(record: Record, contenders: Mapping[str, Contender]) -> dict[str, bool]:
-    """Of each contender whose tokens must be stock's, whether they were; those that nobody compared are left out."""
+    """For each contender whose tokens must be stock's, whether they were; without those that were not compared."""
     return {
         each["contender"]: each["same_tokens"]
         for each in record["contenders"]

@@ -1,4 +1,4 @@
-"""What is shown of a run in the terminal: a line for each contender, and what the patched model reported."""
+"""The table of a run in the terminal: a line for each contender, and the report of the patched model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def in_words(rows: int, shared: Sequence[str], own: int, new: int, answers: str 
 
 
 def describe(workload: Mapping[str, Any]) -> str:
-    """A workload, as its record has it, in a line."""
+    """The workload of a record, in a line."""
     shared = [f"{workload['prefix']:,} shared"] if workload["prefix"] else []
     return in_words(workload["rows"], shared, workload["own"], workload["new"])
 
@@ -47,9 +47,9 @@ def table_of(record: Record, title: str, more: Mapping[str, Mapping[str, str]] |
     """A line for each contender: median seconds, their spread, and how many times as fast as stock it is.
 
     Args:
-        record: of a workload.
-        title: over the table.
-        more: further columns: their cells, by contender.
+        record: the record of a workload.
+        title: the title over the table.
+        more: the cells of further columns, by contender.
     """
     found, more = medians(record), more or {}
     columns = ("seconds", "min - max", "stock / this", *more, "tokens")
@@ -69,9 +69,9 @@ def table_of(record: Record, title: str, more: Mapping[str, Mapping[str, str]] |
 
 
 def show(record: Record, table: Table, same: Mapping[str, bool], out: Console) -> None:
-    """The table of a workload, whether tokens were stock's, and what the patched model reported.
+    """Print the table of a workload, whether tokens were stock's, and the report of the patched model.
 
-    `same`: of each contender whose tokens must be stock's, whether they were.
+    `same`: for each contender whose tokens must be stock's, whether they were.
     """
     out.print(table)
     wrong = [name for name, held in same.items() if not held]
