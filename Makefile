@@ -85,8 +85,8 @@ format: .venv/.ready ## rewrite the sources in the project's format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills, shared memory
-	.venv/bin/python -m benchmarks.compile
+compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills; writes benchmarks/results
+	.venv/bin/python -m benchmarks.compile --write
 
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)
