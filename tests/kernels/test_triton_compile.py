@@ -43,6 +43,7 @@ def test_what_is_kept_is_of_these_sources():
     )
 
 
+@pytest.mark.sweep
 def test_what_is_kept_is_what_the_compiler_says(tmp_path):
     """Of one chip and kernel, compiled now."""
     command = [*COMMAND, "--chips", "sm_120", "--json", tmp_path / "kernels.json"]
