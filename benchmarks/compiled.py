@@ -1,6 +1,6 @@
 """What `python -m benchmarks.compile --write` found, kept under a digest of all that decides it.
 
-Compiling every kernel for every chip takes minutes. The digest is of the kernels' code, of the table of tiles, of what
+Compiling every kernel for every chip takes minutes. The digest is of the files with a kernel, of the table of tiles, of what
 is compiled and read, and of Triton's version, whose wheel brings the assembler. Where it is the same, so is the result.
 """
 
@@ -23,7 +23,8 @@ _KERNELS = Path(relay_hf.__file__).parent / "kernels" / "triton"
 def digest() -> str:
     """Of the sources as they are, comments and docstrings left out, and of the Triton that is installed."""
     found = hashlib.sha256(triton.__version__.encode())
-    for path in [*sorted(_KERNELS.glob("*.py")), Path(__file__).with_name("compile.py")]:
+    kernels = [path for path in sorted(_KERNELS.glob("*.py")) if "triton.jit" in path.read_text(encoding="utf-8")]
+    for path in [*kernels, _KERNELS / "tuning.py", Path(__file__).with_name("compile.py")]:
         found.update(f"{path.name} {_code(path)}".encode())
     found.update((_KERNELS / "tiles.json").read_bytes())
     return found.hexdigest()
