@@ -25,7 +25,7 @@ ON_5_23 := $(addprefix tests/,generation/test_exactness.py modes generation/test
 NOT_COMPILED_ON_FLOOR := gemma2 gpt_oss deepseek_v3
 COMPILES := tests/attention/test_compile.py::test_tokens_are_stocks_and_growing_rows_compile_nothing
 
-.PHONY: help demo test test-floor test-5.23 test-newest test-bounds test-notebooks test-clients notebooks models \
+.PHONY: help demo test test-all test-floor test-5.23 test-newest test-bounds test-notebooks test-clients notebooks models \
 	models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
 
 help: ## list the targets
@@ -34,8 +34,11 @@ help: ## list the targets
 demo: .venv/.ready ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
 
-test: .venv/.ready ## the tests, with the latest supported Transformers
-	.venv/bin/python -m pytest $(PYTEST) --ignore tests/notebooks --ignore tests/clients
+test: .venv/.ready ## the tests but for the sweeps, with the latest supported Transformers
+	.venv/bin/python -m pytest $(PYTEST) -m "not sweep" --ignore tests/notebooks --ignore tests/clients
+
+test-all: .venv/.ready ## the sweeps: what goes through more of what another test goes through a part of
+	.venv/bin/python -m pytest $(PYTEST) -m sweep --ignore tests/notebooks --ignore tests/clients
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
@@ -85,8 +88,8 @@ format: .venv/.ready ## rewrite the sources in the project's format
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills, shared memory
-	.venv/bin/python -m benchmarks.compile
+compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registers, spills; writes benchmarks/results
+	.venv/bin/python -m benchmarks.compile --write
 
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)

@@ -1,6 +1,6 @@
 """Compile every row of the tile table for the chips it names, on any machine, and read what came out.
 
-    python -m benchmarks.compile [--json FILE] [--chips sm_90 ...]
+    python -m benchmarks.compile [--write] [--json FILE] [--chips sm_90 ...]
 
 Registers, spills and shared memory are the assembler's own figures for the compiled kernel; loads and matrix
 instructions are counted in its PTX and SASS. No GPU is needed.
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import compiled
 from relay_hf.kernels.triton import tuning
 from relay_hf.kernels.triton.decode import _decode_kernel
 from relay_hf.kernels.triton.decode_own import _own_kernel, most_queries, parts_at_a_time
@@ -138,9 +141,9 @@ def compile_job(job: Job) -> Compiled:
         "STAGES": tile.num_stages,
         "OVERLAP": _overlaps(job.chip),
     }
-    compiled = _compile(kernel, job.chip, job.dtype, constants, tile.num_warps, tile.num_stages)
-    usage, sass = _resources(compiled.asm["cubin"])
-    widths = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (\w+)[,;]", compiled.asm["ptx"])
+    binary = _compile(kernel, job.chip, job.dtype, constants, tile.num_warps, tile.num_stages)
+    usage, sass = _resources(binary.asm["cubin"])
+    widths = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (\w+)[,;]", binary.asm["ptx"])
     return Compiled(
         chip=job.chip,
         kernel=job.kernel,
@@ -151,8 +154,8 @@ def compile_job(job: Job) -> Compiled:
         features="all" if job.features == _ALL else "",
         registers=usage["REG"],
         spilled=usage["STACK"] + usage["LOCAL"],
-        shared=compiled.metadata.shared,
-        resident=_resident(job.chip, usage["REG"], compiled.metadata.shared, tile.num_warps),
+        shared=binary.metadata.shared,
+        resident=_resident(job.chip, usage["REG"], binary.metadata.shared, tile.num_warps),
         async_widths=tuple(sorted({int(width, 0) for width in widths})),
         matrix=tuple(sorted(set(_MATRIX.findall(sass)))),
     )
@@ -162,11 +165,11 @@ def compile_merge(chip: str) -> Compiled:
     """The merge kernel at its largest block of parts."""
     constants = {"HEADS": 32, "VALUE_SIZE": 128, "BLOCK_DV": 128, "PARTS": _MOST_PARTS, "SINKS": True}
     constants["OVERLAP"] = _overlaps(chip)
-    compiled = _compile(_merge_kernel, chip, "bf16", constants, 4, 3)
-    usage, _ = _resources(compiled.asm["cubin"])
+    binary = _compile(_merge_kernel, chip, "bf16", constants, 4, 3)
+    usage, _ = _resources(binary.asm["cubin"])
     spilled = usage["STACK"] + usage["LOCAL"]
-    resident = _resident(chip, usage["REG"], compiled.metadata.shared, 4)
-    numbers = (usage["REG"], spilled, compiled.metadata.shared, resident)
+    resident = _resident(chip, usage["REG"], binary.metadata.shared, 4)
+    numbers = (usage["REG"], spilled, binary.metadata.shared, resident)
     return Compiled(chip, "merge", 128, "bf16", 1, _MOST_PARTS, "all", *numbers, (), ())
 
 
@@ -223,15 +226,32 @@ def _resources(cubin: bytes) -> tuple[dict[str, int], str]:
     return {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}, sass
 
 
+def _end_with_parent() -> None:
+    """End this worker when the process that started it ends, however that ends: it would wait for work for good."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     """Compile all, print a table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", default=list(SHARED_LIMIT), choices=list(SHARED_LIMIT))
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--write", action="store_true", help="keep the figures of all chips in benchmarks/results")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    with ProcessPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, initializer=_end_with_parent) as pool:
         done = [*pool.map(compile_job, jobs(options.chips)), *pool.map(compile_merge, options.chips)]
+    if options.write:
+        if options.chips != list(SHARED_LIMIT):
+            parser.error("--write keeps the figures of all chips; leave --chips out")
+        compiled.keep([asdict(one) for one in done])
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in done], indent=1) + "\n", encoding="utf-8")
     table = Table(

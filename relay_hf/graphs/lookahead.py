@@ -30,9 +30,9 @@ class LookaheadCriterion(StoppingCriteria):
 def with_criterion(args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """generate()'s named arguments, with a `LookaheadCriterion` behind the caller's own criteria.
 
-    It is left out where the criteria are given by position, or the call does not run generate()'s own loop.
+    It is left out where the criteria are given by position.
     """
-    if len(args) > CRITERIA_POSITION or kwargs.get("cache_implementation") is not None:
+    if len(args) > CRITERIA_POSITION:
         return kwargs
     given = kwargs.get(CRITERIA)
     return {**kwargs, CRITERIA: StoppingCriteriaList([*(given or ()), LookaheadCriterion()])}

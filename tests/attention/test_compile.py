@@ -52,9 +52,9 @@ class Graphs:
     ("family", "compiled", "whole"),
     [
         ("llama", compile_forward, True),
-        ("gemma2", compile_forward, True),
+        pytest.param("gemma2", compile_forward, True, marks=pytest.mark.sweep),
         ("gpt_oss", compile_forward, True),
-        ("deepseek_v3", compile_forward, False),
+        pytest.param("deepseek_v3", compile_forward, False, marks=pytest.mark.sweep),
         ("llama", compile_call, False),
     ],
 )
@@ -82,7 +82,7 @@ def test_tokens_are_stocks_and_growing_rows_compile_nothing(family, compiled, wh
 
 
 # Layers that attend to other layers' keys, and one module that several layers run.
-@pytest.mark.parametrize("family", ["gemma3n_text", "zamba2"])
+@pytest.mark.parametrize("family", ["gemma3n_text", pytest.param("zamba2", marks=pytest.mark.sweep)])
 def test_modules_that_do_not_name_the_layer_they_attend_to(family):
     model = tiny_model(family)
     inputs = prompts(20, RAGGED)

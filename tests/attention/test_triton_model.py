@@ -8,9 +8,11 @@ from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of
 from tests.support.tiny_models import tiny_model
 
-
 # Grouped heads, windows, softcap, sinks, unequal head sizes, one KV head for each query head.
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss", "deepseek_v3", "gpt2"])
+SWEPT = [pytest.param(family, marks=pytest.mark.sweep) for family in ("mistral", "gemma2", "gpt2")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", *SWEPT])
 def test_generate_equals_stock(family):
     model = tiny_model(family)
     inputs = prompts(20, (3, 6))

@@ -33,6 +33,8 @@ from benchmarks.gpu.workers import Workers
 from benchmarks.gpu.workload import Ceilings
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.sweep  # dry runs of whole sections
+
 CELLS = e2e_cells.cells(dry_run=False)
 TINY = e2e_cells.cells(dry_run=True)
 KEY = next(iter(TINY))

@@ -5,12 +5,15 @@ import os
 import time
 from itertools import pairwise
 
+import pytest
 from rich.console import Console
 
 from benchmarks.gpu import generate, session
 from benchmarks.gpu.context import Context
 from benchmarks.gpu.store import Store
 from benchmarks.gpu.workers import Workers
+
+pytestmark = pytest.mark.sweep  # dry runs of whole sections
 
 IDENTITY = {"chip": "x", "versions": {}, "commit": "c", "source": "s", "dry_run": False}
 

@@ -19,7 +19,7 @@ from .run import run
 PARTS, CASES_OF_A_PART = 6, 50
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, PARTS))])
 def test_fresh_cases(part):
     first = random.SystemRandom().randrange(10**12)
     print(f"python -m tests.fuzz --case N, for N from {first} to {first + CASES_OF_A_PART - 1}")

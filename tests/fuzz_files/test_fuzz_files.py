@@ -31,6 +31,7 @@ def test_files_of_strangers_are_refused_or_load_as_what_was_saved():
     assert min(summary.outcomes[kind] for kind in ("refused", "same", "as forged")) >= 5
 
 
+@pytest.mark.sweep  # in processes of their own, a file each
 def test_no_file_takes_more_memory_than_twice_its_size_16_bytes_a_token_and_a_constant():
     command = [sys.executable, "-m", "tests.fuzz_files.memory"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # an arena asks for 64 MiB

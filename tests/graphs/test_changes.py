@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import ContinuousBatchingConfig
 
 import relay_hf
 from relay_hf.cache_utils import layer
@@ -228,10 +229,12 @@ def test_what_could_not_be_captured_is_not_tried_in_every_call(graphs):
 def test_a_call_that_is_not_for_the_models_own_loop_is_left_as_it_is(graphs):
     """Paged generation refuses stopping criteria."""
     model = tiny_model("llama")
+    # Left to itself its cache fills the memory first, for 15 s.
+    options = {"continuous_batching_config": ContinuousBatchingConfig(num_blocks=4, max_batch_tokens=64)}
 
     def run():
         try:
-            return model.generate(**INPUTS, max_new_tokens=4, cache_implementation="paged").tolist()
+            return model.generate(**INPUTS, max_new_tokens=4, cache_implementation="paged", **options).tolist()
         except Exception as error:
             return f"{type(error).__name__}: {error}"
 

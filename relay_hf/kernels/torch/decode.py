@@ -29,17 +29,13 @@ def fits(
     levels: Sequence[Level],
 ) -> bool:
     """Whether `attend_step` can compute this: one query a row, and parts that the fused kernel takes without a mask."""
-    return (
-        query.shape[2] == 1
-        and own.empty is None
-        and own.distances is None
-        and fusable(query, key, value)
-        and all(
-            view.is_plain and fusable(query, segments[index].key, segments[index].value)
-            for level in levels
-            for index, view, _, _ in level.parts
-        )
-    )
+    if query.shape[2] != 1 or own.empty is not None or own.distances is not None or not fusable(query, key, value):
+        return False
+    for level in levels:
+        for index, view, _, _ in level.parts:
+            if not view.is_plain or not fusable(query, segments[index].key, segments[index].value):
+                return False
+    return True
 
 
 def attend_step(

@@ -120,7 +120,8 @@ class LaunchArgs:
         aligned = not any(step % vector for step in steps) and not any(start % _VECTOR for start in starts)
         aligned = aligned and (tables is None or tables.aligned)
         if options.sinks is not None:
-            options = options._replace(sinks=_beside(query, options.sinks))
+            sinks = _beside(query, options.sinks)
+            options = ScoreOptions(options.scale, options.sliding_window, options.softcap, sinks)
         own = (_beside(query, tensor) for tensor in (plan.own_start, plan.own_length, plan.own_mask))
         return cls(
             query=query,
