@@ -1,7 +1,7 @@
-"""What `python -m benchmarks.compile --write` found, kept under a digest of all that decides it.
+"""The results of `python -m benchmarks.compile --write`, kept under a digest of all that decides them.
 
-Compiling every kernel for every chip takes minutes. The digest is of the files with a kernel, of the table of tiles, of what
-is compiled and read, and of Triton's version, whose wheel brings the assembler. Where it is the same, so is the result.
+To compile every kernel for every chip takes minutes. The digest covers the files with a kernel, the table of tiles, the
+code that compiles and reads, and Triton's version, whose wheel brings the assembler. Equal digests mean equal results.
 """
 
 from __future__ import annotations
