@@ -85,6 +85,21 @@ def taking_drafts_back(model, input_ids, logits_processor, stopping_criteria, ge
     return logits
 
 
+def hiding_a_token(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    """Hides the first token that it makes from those after the next one."""
+    output, mask, logits = model._prefill(input_ids, generation_config, kwargs), kwargs["attention_mask"], []
+    cache = cache_of(output)
+    for made in range(4):
+        logits.append(output.logits[:, -1])
+        mask = torch.cat([mask, ones(len(input_ids), 1)], dim=1)
+        shown = mask.clone()
+        if made > 1:
+            shown[:, input_ids.shape[1]] = 0
+        inputs = {"attention_mask": shown, "position_ids": positions_of(mask, 1), CACHE: cache}
+        output = model(logits[-1].argmax(-1)[:, None], use_cache=True, **inputs)
+    return logits
+
+
 def prompt_logits(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
     """The logits that the prefill gives, as many as were asked for."""
     return model._prefill(input_ids, generation_config, kwargs).logits

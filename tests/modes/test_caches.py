@@ -1,12 +1,15 @@
 """Caches asked for by name, given empty, or not wanted at all."""
 
+import copy
 from functools import partial
 
 import pytest
 from transformers import DynamicCache, StaticCache
 
 import relay_hf
+from relay_hf.attention import interface
 from tests.support.generating import CACHE
+from tests.support.tiny_models import tiny_model
 
 from .compare import NO_PREFILL, ONE, assert_relayed, assert_same_error, assert_untouched, generate
 
@@ -99,6 +102,22 @@ def test_a_relay_cache_by_hand_in_a_call_that_is_not_relayed(pair, option):
     options = {option: option != "use_cache"}
     reason = f"{option}={options[option]}"
     assert_untouched(pair, lambda model: generate(model, **{CACHE: relay_cache(model)}, **options), reason)
+
+
+def test_a_relay_cache_by_hand_is_empty_again_where_a_relayed_prefill_fails(monkeypatch):
+    """Its first layer has stored the rows' own tokens by then: stock must not find them."""
+    stock = tiny_model("llama")
+    models = stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    attend = interface.attend_layer
+
+    def failing(context, request, *rest):
+        if request.layer_idx == 1 and context.cache.is_shared:
+            raise RuntimeError("a fault")
+        return attend(context, request, *rest)
+
+    monkeypatch.setattr(interface, "attend_layer", failing)
+    reason = "a relayed prefill raised RuntimeError: a fault"
+    assert_untouched(models, lambda model: generate(model, **{CACHE: relay_cache(model)}), reason)
 
 
 def test_a_relay_cache_by_hand_where_there_is_no_prefill_to_hook(pair):

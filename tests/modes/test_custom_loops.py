@@ -18,6 +18,7 @@ RELAYED = {
     "around the model's own": (loops.around_the_models_own, {"do_sample": True, "twice": True}, 4),
     "choosing among continuations": (loops.choosing_among_continuations, {}, 4),
     "taking drafts back": (loops.taking_drafts_back, {}, 4),
+    "hiding a token": (loops.hiding_a_token, {}, 4),
     "last logits": (loops.prompt_logits, {}, 4),
 }
 
