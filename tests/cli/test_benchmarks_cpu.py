@@ -11,7 +11,8 @@ from benchmarks.cpu.command import app
 from benchmarks.cpu.contenders import CONTENDERS
 from benchmarks.cpu.workloads import WORKLOADS
 from relay_hf.kernels import torch as torch_backend
-from tests.cli.command import Ran, wrong
+
+from .command import Ran, wrong
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 FEW = ("--contenders", "stock,relay-cold,relay-kept", "--rounds", 1, "--policy", "always")
