@@ -10,7 +10,7 @@ import torch
 from ..cache_utils import PrefixKV
 from ..model.fingerprint import ModelFingerprint
 from ..prefix import Match, PrefixNode, Prompts, walk
-from ..prefix.store import Snapshot
+from ..prefix.snapshot import Snapshot
 from ..reasons import Refusal
 from ..report import RelayReport
 

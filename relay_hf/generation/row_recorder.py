@@ -89,4 +89,4 @@ class RowRecorder:
         run = cache.freeze(self.expanded, self._shared, columns).first(len(ids) - self._shared)
         samples = torch.cat([self._samples, embedding_samples(view.embedding, answer)])
         most = int(facts.store.budget * _SHARE_OF_STORE)
-        facts.store.keep(self._before, view.modules, [PrefixEntry(ids, run, samples)], self._store_key, most)
+        facts.source.keep(self._before, view.modules, [PrefixEntry(ids, run, samples)], self._store_key, most)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..model.fingerprint import ModelFingerprint
 from ..prefix import Match, PrefixNode, Prompts, divided, pruned, shared_runs, walk
-from ..prefix.store import Snapshot
+from ..prefix.snapshot import Snapshot
 from ..reasons import Reason, Refusal
 from .decision import Decision
 from .facts import CallFacts

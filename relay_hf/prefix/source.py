@@ -1,4 +1,4 @@
-"""The protocol by which a call finds and keeps prefixes: the store implements it, and another source may."""
+"""The protocol by which a call finds and keeps prefixes; the store implements it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..model.fingerprint import ModelFingerprint
 from .entry import PrefixEntry
 from .kept_prefix import KeptPrefix, Match
-from .store import Snapshot
+from .snapshot import Snapshot
 
 
 class PrefixSource(Protocol):
@@ -25,6 +25,14 @@ class PrefixSource(Protocol):
         """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
 
     def keep(
-        self, before: ModelFingerprint, modules: Sequence[nn.Module], prefixes: Iterable[PrefixEntry], context: Hashable
+        self,
+        before: ModelFingerprint,
+        modules: Sequence[nn.Module],
+        prefixes: Iterable[PrefixEntry],
+        context: Hashable,
+        most: int | None = None,
     ) -> list[KeptPrefix | None]:
-        """Keep prefixes that were prefilled since `before`, unless the model changed meanwhile."""
+        """Keep what was prefilled since `before`, unless the model changed meanwhile.
+
+        `most`: copy the tensors, and keep at most so many bytes of a prefix; None: the tensors are the prefix's own.
+        """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,9 @@ from ..model.fingerprint import ModelFingerprint, embedding_samples
 from .entry import PrefixEntry
 from .kept_prefix import KeptPrefix, Match, Planned, RadixNode, overhead_bytes
 from .radix import RadixTree
+from .snapshot import Snapshot
 
 logger = logging.getLogger("relay_hf")
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """The state of the model when some kept prefixes were made.
-
-    Attributes:
-        fingerprint: the fingerprint of the model.
-        samples: the tokens of each prefix, `[n]`, and samples of their embedding, `[n, e]`. The prefix itself is not
-            held, because it may be divided at any time.
-    """
-
-    fingerprint: ModelFingerprint
-    samples: tuple[tuple[Tensor, Tensor], ...]
 
 
 class PrefixStore:
