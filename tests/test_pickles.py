@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 import relay_hf
+from relay_hf.model.device import ComputeContext
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE
 from tests.support.tiny_models import tiny_model
@@ -37,6 +38,8 @@ def test_a_patched_model_is_loaded_and_relays():
 
 def test_a_returned_cache_is_loaded_and_goes_on_relayed():
     model, cache = relay_hf.patch_model(tiny_model("llama"), policy="always"), written("cache")
+    assert cache.context[:3] == ComputeContext.of(model)[:3]
+    cache.context = ComputeContext.of(model)  # another test of this process may have set how PyTorch computes
     tokens = torch.load(WRITTEN / "tokens.pt")
     mask = torch.nn.functional.pad(INPUTS["attention_mask"], (0, 4), value=1)
     again = model.generate(tokens, attention_mask=mask, max_new_tokens=3, do_sample=False, **{CACHE: cache})
