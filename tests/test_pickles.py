@@ -1,5 +1,6 @@
 """What an earlier version has pickled or saved still loads: its classes had other names, in other modules."""
 
+import importlib
 import pickle
 from pathlib import Path
 
@@ -63,6 +64,14 @@ def test_a_file_of_prefixes_is_loaded():
     assert [len(prefix) for prefix in model.relay.load(WRITTEN / "prefixes.safetensors")] == [40]
     assert torch.equal(generated(model), torch.load(WRITTEN / "tokens.pt"))
     assert model.relay.last.prefix_tokens_reused == 40
+
+
+@pytest.mark.parametrize("old", relay_hf._MOVED)
+def test_every_class_that_has_moved_is_found_where_it_was(old):
+    home, names = relay_hf._MOVED[old]
+    found, now = (importlib.import_module(name) for name in (old, f"relay_hf.{home}"))
+    assert {name: getattr(found, name) for name in names} == {name: getattr(now, new) for name, new in names.items()}
+    assert all(isinstance(getattr(found, name), type) for name in names)
 
 
 def test_a_module_that_never_was_is_not_found():

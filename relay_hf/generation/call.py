@@ -26,7 +26,7 @@ from ..model.device import is_out_of_memory
 from ..model.upstream.caches import mark_as_users
 from ..report import RelayReport
 from .facts import CallFacts
-from .reports import guarded
+from .notices import guarded
 from .row_recorder import RowRecorder
 
 if TYPE_CHECKING:

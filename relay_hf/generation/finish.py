@@ -8,7 +8,7 @@ from ..model.upstream.models import has_loops_of_its_own
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
-from .reports import guarded, tell
+from .notices import guarded, tell
 
 logger = logging.getLogger("relay_hf")
 

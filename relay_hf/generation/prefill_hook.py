@@ -19,7 +19,7 @@ from .decision import Decision
 from .facts import PrefillInputs
 from .forward_rows import forward_by_length, forward_rows
 from .lay_out import lay_out
-from .reports import guarded, tell
+from .notices import guarded, tell
 from .returned_cache import go_on
 from .row_recorder import RowRecorder
 

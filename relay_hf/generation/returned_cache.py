@@ -17,7 +17,7 @@ from .decide import refusal
 from .eligibility import padding_refusal
 from .facts import PrefillInputs
 from .lay_out import spare_bytes
-from .reports import CONTINUED
+from .notices import CONTINUED
 
 
 def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
