@@ -13,5 +13,4 @@ def newcomers():
         gc.collect()
         gc.freeze()
 
-    yield hide
-    gc.unfreeze()
+    return hide

@@ -1,22 +1,11 @@
 """Continuous batching goes around generate(): a patched model serves it as stock does."""
 
-import gc
-
-import pytest
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from .compare import INPUTS, assert_same, generate
 
 ROWS = [ids[mask.bool()].tolist() for ids, mask in zip(*INPUTS.values(), strict=True)]
 ROOM = {"num_blocks": 16, "max_batch_tokens": 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def nothing_old_to_collect():
-    """Each call collects garbage twice, 0.5 s each over all that the tests have imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def generate_batch(model):
