@@ -10,13 +10,12 @@ DOCS := requirements/docs.txt
 CLIENTS := requirements/clients.txt
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
-# What another Transformers does not change, so that it is not run a second time: kernels, the store and the tree of
-# tokens, files, the command line, examples, documents and benchmarks; and sweeps over the faults and histories of calls,
-# of which the core tests have single ones. Layers that run several times are of types that only the latest has, and
-# test_names.py reads sources.
+# What another Transformers does not change, so that it is not run a second time: the sweeps, kernels, the store and the
+# tree of tokens, files, the command line, examples, documents and benchmarks. Layers that run several times are of types
+# that only the latest has, and test_names.py reads sources.
 NOT_ON_FLOOR := $(addprefix tests/,kernels fuzz_files cli examples notebooks clients benchmarks docs project \
 	prefix/test_radix.py prefix/test_tree.py faults/test_operations.py faults/test_interrupts.py \
-	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py leaks/test_long_run.py \
+	faults/test_kept.py faults/test_graphs.py leaks/test_history.py leaks/test_rows.py \
 	cache_utils/test_looped.py test_pickles.py model/upstream/test_names.py)
 # What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
 ON_5_23 := $(addprefix tests/,generation/test_exactness.py modes generation/test_conversation.py \
@@ -41,11 +40,11 @@ test-all: .venv/.ready ## the sweeps: what goes through more of what another tes
 	.venv/bin/python -m pytest $(PYTEST) -m sweep --ignore tests/notebooks --ignore tests/clients
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
-	.venv-floor/bin/python -m pytest $(PYTEST) $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
+	.venv-floor/bin/python -m pytest $(PYTEST) -m "not sweep" $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
 		$(foreach family,$(NOT_COMPILED_ON_FLOOR),--deselect '$(COMPILES)[$(family)')
 
 test-5.23: .venv-5.23/.ready ## what the name of the cache touches, with the last Transformers that had the old one
-	.venv-5.23/bin/python -m pytest $(PYTEST) $(ON_5_23) --ignore tests/model/upstream/test_names.py \
+	.venv-5.23/bin/python -m pytest $(PYTEST) -m "not sweep" $(ON_5_23) --ignore tests/model/upstream/test_names.py \
 		'$(COMPILES)[llama-compile_forward-True]'
 
 test-newest: .venv/.clients ## the core tests, with the newest Transformers that the package index serves

@@ -6,13 +6,14 @@ import torch
 import relay_hf
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of
+from tests.support.sweeps import swept
 from tests.support.tiny_models import tiny_model
 
 # Grouped heads, windows, softcap, sinks, unequal head sizes, one KV head for each query head.
-SWEPT = [pytest.param(family, marks=pytest.mark.sweep) for family in ("mistral", "gemma2", "gpt2")]
+FAMILIES = ["llama", "gpt_oss", "deepseek_v3", *swept(["mistral", "gemma2", "gpt2"])]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt_oss", "deepseek_v3", *SWEPT])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_generate_equals_stock(family):
     model = tiny_model(family)
     inputs = prompts(20, (3, 6))

@@ -43,6 +43,7 @@ def run(module, *options):
     return done.stdout
 
 
+@pytest.mark.sweep
 def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_new(tmp_path):
     path = tmp_path / "results" / "gpu.json"
     out = run("benchmarks.gpu", "--minutes", 0, "--out", path)
@@ -99,6 +100,7 @@ def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_
     }
 
 
+@pytest.mark.sweep
 def test_tuner_dry_run_writes_the_table_elsewhere_with_a_reason_for_each_row(tmp_path):
     table = ROOT / "relay_hf" / "kernels" / "triton" / "tiles.json"
     before, path = table.read_text(), tmp_path / "tiles.json"

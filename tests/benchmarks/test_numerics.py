@@ -29,6 +29,7 @@ def test_the_documents_ratios_are_within_the_bound(model, dtype):
     assert row.deviation < (0.05 if model in ROUTED else 0.01), "too few seeds to tell"
 
 
+@pytest.mark.sweep
 def test_small_form():
     command = [sys.executable, "-m", "benchmarks.numerics", "--small", "--jobs", "2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

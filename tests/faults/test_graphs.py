@@ -8,6 +8,7 @@ from relay_hf.testing import prompts
 from tests.graphs.conftest import graphs
 from tests.support.generating import generate
 from tests.support.model_snapshot import members
+from tests.support.sweeps import all_but_swept
 from tests.support.tiny_models import tiny_model
 
 from .check import assert_whole
@@ -18,7 +19,7 @@ INPUTS = prompts(20, (3, 5))
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["captured", "kept"])
-@pytest.mark.parametrize("kind", ["error", "interrupt", "memory"])
+@pytest.mark.parametrize("kind", all_but_swept(["error", "interrupt", "memory"]))
 def test_the_model_stays_usable(graphs, kind, kept):
     """A capture that fails leaves steps as they are; all else is as without graphs."""
     model = tiny_model("llama")

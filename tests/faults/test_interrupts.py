@@ -7,6 +7,7 @@ import pytest
 import relay_hf
 from relay_hf import patching
 from tests.support.model_snapshot import members
+from tests.support.sweeps import all_but_swept
 from tests.support.tiny_models import tiny_model
 
 from .check import assert_let_go, assert_whole
@@ -18,7 +19,7 @@ ENDS = {"finish", "_fill_given"}
 POINTS = {"batch": 45, "one row": 20, "levels": 20, "beams": 10, "recurrent": 10}
 
 
-@pytest.mark.parametrize("mode", POINTS, indirect=True)
+@pytest.mark.parametrize("mode", all_but_swept(POINTS), indirect=True)
 def test_the_model_stays_usable(mode, request):
     name = request.node.callspec.params["mode"]
     with Lines(Fault("interrupt", None)) as lines:

@@ -6,6 +6,8 @@ One of the operations of each line of the sources that leads to any, drawn at ra
 import pytest
 import torch
 
+from tests.support.sweeps import swept
+
 from .inject import KINDS, Fault, Operations, one_of_each
 from .modes import MODES
 
@@ -24,7 +26,10 @@ def outcome(kind, where):
 
 
 # A host's lack of memory is told from other errors in one place: one mode shows that it is told there.
-FAULTS = [(kind, mode) for kind in KINDS for mode in MODES if kind != "cpu memory" or mode == "batch"]
+FAULTS = [
+    *((kind, "batch") for kind in KINDS),
+    *swept((kind, mode) for kind in KINDS for mode in MODES if mode != "batch" and kind != "cpu memory"),
+]
 
 
 @pytest.mark.parametrize(("kind", "mode"), FAULTS, indirect=["mode"])

@@ -10,6 +10,7 @@ import relay_hf
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.torch import merge as merging
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
+from tests.support.sweeps import all_but_swept
 
 from . import models, sizes
 from .__main__ import main
@@ -19,7 +20,7 @@ from .run import run
 PARTS, CASES_OF_A_PART = 6, 50
 
 
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.sweep) for part in range(1, PARTS))])
+@pytest.mark.parametrize("part", all_but_swept(range(PARTS)))
 def test_fresh_cases(part):
     first = random.SystemRandom().randrange(10**12)
     print(f"python -m tests.fuzz --case N, for N from {first} to {first + CASES_OF_A_PART - 1}")

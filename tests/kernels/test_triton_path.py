@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay_hf.kernels import reference
+from tests.support.sweeps import swept
 
 from .cases import WINDOWS, Case
 
@@ -40,11 +41,8 @@ HUGE = [5000, 2**31 - 1, 2**63 - 1]  # windows that nothing is out of, up to whe
 # Each shape with each window up to 30, and with one of the huge ones. The sweep has the other two.
 WITH_WINDOWS = [
     *((shape, window) for shape in SHAPES for window in WINDOWS if window not in HUGE),
-    *(
-        pytest.param(shape, window, marks=[] if window == own else pytest.mark.sweep)
-        for shape, own in zip(SHAPES, cycle(HUGE), strict=False)
-        for window in HUGE
-    ),
+    *zip(SHAPES, cycle(HUGE), strict=False),
+    *swept((shape, window) for i, shape in enumerate(SHAPES) for window in HUGE if window != HUGE[i % 3]),
 ]
 
 

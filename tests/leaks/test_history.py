@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import relay_hf
+from tests.support.sweeps import all_but_swept
 
 from .batches import batches, own_tokens
 from .scores import FAMILIES, SETTINGS, run, stock, tolerance
@@ -61,7 +62,7 @@ def akin(draw, batch):
     return replace(other, shared=(start,) * len(other.own))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", all_but_swept(FAMILIES))
 def test_a_call_is_the_same_after_any_earlier_ones(family):
     reused = []
 

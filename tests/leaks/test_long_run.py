@@ -37,6 +37,7 @@ def call(model, number):
         model.relay.warm(inputs["input_ids"][0, -20:], pin=False)
 
 
+@pytest.mark.sweep
 def test_memory_stays_flat_and_within_the_budget(newcomers):
     model = relay_hf.patch_model(tiny_model("llama", num_hidden_layers=1), policy="always")
     call(model, 1)

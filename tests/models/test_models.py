@@ -13,6 +13,7 @@ from tests.models.document import row
 from tests.models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
 from tests.models.trial import try_type
 from tests.support.sizes import UNBUILDABLE
+from tests.support.sweeps import swept
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 TYPES = sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) - set(UNBUILDABLE))
@@ -43,10 +44,11 @@ def unknown(model_type: str) -> str:
 
 
 def pytest_generate_tests(metafunc):
-    """Every type with the latest Transformers; with an older one a few, or every one if --all-types asks for it."""
+    """One type of each kind. The sweep has all others with the latest Transformers, and where --all-types asks."""
     if "model_type" in metafunc.fixturenames:
         whole = _documented or metafunc.config.getoption("all_types")
-        metafunc.parametrize("model_type", TYPES if whole else KINDS)
+        others = swept(kind for kind in TYPES if kind not in KINDS) if whole else []
+        metafunc.parametrize("model_type", [*KINDS, *others])
 
 
 def test_type(model_type):
