@@ -19,10 +19,7 @@ REQUIREMENTS = ROOT / "requirements"
 # What the dependencies with a bound are used for: the command line, plots, files, arrays, offloading, adapters.
 PATHS = (
     *CORE,
-    *(
-        f"tests/{name}"
-        for name in ("cli", "benchmarks/test_benchmarks_cpu.py", "saving", "stale", "model/test_device.py", "prefix")
-    ),
+    *(f"tests/{name}" for name in ("cli", "saving", "stale", "model/test_device.py", "prefix")),
 )
 
 

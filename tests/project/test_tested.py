@@ -46,6 +46,7 @@ def test_a_lower_bound_is_a_version_that_was_run(name, bound):
 def test_the_run_with_the_lowest_versions_was_one_without_a_failure():
     assert BOUNDS["tests"]["failed"] == 0
     assert BOUNDS["tests"]["passed"] > 1000
+    assert [path for path in BOUNDS["paths"] if not (ROOT / path).exists()] == []
     assert {(name.lower().replace("_", "-"), Version(v)) for name, v in BOUNDS["versions"].items()} <= pinned()
 
 
