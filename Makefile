@@ -116,11 +116,11 @@ clean: ## remove the virtual environments and the site
 	touch $@
 
 .venv/.docs: .venv/.ready $(DOCS)
-	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(DOCS)
+	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS) -r $(DOCS)
 	touch $@
 
 .venv/.clients: .venv/.ready $(CLIENTS)
-	.venv/bin/python -m pip install --quiet -r $(PINS) -r $(CLIENTS)
+	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS) -r $(CLIENTS)
 	touch $@
 
 # An environment over the first one: a path file lends it all that is there, and what its own requirements name is

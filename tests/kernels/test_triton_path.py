@@ -141,7 +141,7 @@ def test_equals_reference_for_any_combination(dtype, data):
 
 
 @pytest.mark.sweep
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("dtype", FACTOR, ids=str)
 @given(data=st.data())
 def test_equals_reference_for_more_combinations(dtype, data):
