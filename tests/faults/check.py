@@ -18,7 +18,7 @@ from tests.support.model_snapshot import members
 
 def assert_whole(model: Any) -> None:
     """Every kept prefix is what the model computes of its tokens, and the store's books are right."""
-    store = model.relay.store._tree
+    store = model.relay.store.tree
     if store is None:
         return
     nodes = set(store)
