@@ -260,7 +260,7 @@ class PrefixFile:
             yield
         except PrefixFileError:
             raise
-        except (SafetensorError, ValueError) as error:
+        except ValueError as error:
             raise self.error(f"is damaged, or no safetensors file ({error})") from None
         except OSError as error:
             if error.filename is not None:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import shown
@@ -47,8 +47,7 @@ class TensorFile:
 
     Raises:
         OSError: the file can't be read.
-        SafetensorError: it is no safetensors file.
-        ValueError: its header takes too much memory, is no JSON, or has a name twice.
+        ValueError: it is no safetensors file, or its header takes too much memory, is no JSON, or has a name twice.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,6 +58,10 @@ class TensorFile:
             with safe_open(_reopened(self._file, path), "pt", backend="pread") as judged:
                 self.metadata: dict[str, str] = judged.metadata() or {}
                 self.entries = {name: _entry(judged.get_slice(name)) for name in judged.offset_keys()}
+        except SafetensorError as error:
+            size = os.fstat(self._file.fileno()).st_size
+            self.close()
+            raise ValueError(f"{error}; it has {size} bytes") from None
         except BaseException:
             self.close()
             raise

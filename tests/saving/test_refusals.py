@@ -223,6 +223,13 @@ def test_ids_that_the_model_does_not_have(original, tmp_path):
     refused(patched(), tmp_path / "p", "has token ids that this model does not take .*must be token ids from 0")
 
 
+@pytest.mark.parametrize("change", [lambda data: data[:-5], lambda data: data + b"x"], ids=["cut", "longer"])
+def test_a_file_that_does_not_end_with_its_tensors_says_how_long_it_is(original, tmp_path, change):
+    data = change(original.read_bytes())
+    (tmp_path / "p").write_bytes(data)
+    refused(patched(), tmp_path / "p", rf"is damaged, or no safetensors file \(.*; it has {len(data)} bytes\)")
+
+
 class Explodes:
     def __reduce__(self):
         return (exec, ("raise SystemExit('unpickled')",))
