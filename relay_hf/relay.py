@@ -34,6 +34,7 @@ from .model.upstream.models import PREFILL
 from .model.view import ModelView
 from .prefix import KeptPrefix
 from .prefix.store import PrefixStore
+from .reasons import Reason
 from .report import Explanation, RelayReport, RelayStats
 
 if TYPE_CHECKING:
@@ -237,12 +238,19 @@ class Relay:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
         stock = self.stock["generate"]
-        with self.open_call(CallArguments.of(stock, args, kwargs)) as call:
-            try:
-                return generate(call, stock, args, kwargs)
-            finally:
-                if call.report is not None:
-                    self._count(call.report)
+        report: RelayReport | None = None
+        try:
+            with self.open_call(CallArguments.of(stock, args, kwargs)) as call:
+                try:
+                    return generate(call, stock, args, kwargs)
+                finally:
+                    report = call.report
+        except BaseException as error:
+            report = report or RelayReport.untouched(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
+            raise
+        finally:
+            if report is not None:
+                self._count(report)
 
     def prefill(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True

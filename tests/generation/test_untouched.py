@@ -260,6 +260,31 @@ def test_no_report_before_the_first_call_and_one_after_a_failed_one():
     assert "the call raised ValueError" in ours.relay.last.reason
 
 
+def test_a_call_that_raises_when_the_model_is_looked_at_is_reported():
+    """A forward without a signature: stock's generate() raises the same."""
+
+    class Signatureless:
+        __hash__ = None
+
+        def __call__(self, *args, **kwargs):
+            raise AssertionError("it is not reached")
+
+        def __eq__(self, other):
+            return True  # so `inspect` takes it for a builtin, and finds no signature
+
+    stock, ours = (tiny_model("llama") for _ in range(2))
+    relay_hf.patch_model(ours, policy="always")
+    said = []
+    for model in (stock, ours):
+        model.forward = Signatureless()
+        with pytest.raises((TypeError, ValueError)) as raised:
+            model.generate(**prompts(20, (3, 5)), max_new_tokens=2)
+        said.append((raised.type, str(raised.value).partition(" object at ")[0]))
+    assert said[0] == said[1]
+    assert f"the call raised {said[0][0].__name__}" in ours.relay.last.reason
+    assert ours.relay.stats().calls == 1
+
+
 def test_a_static_cache_by_default_of_the_model_is_not_the_callers_wish():
     stock, ours = pair()
     for model in (stock, ours):
