@@ -115,6 +115,7 @@ clean: ## remove the virtual environments and the site
 	.venv/bin/python -m compileall -qq --workers 0 "$$(.venv/bin/python -c '$(SITE)')" || true
 	touch $@
 
+# What the site and the clients bring is imported a few times: compiling all of it takes longer than that saves.
 .venv/.docs: .venv/.ready $(DOCS)
 	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS) -r $(DOCS)
 	touch $@

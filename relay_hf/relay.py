@@ -245,7 +245,7 @@ class Relay:
                     return generate(call, stock, args, kwargs)
                 finally:
                     report = call.report
-        except BaseException as error:
+        except BaseException as error:  # the first look at the model may raise too, before there is a call
             report = report or RelayReport.untouched(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
             raise
         finally:

@@ -17,7 +17,7 @@ class LookaheadCriterion(StoppingCriteria):
 
     The loop gives its criteria the new tokens, on the device, and then waits for the criteria's result, to see whether
     to stop. The next step already runs during this wait. Without it the device idles from the end of a step until the
-    host launches the next: 0.22 ms of Python, the loop's and ours, with 32 layers on one core of an EPYC.
+    host launches the next.
     """
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:

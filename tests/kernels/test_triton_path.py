@@ -108,7 +108,8 @@ def test_features_equal_reference(shape, window):
 
 def any_combination(dtype, draw):
     length = draw(st.sampled_from([1, 1, 1, 2, 3, 7, 35]))
-    batch = draw(st.integers(1, 4 if length < 35 else 2))  # the interpreter takes 3 ms for each query that it merges
+    # A program for each query merges its parts, one after the other: with 35 tokens a row, two rows are enough.
+    batch = draw(st.integers(1, 4 if length < 35 else 2))
     columns = length + draw(st.integers(0, 20))
     lengths = draw(st.lists(st.integers(0, 40), max_size=3))
     subset = st.none() | st.lists(st.integers(0, batch - 1), unique=True)

@@ -10,8 +10,8 @@ from triton.runtime import interpreter
 def make_launches_cheap() -> None:
     """Replace the functions of `triton.language` once a launch, and run launches in a thread of their own.
 
-    The interpreter replaces them anew for each device function that a kernel calls, by the same ones: 3,000 times in a
-    launch of a small case, 0.8 ms each, a third of the time that the tests of kernels took.
+    The interpreter replaces them anew for each device function that a kernel calls, by the same ones: 3,000 times in
+    the three launches of a small case, a third of their time.
 
     A thread has a stack of Python frames of its own, which starts empty. On the test's own stack a kernel may happen to
     run where a block of it ends. CPython then maps and frees a block at each call: half of the time of some tests.
