@@ -69,6 +69,10 @@ class Reason(Enum):
     )
     CACHE_UNSHARED = ("call", "a returned cache that shares nothing")
     CACHE_LONGER = ("call", "attention_mask ends before what the returned cache holds")
+    RETURNED_JOINED = (
+        "call",
+        "keys or values of the returned cache were changed, or it was cropped into its prefix",
+    )
     RETURNED_OF_STATES = ("call", "a returned cache of recurrent layers alone; continued on a DynamicCache")
     # What the model's author has it do by default.
     WITHOUT_CACHE_BY_DEFAULT = ("model", "use_cache=False")

@@ -22,12 +22,13 @@ class RelayReport:
         prefix_tokens_reused: tokens of the runs that earlier calls had kept (tokens).
         prompt_tokens_computed: prompt tokens that went through the model, padding excluded (tokens).
         prompt_tokens_saved: prompt tokens that stock generate() would have computed on top of these (tokens).
-        kv_bytes: size of the KV cache at the end of the call, slack for growth included (bytes).
+        kv_bytes: what the KV cache holds at the end of the call, shared tokens counted once (bytes).
+        kv_bytes_reserved: room in the same cache for tokens to come, on top of `kv_bytes` (bytes).
         kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
         levels: levels of sharing: the most shared runs that follow each other in a row.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
         graph_steps: decode steps that were replays of a CUDA graph.
-        graph_bytes: memory of this call's graphs: own KV, which `kv_bytes` counts too, and working memory (bytes).
+        graph_bytes: memory of this call's graphs: own KV, which these fields count too, and working memory (bytes).
         graph_reason: why decode steps were not replays, in words; empty if they were.
     """
 
@@ -40,6 +41,7 @@ class RelayReport:
     prompt_tokens_computed: int = 0
     prompt_tokens_saved: int = 0
     kv_bytes: int = 0
+    kv_bytes_reserved: int = 0
     kv_bytes_stock: int = 0
     levels: int = 0
     backend: str = "stock"

@@ -18,7 +18,7 @@ from .store import Record
 
 OUT_OF_TIME = "out of time"
 _WARM_UP, _PROFILE = -1, -2  # draws of own tokens; rounds have theirs, the same for whoever is measured apart
-_REPORTED = ("relayed", "kv_bytes", "kv_bytes_stock", "graph_steps", "graph_bytes", "graph_reason")
+_REPORTED = ("relayed", "kv_bytes", "kv_bytes_reserved", "kv_bytes_stock", "graph_steps", "graph_bytes", "graph_reason")
 
 
 class Turns:

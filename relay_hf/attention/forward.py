@@ -31,7 +31,7 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
 
     Returns:
         New arguments for the forward, positional and by name: a static decode step gets no mask, or prepared masks.
-        None if the arguments stay.
+        None if the arguments stay; so they do for a cache that was joined, on which stock's forward goes on.
 
     Raises:
         RelayError: the forward asks for attention weights, or its mask does not fit the cache.
@@ -40,7 +40,9 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
     if stale is not None and stale.settings.model is model:
         close_context(stale)
     cache, mask, ids = forward_arguments(model.forward, args, kwargs)
-    if cache is None:
+    if cache is not None:
+        cache.take_over()
+    if cache is None or cache.is_joined:
         return None
     told = listener.get()
     if told is not None:

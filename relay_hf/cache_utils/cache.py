@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,18 @@ from transformers import Cache, DynamicCache
 
 from ..errors import RelayError
 from ..model.architectures import architecture_of
-from ..model.upstream.caches import BOTH_LAYERS, EMPTY_LAYERS, KV_LAYERS, STATE_LAYERS, lists_layers, window_of_layer
+from ..model.upstream.caches import (
+    BOTH_LAYERS,
+    EMPTY_LAYERS,
+    KV_LAYERS,
+    STATE_LAYERS,
+    lists_layers,
+    stock_tensors,
+    window_of_layer,
+)
 from ..model.upstream.models import looped_layers, reusing_layers
 from .active import active_forward
+from .dynamic_view import DynamicView
 from .hybrid_layer import HybridLayer
 from .layer import RelayLayer
 from .prefix_kv import LayerState, PrefixKV
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-class RelayCache(Cache):
+class RelayCache(DynamicView):
     """A cache whose rows share segments of KV.
 
     A patched model's `generate()` makes it. You can also make an empty one and give it to `generate()` as `cache` (as
@@ -35,6 +43,12 @@ class RelayCache(Cache):
     because there is no backward through segments.
 
     The model may keep the segments for later calls too: read them, and don't write to them.
+
+    Whatever works on a DynamicCache works on it: iterating, `len`, `layers[i].keys` and `.values`, copies, pickles and
+    `torch.save`. Keys and values that are read are joined to whole rows, `[B, Hkv, L, D]` in the caller's layout, with
+    zeros in padding. This costs the time to copy them and the memory that a DynamicCache takes for them, until the
+    cache is used further. Write to them, or assign others, and they count: then the cache holds whole rows like a
+    DynamicCache from its next use on, shares nothing any more, and a call on it is not relayed. Do so between forwards.
 
     Args:
         config: the model's configuration, which names the layers.
@@ -50,6 +64,8 @@ class RelayCache(Cache):
         traceable: `attends_stored`, and each attention module named the layer that it attends to. Then the operation
             that replaces a layer's attention in a graph can store keys and values.
         in_static_step: the forward that runs now is a static decode step.
+        is_joined: the layers are Transformers' own, and hold whole rows; so after keys or values were changed, and
+            after a crop into the shared prefix.
 
     Raises:
         ValueError: a layer of the model keeps something else than keys and values per token, or has a window of one.
@@ -78,15 +94,14 @@ class RelayCache(Cache):
         self.traceable = False
         self.in_static_step = False
         stocks = [*template.layers, *(template.layers[index] for index in looped_layers(text))]
-        super().__init__(layers=[_counterpart(layer, self.rows) for layer in stocks])
-        self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
-        self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
+        Cache.__init__(self, layers=[_counterpart(layer, self.rows) for layer in stocks])
+        self._sort_layers()
 
     @property
     def is_filled(self) -> bool:
         """Whether any layer has seen a token."""
         kv = any(layer.is_initialized for layer in self.kv_layers.values())
-        return kv or any(layer.holds_state for layer in self.state_layers.values())
+        return self.is_joined or kv or any(layer.holds_state for layer in self.state_layers.values())
 
     def share(
         self,
@@ -149,6 +164,8 @@ class RelayCache(Cache):
         Raises:
             RelayError: not inside a forward of a patched model that uses this cache.
         """
+        if self.is_joined:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if torch.compiler.is_compiling():
             if self.traceable:
                 return key_states, value_states
@@ -166,6 +183,8 @@ class RelayCache(Cache):
                 "would be left out of attention. Patch the model with relay_hf.patch_model(model) and call all of it, "
                 "or pass what its to_dynamic() returns."
             )
+        if self.rows.shown:
+            self._check_unchanged(layer_idx)
         if forward.stores_late:
             forward.saw_update(layer_idx, key_states)
             return key_states, value_states
@@ -173,6 +192,15 @@ class RelayCache(Cache):
         keys, values = layer.update(key_states, value_states)
         forward.saw_update(layer_idx, keys)
         return forward.whole_rows(layer) if self.rows.whole_rows and self.rows.offset else (keys, values)
+
+    def _check_unchanged(self, layer_idx: int) -> None:
+        layer = self.layers[layer_idx]
+        if not isinstance(layer, RelayLayer) or layer.is_changed():
+            raise RelayError(
+                f"keys or values of layer {layer_idx} of this RelayCache were changed while a forward runs. Change "
+                "them between forwards, or give the model what the cache's to_dynamic() returns."
+            )
+        layer.forget()  # they will lack what this forward stores
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """How many columns attention sees after `query_length` more, and the caller's column of the first one.
@@ -199,21 +227,29 @@ class RelayCache(Cache):
         return (None in groups) + max(used.values(), default=0)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` own tokens of every row.
+        """Forget the last `-tokens_to_remove` tokens of every row.
+
+        If some row has fewer own tokens, the rows are joined, and share nothing any more.
 
         Args:
             tokens_to_remove: 0 or negative, as in Transformers (tokens).
 
         Raises:
-            ValueError: it is positive, or some row has fewer own tokens; or a layer with a sliding window has dropped
-                tokens that it would see again.
+            ValueError: it is positive; or a layer with a sliding window has dropped tokens that it would see again.
+            RuntimeError: a layer is recurrent, and does not record its past; or is Transformers' own, and its window
+                has dropped tokens.
         """
+        self.join_if_changed()
         super().crop(tokens_to_remove)
+        self.join_if_changed()
         if self.rows.holes is not None:
             self.rows.holes = self.rows.holes[:, : next(iter(self.kv_layers.values())).own_length]
 
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
+        if self.is_joined:
+            RelayCache.__init__(self, self.config)
+            self.is_joined = False
         super().reset()
         self._lay_out(RowLayout())
 
@@ -229,12 +265,14 @@ class RelayCache(Cache):
         Args:
             beam_idx: `[B]` int64.
         """
+        self.take_over()
         self._select_users(beam_idx)
         super().reorder_cache(beam_idx)
         self.rows.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times, its copies behind it: `B` rows become `B * repeats`; segments stay."""
+        self.take_over()
         super().batch_repeat_interleave(repeats)
         self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
 
@@ -246,6 +284,7 @@ class RelayCache(Cache):
         """
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
+        self.take_over()
         self._select_users(indices)
         super().batch_select_indices(indices)
         self.rows.change_rows(lambda state: state[indices.to(state.device)])
@@ -268,15 +307,23 @@ class RelayCache(Cache):
                 layer.change_users(moved)
 
     def nbytes(self) -> int:
-        """Bytes of the segments, each counted once, of the own buffers with their slack, and of recurrent states."""
+        """Bytes of what is filled: of the segments, each counted once, of own KV, and of recurrent states."""
+        self.join_if_changed()
         kv = self.kv_layers.values()
         tensors = [t for layer in kv for part in layer.shared for t in part.tensors()]
-        tensors += [t for layer in kv for t in layer.own_tensors()]
-        return _nbytes(tensors) + self._state_bytes()
+        tensors += [t for layer in kv if layer.is_initialized for t in layer.own()]
+        return _nbytes(tensors) + self._other_bytes()
+
+    def nbytes_reserved(self) -> int:
+        """Bytes of the room in own buffers for tokens to come."""
+        self.join_if_changed()
+        kv = [layer for layer in self.kv_layers.values() if layer.is_initialized]
+        return sum(_nbytes(layer.own_tensors()) - _nbytes(layer.own()) for layer in kv)
 
     def nbytes_stock(self) -> int:
         """Bytes that a DynamicCache of the same rows and columns holds."""
-        total = self._state_bytes()
+        self.join_if_changed()
+        total = self._other_bytes()
         for layer in self.kv_layers.values():
             for part in layer.own_tensors():
                 length = layer.get_seq_length()
@@ -285,24 +332,11 @@ class RelayCache(Cache):
                 total += part.shape[0] * part.shape[1] * length * part.shape[3] * part.element_size()
         return total
 
-    def _state_bytes(self) -> int:
-        return _nbytes([t for layer in self.state_layers.values() for t in layer.state_tensors()])
-
-    def to_dynamic(self) -> DynamicCache:
-        """The same content as a DynamicCache, which any model can use.
-
-        Returns:
-            A cache in the caller's layout, `[padding | prefix | own]` in every row: `[B, Hkv, L, D]` in each layer.
-        """
-        dynamic = DynamicCache(config=self.config)
-        text = self.config.get_text_config(decoder=True)
-        dynamic.layers += [copy.deepcopy(dynamic.layers[index]) for index in looped_layers(text)]
-        for source, target in zip(self.layers, dynamic.layers, strict=True):
-            if isinstance(source, RelayLayer) and source.is_initialized:
-                target.update(source.joined(0), source.joined(1))
-            if isinstance(source, StateLayer):
-                copy_state(source, target)
-        return dynamic
+    def _other_bytes(self) -> int:
+        """Bytes of recurrent states, and of keys and values in layers of Transformers' own."""
+        stocks = [layer for layer in self.layers if not isinstance(layer, (RelayLayer, StateLayer))]
+        states = [t for layer in self.state_layers.values() for t in layer.state_tensors()]
+        return _nbytes(states) + _nbytes(t for layer in stocks for t in stock_tensors(layer))
 
     def adopt(self, dynamic: DynamicCache, context: Hashable = None) -> None:
         """Replace the content by that of a DynamicCache of the same model. Then no rows share anything.

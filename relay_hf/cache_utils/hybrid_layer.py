@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..model.upstream.caches import install_states, states_of, stock_layer
 from .layer import RelayLayer
 from .row_layout import RowLayout
 from .state_layer import StateLayer, copy_state
@@ -58,8 +59,23 @@ class HybridLayer(StateLayer, RelayLayer):
         StateLayer.batch_select_indices(self, indices)
         RelayLayer.batch_select_indices(self, indices)
 
+    def become_stock(self, removed: int = 0) -> None:
+        """Become Transformers' own layer of both. Its states are the very tensors that they were."""
+        states = states_of(self)
+        RelayLayer.become_stock(self, removed)
+        install_states(self, *states)
+
+    def to_stock(self, removed: int = 0) -> Any:
+        """The same content in a new layer of Transformers' own, without the last `removed` columns."""
+        stock = RelayLayer.to_stock(self, removed)
+        copy_state(self, stock)
+        return stock
+
+    def _empty_stock(self) -> Any:
+        return stock_layer(self.sliding_window, self.number_of_states)
+
     def get_max_length(self) -> int:
-        """-1: no maximum."""
+        """Stock's answer for both, which is that for its states."""
         return -1
 
     def __deepcopy__(self, memo: dict) -> HybridLayer:

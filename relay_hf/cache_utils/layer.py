@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import RelayError
 from ..kernels.segment import Segment
-from ..model.upstream.caches import CacheLayerMixin
 from .columns import join_columns
 from .prefix_kv import LayerKV
 from .row_layout import RowLayout
+from .stock_view import StockView
 
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
@@ -23,7 +24,7 @@ _GROWTH = 1.5
 _LEAST_RESERVED = 512
 
 
-class RelayLayer(CacheLayerMixin):
+class RelayLayer(StockView):
     """Shared segments and own KV of one attention layer.
 
     Args:
@@ -32,7 +33,6 @@ class RelayLayer(CacheLayerMixin):
     """
 
     is_croppable = True
-    is_sliding = False
 
     def __init__(self, rows: RowLayout, sliding_window: int | None = None) -> None:
         self.rows = rows
@@ -42,24 +42,15 @@ class RelayLayer(CacheLayerMixin):
         self._buffers: tuple[Tensor, Tensor] | None = None
         self._read_only = False  # another cache uses the buffers too, or they were made in inference mode
         self._dropped = 0  # leading own columns that another cache has dropped, because they left the window
+        self._shown = {}
 
     @property
     def is_initialized(self) -> bool:
         """Whether anything has been stored."""
         return self._buffers is not None
 
-    @property
-    def keys(self) -> Tensor | None:
-        """Own keys as the model stores them: `[B, Hkv, S, D]`, a view; None before the first update."""
-        return None if self._buffers is None else self.own()[0]
-
-    @property
-    def values(self) -> Tensor | None:
-        """Own values as the model stores them: `[B, Hkv, S, Dv]`, a view; None before the first update."""
-        return None if self._buffers is None else self.own()[1]
-
     def own(self) -> tuple[Tensor, Tensor]:
-        """Own keys and values, as views."""
+        """Own keys and values as the model stores them, `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`, as views."""
         keys, values = self.buffers
         return keys[:, :, : self.own_length], values[:, :, : self.own_length]
 
@@ -183,29 +174,29 @@ class RelayLayer(CacheLayerMixin):
         """The caller's columns that are in the cache."""
         return self.rows.offset + self.own_length
 
-    def get_max_length(self) -> int:
-        """-1: no maximum."""
-        return -1
-
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` own tokens (0 or negative, as in Transformers)."""
+        """Forget the last `-tokens_to_remove` tokens (0 or negative, as in Transformers).
+
+        If these are more than some row's own tokens, the layer becomes Transformers' own.
+        """
         if tokens_to_remove > 0:
             raise ValueError(
                 f"tokens_to_remove must be 0 or negative, the tokens to take off the end; got {tokens_to_remove}."
             )
-        # If a row has fewer own tokens than others, its first own columns hold the last tokens of its prefix.
-        own = self.own_length if self.rows.own_start is None else self.own_length - int(self.rows.own_start.max())
-        if -tokens_to_remove > own:
-            raise ValueError(
-                f"tokens_to_remove={tokens_to_remove} reaches into the shared prefix: some row has only {own} own "
-                "tokens. Use to_dynamic() for a cache that can be cropped further."
-            )
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
         first_seen = self.own_length + tokens_to_remove + 1 - (self.sliding_window or 0)
-        if tokens_to_remove and max(first_seen, 0) < self._dropped:
+        if max(first_seen, 0) < self._dropped:
             raise ValueError(
                 f"tokens_to_remove={tokens_to_remove} moves the window of {self.sliding_window} tokens back over "
                 "tokens that are not held: a call which was not relayed dropped them. Run the shorter text again."
             )
+        # If a row has fewer own tokens than others, its first own columns hold the last tokens of its prefix.
+        own = self.own_length if self.rows.own_start is None else self.own_length - int(self.rows.own_start.max())
+        if -tokens_to_remove > own:
+            self.become_stock(-tokens_to_remove)
+            return
+        self.crop_shown(-tokens_to_remove)
         self.own_length += tokens_to_remove
 
     def reset(self) -> None:
@@ -271,6 +262,15 @@ class RelayLayer(CacheLayerMixin):
                 buffer[indices.to(part.device), :, columns - layer.own_length : columns] = part
         self.own_length = columns
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A pickle holds what is filled, without the memory around it."""
+        own = None if self._buffers is None else tuple(part.clone() for part in self.own())
+        compact = {"shared": [part.compact() for part in self.shared], "_buffers": own, "_read_only": True}
+        return {**vars(self), **compact, "_shown": self._shown if self.is_changed() else {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({"_shown": {}, **state})  # an earlier version of 0.1.0 showed own keys and values only
+
     def __deepcopy__(self, memo: dict) -> RelayLayer:
         new = RelayLayer(copy.deepcopy(self.rows, memo), self.sliding_window)
         self._copy_into(new)
@@ -279,6 +279,7 @@ class RelayLayer(CacheLayerMixin):
     def _copy_into(self, new: RelayLayer) -> None:
         new.shared = list(self.shared)
         new.own_length, new._dropped = self.own_length, self._dropped
+        new._shown = {part: tensor.clone() for part, tensor in self._shown.items()} if self.is_changed() else {}
         if self._buffers is not None:
             new._buffers = self._buffers
             new.move_out()

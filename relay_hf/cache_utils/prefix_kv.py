@@ -63,6 +63,12 @@ class LayerKV:
         stored = (key, value) if self.stored_as_attended else (self.stored[0].clone(), self.stored[1].clone())
         return LayerKV(replace(self.segment, key=key, value=value), stored)
 
+    def compact(self) -> LayerKV:
+        """The same without memory beyond its tokens, each tensor once: a pickle holds all memory of every tensor."""
+        if any(t.untyped_storage().nbytes() > t.numel() * t.element_size() for t in self.tensors()):
+            return self.clone()
+        return replace(self, stored=(self.segment.key, self.segment.value)) if self.stored_as_attended else self
+
     @classmethod
     def joined(cls, parts: Sequence[LayerKV]) -> LayerKV:
         """Runs that follow each other, as one, in new tensors."""

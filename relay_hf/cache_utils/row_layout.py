@@ -26,6 +26,7 @@ class RowLayout:
         reserve: own columns to make room for when a buffer is allocated.
         spare: bytes that a layer may take for columns that it does not need yet.
         changes: how often the rows were changed; a change may have written to `own_start` and `holes` in place.
+        shown: a layer has shown keys or values, which somebody may have changed since, or is Transformers' own by now.
         whole_rows: the model gets keys and values of whole rows, in the caller's columns, as split tensors.
     """
 
@@ -37,6 +38,7 @@ class RowLayout:
     spare: int = 0
     whole_rows: bool = False
     changes: int = 0
+    shown: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:

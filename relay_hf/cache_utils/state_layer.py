@@ -74,6 +74,12 @@ class StateLayer(LinearAttentionLayer):
                     tensor[indices.to(tensor.device)] = source[i]
         install_states(self, conv, recurrent)
 
+    def to_stock(self) -> LinearAttentionLayer:
+        """The same states in a new layer of Transformers' own."""
+        stock = LinearAttentionLayer(number_of_states=self.number_of_states)
+        copy_state(self, stock)
+        return stock
+
     def reset(self) -> None:
         """Back to a layer that has seen nothing."""
         StateLayer.__init__(self, self.number_of_states)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from ..cache_utils import RelayCache
 from ..model.upstream.models import has_loops_of_its_own
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
-from .notices import guarded, tell
+from .notices import JOINED, guarded, tell
 
 logger = logging.getLogger("relay_hf")
 
@@ -23,7 +24,7 @@ def finish(call: GenerateCall) -> RelayReport:
         report.backend = "+".join(sorted(call.backends)) or "model"
     if call.cache is not None and report.relayed:
         with guarded("the KV of this call could not be counted"):
-            report.kv_bytes, report.kv_bytes_stock = call.cache.nbytes(), call.cache.nbytes_stock()
+            _count(call.cache, report)
     if runner is not None:
         call.let_go()
         with guarded("the CUDA graph of this call could not be given back"):
@@ -41,6 +42,14 @@ def _without_prefill(call: GenerateCall) -> Refusal:
     """Why a call did not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
     own = not call.facts.arguments.own_loop and has_loops_of_its_own(call.facts.view.model)
     return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
+
+
+def _count(cache: RelayCache, report: RelayReport) -> None:
+    """Report the bytes of the call's cache, and whether it was changed meanwhile."""
+    report.kv_bytes, report.kv_bytes_reserved = cache.nbytes(), cache.nbytes_reserved()
+    report.kv_bytes_stock = cache.nbytes_stock()
+    if cache.is_joined:
+        report.reason += JOINED
 
 
 def _fill_given(call: GenerateCall) -> None:

@@ -15,6 +15,9 @@ logger = logging.getLogger("relay_hf")
 # The end of the reason of a call that gets a returned cache and is not relayed.
 CONTINUED = "; continued on a DynamicCache"
 
+# The end of the reason of a relayed call during which somebody has changed its cache.
+JOINED = "; not after keys or values of its cache were changed"
+
 
 def tell(facts: CallFacts, reason: str, source: Source | None) -> None:
     """Warn of a call that is left to stock, once for each model and reason; not if the call itself is the reason."""

@@ -23,19 +23,23 @@ from .notices import CONTINUED
 def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
     """Make a returned cache ready for the call. If the call can't be relayed, a DynamicCache takes its place."""
     view, input_ids, inputs = call.facts.view, asked.input_ids, asked.inputs
-    if not cache.kv_layers:  # a cache of states alone does not know how many columns it has seen
+    cache.take_over()
+    if not (cache.kv_layers or cache.is_joined):  # a cache of states alone does not know how many columns it has seen
         inputs[view.cache_name] = call.stand_in_for(cache)
         return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
     past, mask = cache.get_seq_length(), inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))
+    columns = max(input_ids.shape[1] - past, 0)
+    computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
+    if cache.is_joined:  # stock goes on with the caller's cache itself
+        changed = Reason.RETURNED_JOINED.of()
+        return RelayReport.untouched(changed, rows=len(input_ids), prompt_tokens_computed=computed)
     refused = _refusal(call, cache, asked, attended)
     try:
         holes = own_columns(cache.rows, attended)
         cache.rows.holes = None if holes is None else holes.to(input_ids.device)
     except RelayError as error:
         refused = refused or Reason.UNFIT_CALL.of(why=error)
-    columns = max(input_ids.shape[1] - past, 0)
-    computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
     if refused is not None:
         inputs[view.cache_name] = call.stand_in_for(cache)
         report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)

@@ -70,6 +70,9 @@ class RowRecorder:
         view = ModelView.of(facts.view.model)  # as it is now
         if keeping_refusal(view.model, view.modules) or hook_refusal(view):
             return
+        cache.join_if_changed()
+        if cache.is_joined:  # what it holds is no longer what the model has computed
+            return
         if view.store_key != self._store_key:
             # Another thread, or a streamer's tokenizer, has changed PyTorch's settings, so the KV was computed partly
             # under one, partly under another.

@@ -92,6 +92,11 @@ class GraphRunner:
         if self.why_not is not None or not self._is_step(args, kwargs):
             return forward(*args, **kwargs)
         self._left -= 1
+        self._cache.take_over()
+        if self._cache.is_joined:
+            self._close()
+            self._refuse("keys or values of the cache were changed within the call")
+            return forward(**kwargs)
         if self._adapters and adapter_state(self._modules) != self._adapters:
             self._close()
             self._refuse("adapters changed within the call")
@@ -125,7 +130,7 @@ class GraphRunner:
 
     def run_ahead(self, input_ids: Tensor) -> None:
         """Start the step that the loop will ask for next, with the last tokens of `input_ids` `[B, n]`."""
-        if self._graph is not None and self._ahead and self._left > 0:
+        if self._graph is not None and self._ahead and self._left > 0 and not self._cache.rows.shown:
             self._graph.run_ahead(input_ids[:, -1:])
 
     def check(self) -> None:

@@ -52,22 +52,25 @@ def test_sizes(cache):
     own = 7 + NEW - 1
     assert cache.get_seq_length() == PREFIX + own
     assert cache.get_mask_sizes(1, 0) == (own + 1, PREFIX)
-    assert cache.get_max_length() == -1
+    assert cache.get_max_length() == 12  # the window, as stock's says
     assert not cache.is_compileable
     assert cache.is_initialized
 
 
 def test_holds_prefix_once_and_own_per_row(model, cache):
-    own = 7 + NEW  # allocated for the whole call: no slack
+    own = 7 + NEW - 1  # the last token has not been through the model
     heads, size, item = 2, 8, 4
     slots = PREFIX + len(RAGGED) * own
-    assert cache.nbytes() == slots * heads * size * item * 2 * len(cache.layers)
+    column = heads * size * item * 2 * len(cache.layers)
+    assert cache.nbytes() == slots * column
+    assert cache.nbytes_reserved() == len(RAGGED) * column
     storages = {}
     for layer in cache.layers:
         for tensor in (*layer.own_tensors(), *(t for part in layer.shared for t in part.tensors())):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    assert sum(storages.values()) == cache.nbytes()
+    assert sum(storages.values()) == cache.nbytes() + cache.nbytes_reserved()
     assert model.relay.last.kv_bytes == cache.nbytes()
+    assert model.relay.last.kv_bytes_reserved == cache.nbytes_reserved()
     window = 12  # what stock's sliding layers hold is one less
     assert model.relay.last.kv_bytes_stock == len(RAGGED) * (window - 1) * heads * size * item * 2 * len(cache.layers)
 
@@ -99,7 +102,7 @@ def test_growth_is_geometric_and_slack_bounded(model):
     assert layer.capacity <= 1.5 * layer.own_length
 
 
-def test_crop_takes_own_tokens_only(model, cache):
+def test_crop_takes_own_tokens_and_leaves_the_rest_shared(model, cache):
     before = next_logits(model, cache)
     longer = copy.deepcopy(cache)
     with torch.no_grad():
@@ -110,10 +113,8 @@ def test_crop_takes_own_tokens_only(model, cache):
     assert longer.get_seq_length() == cache.get_seq_length() + 2
     longer.crop(-2)
     torch.testing.assert_close(next_logits(model, longer), before)
-    # Of 18 own columns the first six are prefix in the row with one token of its own.
-    with pytest.raises(ValueError, match="reaches into the shared prefix: some row has only 12 own tokens"):
-        longer.crop(-13)
-    longer.crop(-12)
+    longer.crop(-12)  # of 18 own columns the first six are prefix in the row with one token of its own
+    assert longer.is_shared
     with pytest.raises(ValueError, match="0 or negative"):
         longer.crop(3)
 
@@ -201,7 +202,7 @@ def test_what_was_adopted_is_copied_before_it_is_written(change):
     dynamic = cache_of(generate(model, prompts(PREFIX, RAGGED), return_dict_in_generate=True))
     cache = relay_hf.RelayCache(model.config)
     cache.adopt(dynamic)
-    assert cache.layers[0].keys.data_ptr() == dynamic.layers[0].keys.data_ptr()
+    assert cache.layers[0].own()[0].data_ptr() == dynamic.layers[0].keys.data_ptr()
     before = [layer.keys.clone() for layer in dynamic.layers]
     CHANGES[change](cache)
     mask = torch.nn.functional.pad(prompts(PREFIX, RAGGED)["attention_mask"], (0, NEW), value=1)
@@ -301,7 +302,7 @@ def test_deepcopy_shares_segments_and_owns_the_rest(model, cache):
     twin = copy.deepcopy(cache)
     for mine, theirs in zip(twin.layers, cache.layers, strict=True):
         assert mine.shared[0] is theirs.shared[0]
-        assert mine.keys.data_ptr() != theirs.keys.data_ptr()
+        assert mine.own()[0].data_ptr() != theirs.own()[0].data_ptr()
         assert mine.rows is twin.rows
     assert twin.rows is not cache.rows
     before = next_logits(model, cache)

@@ -5,9 +5,10 @@ import threading
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import relay_hf
-from relay_hf.cache_utils import layer
+from relay_hf.cache_utils import RelayCache, layer
 from relay_hf.errors import RelayError
 from relay_hf.generation import lay_out
 from relay_hf.generation.call import current_call
@@ -113,6 +114,32 @@ def test_a_cache_that_somebody_held_on_to_is_not_written_to_by_the_next_call(gra
     generate(model, prompts(20, (5, 4), seed=3))
     assert model.relay.last.graph_steps == 11
     assert all(torch.equal(now, then) for now, then in zip(held[0].layers[0].own(), before, strict=True))
+
+
+@pytest.mark.parametrize("change", ["in place", "assigned", "read"])
+def test_a_cache_that_is_changed_between_replays_goes_on_as_stocks_does(graphs, change):
+    found = []
+    for model in (tiny_model("llama"), patch(tiny_model("llama"))):
+        cache = RelayCache(model.config) if hasattr(model, "relay") else DynamicCache(config=model.config)
+
+        def edit(input_ids, scores, cache=cache):
+            keys = cache.layers[1].keys if input_ids.shape[1] == 31 else None
+            if keys is not None and change == "in place":
+                keys[:, :, 21:24] *= 4
+            elif keys is not None and change == "assigned":
+                cache.layers[1].keys = keys * 2
+            return scores
+
+        options = {"logits_processor": [edit], "return_dict_in_generate": True, "output_logits": True}
+        found.append(generate(model, prompts(20, (3, 5)), **{CACHE: cache}, **options))
+    assert torch.equal(*(each.sequences for each in found))
+    torch.testing.assert_close(*(torch.stack(each.logits) for each in found), atol=1e-4, rtol=1e-4)
+    report = model.relay.last
+    assert report.graph_steps == (10 if change == "read" else 5), report
+    changed = "keys or values of the cache were changed within the call"
+    assert report.graph_reason == ("" if change == "read" else changed)
+    assert torch.equal(generate(model, prompts(20, (3, 5))), generate(tiny_model("llama"), prompts(20, (3, 5))))
+    assert model.relay.last.graph_steps == 11
 
 
 def test_weights_that_change_in_place_are_read_and_new_ones_are_captured_anew(graphs):

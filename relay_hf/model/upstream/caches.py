@@ -71,6 +71,19 @@ def attending(cache: Cache | None) -> float:
     return sum(isinstance(layer, CacheLayerMixin) for layer in layers) / max(len(layers), 1)
 
 
+def stock_tensors(layer: Any) -> list[Tensor]:
+    """The tensors that a layer of Transformers' own holds: keys and values, states, or both."""
+    kv = [layer.keys, layer.values] if isinstance(layer, CacheLayerMixin) and layer.is_initialized else []
+    states = states_of(layer) if isinstance(layer, LinearAttentionLayer) else ()
+    return [*kv, *(tensor for each in states for tensor in each.values())]
+
+
+def stock_layer(window: int | None, states: int | None = None) -> Any:
+    """An empty layer of a DynamicCache for keys and values, with a window (tokens), and for so many states beside."""
+    kinds, given = (KV_LAYERS, {}) if states is None else (BOTH_LAYERS, {"number_of_states": states})
+    return kinds[0](**given) if window is None else kinds[1](sliding_window=window, **given)
+
+
 def states_of(layer: LinearAttentionLayer) -> tuple[States, States]:
     """The states that a recurrent layer has, by number: of its convolutions, and of its recurrences."""
     conv, recurrent = (
