@@ -54,12 +54,15 @@ class Reason(Enum):
     SHORT_PREFIX = ("call", "the rows share {tokens} tokens, fewer than min_prefix_length={least}")
     SHORT_ROW = ("call", "one row of {tokens} tokens, fewer than min_prefix_length={least}")
     ROW_IN_OWN_LOOP = ("call", "one row, in a decoding loop of the caller's")
-    ROW_WITHOUT_BUDGET = ("call", "one row, of which nothing can be kept: max_store_bytes is 0")
+    ROW_WITHOUT_BUDGET = ("call", "one row, of which nothing can be kept: {why}")
     COSTS_MORE = ("call", "policy 'auto': relaying is expected to cost {milliseconds:.0f} ms more than it saves")
     RUNS_COST_MORE = (
         "call",
         "policy 'auto': sharing what some of the rows start with is not expected to pay",
     )
+    # Why nothing is kept for later calls.
+    NO_BUDGET = ("call", "max_store_bytes is 0")
+    OVER_BUDGET = ("call", "a prefix of {size} does not fit into max_store_bytes, {budget}")
     # What happened during the call.
     OUT_OF_MEMORY = ("call", "out of memory: a relayed prefill raised {error}: {message}")
     # A returned cache, on which the call then goes on as a DynamicCache.
@@ -89,20 +92,29 @@ class Reason(Enum):
     # What was changed on it: adapters, replaced attention, quantization, hooks, training.
     PREPARATION = ("model", "prepare_inputs_for_generation was replaced on this model")
     ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
-    ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by one from {origin}")
+    ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by {origin}")
     SDPA_REPLACED = ("model", "torch.nn.functional.scaled_dot_product_attention was replaced")
-    EAGER_REPLACED = ("model", "eager_attention_forward of {module} was replaced by one from {origin}")
-    QUANTIZED_BY_BATCH = ("model", "layers that torch.ao has quantized dynamically scale a batch by what is in it")
+    FUNCTION_REPLACED = ("model", "the function {function} was replaced by {origin}, which may look at several tokens")
+    UNKNOWN_CODE = (
+        "model",
+        "{what} (module {name!r}) runs {origin}, which may look at several tokens; trust=[{name!r}] vouches for it",
+    )
+    QUANTIZED_BY_BATCH = ("model", "a quantized layer, {module} (module {name!r}), {why}")
     HOOK_ON_ALL = ("model", "a forward hook on all modules would see the prefix apart from the rows")
-    HOOK = ("model", "a forward hook on {module} would see the prefix apart from the rows")
+    HOOK = (
+        "model",
+        "a forward hook on {module} ({origin}) would see the prefix apart from the rows; trust=[{name!r}] vouches for "
+        "it",
+    )
     CHECKPOINTING = ("model", "gradient checkpointing is on")
     DROPOUT = ("model", "dropout is active ({probability})")
     RANDOM_IN_TRAINING = ("model", "the model is random in training mode ({name}={value})")
-    # A single row gains only if it can be kept.
+    # Why nothing is kept for later calls. A single row gains only if it can be kept.
     ROW_NOT_KEPT = ("model", "one row, of which nothing can be kept: {why}")
     TRAINING_MODE = ("model", "the model is in training mode")
     QUANTIZED = ("model", "the model is quantized")
-    FORWARD_REPLACED = ("model", "a module's forward was replaced")
+    FORWARD_REPLACED = ("model", "the forward of a {module} was replaced")
+    CHANGED_MEANWHILE = ("model", "the model changed while the prefix was prefilled")
     INFERENCE_PARAMETERS = ("model", "the parameters were made in inference mode")
     PARAMETER_KIND = ("model", "a parameter is a {kind}")
     SEVERAL_DEVICES = ("model", "the model lies on several devices")

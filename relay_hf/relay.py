@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Attributes that a copy or a pickle of a handle leaves out: stores start empty, and locks belong to one process.
-_OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "stock", "store"})
+_OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "store"})
 _DEFAULT_STORE_BYTES = 2**30
 
 
@@ -55,7 +54,6 @@ class Relay:
         graphs: decode steps that were captured as CUDA graphs.
         findings: results of the model's earlier calls.
         last: the report of the latest generate(), or None before the first.
-        stock: the model's own methods before the patch, by name.
         shadowed: the values of the model's own `__dict__` under these names before the patch, or None.
         handles: handles of the hooks on the model.
     """
@@ -76,11 +74,6 @@ class Relay:
         self.graphs = GraphPool(self.model, self.config)
         self._open: set[GenerateCall] = set()
         self._lock = threading.Lock()
-        # The methods below ours. They are not read from the model, which may have ours already while it is unpickled.
-        kind = type(self.model)
-        self.stock: dict[str, Callable[..., Any]] = {
-            name: own or MethodType(getattr(kind, name), self.model) for name, own in self.shadowed.items()
-        }
 
     def configure(self, config: RelayConfig) -> None:
         """Take other options. Prefixes stay, unless their budget changes."""
@@ -235,9 +228,19 @@ class Relay:
 
     # -- what replaces the model's methods ---------------------------------------------------------------------------
 
+    def stock(self, name: str) -> Callable[..., Any]:
+        """The method below ours, as it is now: a tracer may have been put on the class, or taken off, since."""
+        own: Callable[..., Any] | None = self.shadowed[name]
+        if own is not None:
+            return own
+        kind = type(self.model)
+        found = next(vars(base)[name] for base in kind.__mro__ if name in vars(base))
+        bound: Callable[..., Any] = found.__get__(self.model, kind) if hasattr(found, "__get__") else found
+        return bound
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
-        stock = self.stock["generate"]
+        stock = self.stock("generate")
         report: RelayReport | None = None
         try:
             with self.open_call(CallArguments.of(stock, args, kwargs)) as call:
@@ -259,14 +262,14 @@ class Relay:
         call = current_call()
         asked = PrefillInputs(input_ids, generation_config, model_kwargs, is_first_iteration)
         if call is None or call.facts.view.model is not self.model:  # a decoding loop, started without generate()
-            return self.stock[PREFILL](*asked)
-        return prefill(call, self.stock[PREFILL], asked)
+            return self.stock(PREFILL)(*asked)
+        return prefill(call, self.stock(PREFILL), asked)
 
     def train(self, mode: bool = True) -> nn.Module:
         """The model's train(). It drops kept prefixes, because training changes the model."""
         if mode or self.model.training:
             self.store.clear()
-        return self.stock["train"](mode)
+        return self.stock("train")(mode)
 
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -9,7 +9,14 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import relay_hf
@@ -300,3 +307,52 @@ def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error
         relay_hf.patch_model(model, **options)
     if before is not None:
         assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (GenerationMixin, "generate"),
+        (GenerationMixin, "_prefill"),
+        (LlamaForCausalLM, "generate"),
+        (LlamaForCausalLM, "_prefill"),
+        (LlamaForCausalLM, "train"),
+    ],
+)
+def test_a_wrapper_on_the_class_counts_while_it_is_there(owner, name, monkeypatch):
+    """A tracer's, put on before the model is patched and taken off later, or put on later."""
+    method, calls = getattr(LlamaForCausalLM, name), []
+
+    def traced(self, *args, **kwargs):
+        calls.append(name)
+        return method(self, *args, **kwargs)
+
+    def count(model):
+        calls.clear()
+        generate(model, INPUTS)
+        assert model.relay.last.relayed, model.relay.last
+        generate(model, {each: value[:, -4:] for each, value in INPUTS.items()})  # it shares nothing: stock's prefill
+        model.train(False)
+        return calls.count(name)
+
+    expected = 2 if name == "generate" else 1
+    with monkeypatch.context() as context:
+        context.setattr(owner, name, traced, raising=False)
+        model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+        assert count(model) == expected
+    assert count(model) == 0
+    with monkeypatch.context() as context:
+        context.setattr(owner, name, traced, raising=False)
+        assert count(model) == expected
+
+
+def test_options_given_through_a_wrapper_of_any_arguments_are_known(monkeypatch):
+    """The caller has asked for a static cache: it is no default of the model's, which is overridden."""
+    method = GenerationMixin.generate
+    monkeypatch.setattr(GenerationMixin, "generate", lambda *args, **kwargs: method(*args, **kwargs))
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    options = copy.deepcopy(model.generation_config)
+    options.update(max_new_tokens=3, cache_implementation="static")
+    model.generate(INPUTS["input_ids"], options, attention_mask=INPUTS["attention_mask"])
+    assert "StaticCache" in model.relay.last.reason
+    assert model.relay.last.reason_source == "call"

@@ -16,6 +16,7 @@ from ..prefix import PrefixNode, Prompts, pruned, walk
 from ..reasons import Reason, Refusal
 from . import cost_model, eligibility, eligible_models
 from .decision import Decision
+from .eligible_code import code_refusal
 from .facts import CallFacts, PrefillInputs
 from .sharing import SharingRules, find, look
 
@@ -93,10 +94,9 @@ def refusal(
         facts.findings.refusal
         or _backend_refusal(facts, device)
         or eligible_models.model_refusal(facts.view)
-        or eligible_models.attention_refusal(facts.view)
         or eligibility.call_refusal(facts, asked, cache)
         or eligible_models.training_refusal(facts.view)
-        or eligible_models.hook_refusal(facts.view)
+        or code_refusal(facts.view, facts.config)
     )
 
 
@@ -130,7 +130,7 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     view, automatic = facts.view, facts.config.policy == "auto"
     unkept = None
     if facts.store.budget == 0:
-        unkept = Reason.ROW_WITHOUT_BUDGET.of()
+        unkept = Reason.NO_BUDGET.of()
     elif prompts.longest >= facts.config.min_prefix_length:
         unkept = keeping_refusal(view.model, view.modules)
     positions = view.architecture.positions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..config import RelayConfig
 from ..graphs import GraphPool
 from ..model.upstream.models import is_librarys
-from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
+from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, arguments_of
 from ..model.view import ModelView
 from ..prefix.source import PrefixSource
 from ..prefix.store import PrefixStore
@@ -47,8 +46,8 @@ class CallArguments:
         arguments = dict(kwargs)
         if args:
             with suppress(TypeError):
-                arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        given = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys())
+                arguments |= arguments_of(generate, args, kwargs)
+        given = frozenset(arguments)
         config = arguments.get("generation_config")
         code = [arguments.get(name) for name in CALLERS_CODE]
         each = [one for group in code for one in (group if isinstance(group, list) else [group]) if one is not None]

@@ -11,7 +11,11 @@ from torch import Tensor
 from ..cache_utils import PrefixKV, RelayCache, RowLayout
 from ..model.fingerprint import ModelFingerprint, embedding_samples
 from ..prefix import KeptPrefix, PrefixEntry, PrefixNode
+from ..prefix.store import token_overhead
+from ..reasons import Reason, Refusal
+from ..report import readable_bytes
 from .call import GenerateCall
+from .facts import CallFacts
 from .forward_rows import forward_rows
 
 # A kept run in more pieces is joined for the call. This costs a copy, but each piece would cost one more part of
@@ -96,6 +100,15 @@ def prefill_and_store(
     pieces = dict(filled)
     new = [PrefixEntry(ids, pieces[each][0], seen, pinned=pin) for (each, ids), seen in zip(missing, rows, strict=True)]
     return filled, call.facts.source.keep(before, view.modules, new, key)
+
+
+def why_unkept(facts: CallFacts, filled: PrefilledTree) -> Refusal:
+    """Why the store has not kept all runs of a tree that was prefilled."""
+    token, store = token_overhead(facts.view.embedding), facts.store
+    size = max(sum(piece.nbytes + piece.length * token for piece in own) for _, own in filled)
+    if size > store.budget or any(each.pinned for each in store.prefixes):
+        return Reason.OVER_BUDGET.of(size=readable_bytes(size), budget=readable_bytes(store.budget))
+    return Reason.CHANGED_MEANWHILE.of()
 
 
 def _with_ids(runs: list[PrefixNode]) -> Iterator[tuple[PrefixNode, Tensor]]:

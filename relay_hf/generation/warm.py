@@ -19,6 +19,7 @@ from ..prefix import KeptPrefix, Planned, PrefixNode, divided
 from ..prefix.store import token_overhead
 from . import eligibility, eligible_models
 from .call import GenerateCall
+from .eligible_code import code_refusal
 from .facts import CallFacts
 from .prefix_prefill import prefill_and_store, prefill_tree
 from .progress import progress_bar
@@ -87,10 +88,9 @@ def check_keepable(facts: CallFacts, length: int) -> None:
     refused = (
         facts.findings.refusal
         or eligible_models.model_refusal(view)
-        or eligible_models.attention_refusal(view)
         or eligibility.cache_refusal(cache)
         or keeping_refusal(view.model, view.modules)
-        or eligible_models.hook_refusal(view)
+        or code_refusal(view, facts.config)
         or eligibility.rope_refusal(view.configs, length)
     )
     if not refused and keeps_state(cache):

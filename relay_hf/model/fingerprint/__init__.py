@@ -3,13 +3,12 @@
 from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint
 from .keeping import keeping_refusal
-from .module_state import PlaceInModel, adapter_state, all_modules, structure
+from .module_state import PlaceInModel, adapter_state, structure
 
 __all__ = [
     "ModelFingerprint",
     "PlaceInModel",
     "adapter_state",
-    "all_modules",
     "embedding_samples",
     "keeping_refusal",
     "structure",

@@ -19,13 +19,22 @@ GENERATION_DEFAULTS = "generation_config"
 QUANTIZER = "hf_quantizer"
 _LOOPS = ("_sample", "_beam_search")
 
-# Transformers' own hooks that change no value, by module and by the start of their qualified names. The first ones
-# collect hidden states and attentions, and are idle unless a call asks for these. The last one lets embeddings record
-# gradients; it stays on a model when trainers switch gradient checkpointing off for a generate() call.
-_HARMLESS_HOOKS = (
-    ("transformers.utils.output_capturing", ""),
-    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
+# Transformers' own hooks that change no value, by the end of their file's path and the start of their qualified names.
+# The first ones collect hidden states and attentions, and are idle unless a call asks for these. The last one lets
+# embeddings record gradients. It stays on a model when trainers switch gradient checkpointing off for a call.
+HARMLESS_HOOKS = (
+    ("utils/output_capturing.py", ""),
+    ("modeling_utils.py", "PreTrainedModel.enable_input_require_grads."),
 )
+# Transformers' own quantized layers that treat every row by itself, by file: activations have no scale, a fixed one, or
+# one for each token. The first ones are tried in the tests; the others run on GPUs alone, and were read.
+QUANTIZED_LAYERS = {
+    "integrations/gemma_quant.py": ("QuantizedEmbedding", "QuantizedLinear"),
+    "integrations/finegrained_fp8.py": ("FP8Linear",),
+    "integrations/fbgemm_fp8.py": ("FbgemmFp8Linear",),
+    "integrations/compressed_tensors.py": ("CompressedTensorsFP8Linear",),
+    "integrations/mxfp4.py": ("Mxfp4GptOssExperts", "Mxfp4GptOssMLP"),
+}
 # Attributes of modules that do not change what they compute: options of generate(), a path, a length that was seen,
 # idle hooks.
 PASSING_ATTRIBUTES = frozenset(
@@ -51,12 +60,6 @@ def is_librarys(module_name: str | None) -> bool:
     return str(module_name or "").startswith(_LIBRARY)
 
 
-def is_harmless_hook(hook: object) -> bool:
-    """Whether a forward hook is one of Transformers' own that changes nothing."""
-    where, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
-    return any(where == known and name.startswith(start) for known, start in _HARMLESS_HOOKS)
-
-
 def replaced_preparation(model: PreTrainedModel) -> bool:
     """Whether the method that prepares a forward's inputs was replaced on this model by another object's.
 
@@ -69,11 +72,6 @@ def replaced_preparation(model: PreTrainedModel) -> bool:
 def forward_inputs(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
     """The arguments of a class's forward, by name."""
     return inspect.signature(kind.forward).parameters
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether Transformers has quantized a model, or loaded it so."""
-    return getattr(model, QUANTIZER, None) is not None
 
 
 def has_loops_of_its_own(model: PreTrainedModel) -> bool:

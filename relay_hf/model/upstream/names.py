@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
@@ -61,13 +61,28 @@ KNOWN_ATTENTION = frozenset(
 CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 CRITERIA = "stopping_criteria"
 # All arguments of generate() that are no inputs of the model, options included.
-GENERATE_ARGUMENTS = frozenset(
-    {"input_ids", *inspect.signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
-)
+_GENERATE = inspect.signature(GenerationMixin.generate)
+GENERATE_ARGUMENTS = frozenset({"input_ids", *_GENERATE.parameters, *vars(GenerationConfig())})
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
 # Words in a configuration's names for the probabilities that make a model random in training mode.
 RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
+
+
+def arguments_of(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a model's generate(), by name, those of its `**kwargs` too.
+
+    A wrapper that takes `*args` hands them on to Transformers' own generate().
+
+    Raises:
+        TypeError: generate() has no such arguments.
+    """
+    signature = inspect.signature(generate)
+    if any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values()):
+        bound = _GENERATE.bind_partial(None, *args, **kwargs)
+    else:
+        bound = signature.bind_partial(*args, **kwargs)
+    return {**bound.arguments, **bound.arguments.get("kwargs", {})}
 
 
 def cache_name(inputs: Container[str]) -> str:
