@@ -22,11 +22,7 @@ class RelayError(RuntimeError):
 
 
 class UnfitModelError(RelayError):
-    """No forward of this model can be relayed, because of what the model is."""
-
-
-class UnfitForwardError(RelayError):
-    """This forward can't be relayed, because of the model's present state; a later one may be."""
+    """No forward of this model can be relayed until the model changes, because of what it is or its present state."""
 
 
 class PrefixFileError(ValueError):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..attention.listener import listener
 from ..attention.static_step import StaticStep
 from ..cache_utils import RelayCache
 from ..cache_utils.active import active_forward
+from ..errors import RelayError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
@@ -48,6 +49,9 @@ class GenerateCall:
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         recorder: records a single row that is to be kept when the call ends, or None.
         runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
+        rerun: runs the call's first decode step again by stock, if the relayed one missed something; None before that
+            step, and once it went well.
+        first_step_raised: an error came from the call's first decode step.
         static_step, capture: see `ForwardListener`.
     """
 
@@ -60,6 +64,8 @@ class GenerateCall:
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     recorder: RowRecorder | None = None
     runner: GraphRunner | None = None
+    rerun: Callable[[GenerateCall, UnfitModelError, Mapping[str, Any]], Any] | None = None
+    first_step_raised: bool = False
     static_step: StaticStep | None = None
     capture: Capture | None = None
 
@@ -92,11 +98,28 @@ class GenerateCall:
     def computed_by(self, backend: str) -> None:
         """A forward was replayed, and `backend` computed its attention."""
         self.backends.add(backend)
+        self.rerun = None
 
-    def left(self, seen: Observations) -> None:
+    def left(self, seen: Observations, complete: bool) -> None:
         """A forward is over."""
+        self.first_step_raised = self.rerun is not None and not complete
         self.rechosen |= seen.rechosen
         self.backends |= seen.backends
+
+    def may_rerun(self, cache: RelayCache) -> bool:
+        """Whether a forward with `cache` is the first decode step."""
+        return self.rerun is not None and cache is self.cache
+
+    def checked(self, cache: RelayCache, missed: RelayError | None, inputs: Mapping[str, Any]) -> Any:
+        """The outputs of stock's first decode step, if the relayed one missed something; None if it went well."""
+        rerun = None
+        if cache is self.cache:
+            rerun, self.rerun = self.rerun, None
+        if missed is None:
+            return None
+        if rerun is None or not isinstance(missed, UnfitModelError):
+            raise missed
+        return rerun(self, missed, inputs)
 
     # -- of its caches -----------------------------------------------------------------------------------------------
 

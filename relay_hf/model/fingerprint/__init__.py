@@ -3,7 +3,7 @@
 from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint
 from .keeping import keeping_refusal
-from .module_state import PlaceInModel, adapter_state, all_modules, structure
+from .module_state import PlaceInModel, adapter_state, all_modules, make_up, structure
 
 __all__ = [
     "ModelFingerprint",
@@ -12,5 +12,6 @@ __all__ = [
     "all_modules",
     "embedding_samples",
     "keeping_refusal",
+    "make_up",
     "structure",
 ]
