@@ -11,7 +11,8 @@ _short.maxstring = _short.maxother = 60
 class RelayError(RuntimeError):
     """relay_hf can't do what was asked exactly: some layer would attend to fewer, or to other, tokens than in stock.
 
-    If this shows in the prefill, `generate()` goes on as stock, with the reason in the report. The error is raised
+    If this shows in the prefill or in the first decode step, `generate()` goes on as stock, with the reason in the
+    report. The error is raised
 
     - by a forward, if it shows later, or if a RelayCache is used outside of a patched model;
     - by `warm`, `save` and `load`, if prefixes can't be kept, or none is kept;

@@ -35,6 +35,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
+class FirstStep:
+    """The first decode step of a call.
+
+    Attributes:
+        rerun: runs it again by stock, if the relayed one missed something: with the call, the error that says what was
+            missed, and the step's arguments by name.
+        raised: the model's code has raised an error in it.
+    """
+
+    rerun: Callable[[GenerateCall, UnfitModelError, Mapping[str, Any]], Any]
+    raised: bool = False
+
+
+@dataclass(eq=False)
 class GenerateCall:
     """A call while it runs. The model's forwards report to it (`ForwardListener`).
 
@@ -49,9 +63,7 @@ class GenerateCall:
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         recorder: records a single row that is to be kept when the call ends, or None.
         runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
-        rerun: runs the call's first decode step again by stock, if the relayed one missed something; None before that
-            step, and once it went well.
-        first_step_raised: an error came from the call's first decode step.
+        first_step: the decode step that comes next, if it is the first one; else None.
         static_step, capture: see `ForwardListener`.
     """
 
@@ -64,8 +76,7 @@ class GenerateCall:
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     recorder: RowRecorder | None = None
     runner: GraphRunner | None = None
-    rerun: Callable[[GenerateCall, UnfitModelError, Mapping[str, Any]], Any] | None = None
-    first_step_raised: bool = False
+    first_step: FirstStep | None = None
     static_step: StaticStep | None = None
     capture: Capture | None = None
 
@@ -98,28 +109,29 @@ class GenerateCall:
     def computed_by(self, backend: str) -> None:
         """A forward was replayed, and `backend` computed its attention."""
         self.backends.add(backend)
-        self.rerun = None
+        self.first_step = None
 
     def left(self, seen: Observations, complete: bool) -> None:
         """A forward is over."""
-        self.first_step_raised = self.rerun is not None and not complete
+        if self.first_step is not None:
+            self.first_step.raised = not complete
         self.rechosen |= seen.rechosen
         self.backends |= seen.backends
 
     def may_rerun(self, cache: RelayCache) -> bool:
         """Whether a forward with `cache` is the first decode step."""
-        return self.rerun is not None and cache is self.cache
+        return self.first_step is not None and cache is self.cache
 
     def checked(self, cache: RelayCache, missed: RelayError | None, inputs: Mapping[str, Any]) -> Any:
         """The outputs of stock's first decode step, if the relayed one missed something; None if it went well."""
-        rerun = None
+        first = None
         if cache is self.cache:
-            rerun, self.rerun = self.rerun, None
+            first, self.first_step = self.first_step, None
         if missed is None:
             return None
-        if rerun is None or not isinstance(missed, UnfitModelError):
+        if first is None or not isinstance(missed, UnfitModelError):
             raise missed
-        return rerun(self, missed, inputs)
+        return first.rerun(self, missed, inputs)
 
     # -- of its caches -----------------------------------------------------------------------------------------------
 

@@ -41,13 +41,8 @@ def run_again(
     """
     facts, relayed, report = call.facts, call.cache, call.report
     view, refused = facts.view, failure_of(missed)
-    if (
-        before is None
-        or relayed is None
-        or report is None
-        or facts.arguments.own_loop
-        or has_loops_of_its_own(view.model)
-    ):
+    other_loop = facts.arguments.own_loop or has_loops_of_its_own(view.model)
+    if before is None or other_loop or relayed is None or report is None:
         facts.findings.learn(refused, view.modules, sure=True)
         raise missed
     call.let_go()

@@ -13,7 +13,7 @@ from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
 from ..report import RelayReport
-from .call import GenerateCall
+from .call import FirstStep, GenerateCall
 from .decide import decide
 from .decision import Decision
 from .facts import PrefillInputs
@@ -38,7 +38,7 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         call.cache = given if call.report.relayed else None
         outputs = stock(*asked)
         _hand_over(call, asked)
-        call.rerun = partial(run_again, stock, asked, None)
+        call.first_step = FirstStep(partial(run_again, stock, asked, None))
         return outputs
     unfit = unforeseen = lacking = False
     try:
@@ -47,7 +47,7 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         if decision.relays:
             outputs = _relayed(call, decision, asked)
             _hand_over(call, asked)
-            call.rerun = partial(run_again, stock, asked, dict(model_kwargs))
+            call.first_step = FirstStep(partial(run_again, stock, asked, dict(model_kwargs)))
             model_kwargs[cache_name] = call.cache  # last, so that after a failure they are still stock's inputs
             return outputs
     except TokenIdError:

@@ -284,7 +284,7 @@ def test_a_plain_model_keeps_nothing_of_the_prompt_behind_its_first_step():
     class Look(LogitsProcessor):
         def __call__(self, input_ids, scores):
             (call,) = ours.relay._open
-            held.append(call.rerun is not None)
+            held.append(call.first_step is not None)
             return scores
 
     generate(ours, PADDED, logits_processor=LogitsProcessorList([Look()]))
