@@ -128,6 +128,7 @@ class Reason(Enum):
     # What is known of its type, or what a relayed prefill has shown.
     UNFIT_MODEL = ("model", "{why}")
     PREFILL_RAISED = ("model", "a relayed prefill raised {error}: {message}")
+    STEP_RAISED = ("model", "a relayed decode step raised {error}: {message}")
     # What Transformers does.
     POSITIONS_COUNTED = ("transformers", "generate() counts positions otherwise than from the attention mask")
     OTHER_LOGITS = ("transformers", "generate() asks for other logits than the last token's")

@@ -281,8 +281,8 @@ class Relay:
             return uncompiled.call(enter, self.model, self.config.backend, args, kwargs)
         return enter(self.model, self.config.backend, args, kwargs)
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Close it, and check that every layer attended to its shared prefix."""
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Close it, and check that every layer attended to its shared prefix. See `leave` for what is returned."""
         if torch.compiler.is_compiling():
             from .model import uncompiled
 
@@ -293,6 +293,7 @@ class Relay:
     def open_call(self, arguments: CallArguments | None = None) -> Iterator[GenerateCall]:
         """Within it a generate() call runs, or another method that runs forwards like one."""
         view, arguments = ModelView.of(self.model), arguments or CallArguments()
+        self.findings.look(view.modules)
         facts = CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments)
         call = GenerateCall(facts)
         try:

@@ -9,7 +9,7 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from ..model.fingerprint import keeping_refusal
 from ..model.upstream.caches import attending, keeps_state, was_looked_at
-from ..model.upstream.models import new_tokens
+from ..model.upstream.models import new_tokens, takes_positions
 from ..model.upstream.names import takes_cache
 from ..model.vocabulary import check_vocabulary
 from ..prefix import PrefixNode, Prompts, pruned, walk
@@ -133,12 +133,10 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
         unkept = Reason.NO_BUDGET.of()
     elif prompts.longest >= facts.config.min_prefix_length:
         unkept = keeping_refusal(view.model, view.modules)
-    positions = view.architecture.positions
-    if positions == "given" and "position_ids" not in view.forward_inputs:
-        positions = "columns"  # BART and its relatives: they accept position_ids, and ignore them
+    positions = _positions(weighed)
     # A split tensor can hold one shared prefix only. A model that counts columns can't have prefixes that begin in
     # different columns. A recurrent layer that continues token by token would be slow in each level but the first.
-    one_level = recurrent == "steps" or view.architecture.own_attention or positions == "columns"
+    one_level = recurrent == "steps" or view.architecture.own_attention or positions in ("columns", "left out")
     found = find(facts, prompts, SharingRules(unkept, one_level, recurrent, reuse))
     if found.relays and automatic:
         _prune(found, weighed)
@@ -148,6 +146,24 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     if refused is None and automatic:
         refused = _cost_refusal(found, weighed)
     return Decision(refused, prompts=prompts) if refused else found
+
+
+def _positions(weighed: _Weighed) -> str:
+    """Where the model takes positions from in this call: see `Architecture.positions`.
+
+    "left out": they are given to the model, which leaves them out when it prepares a forward's inputs.
+    """
+    facts, view, asked = weighed.facts, weighed.facts.view, weighed.asked
+    known = view.architecture.positions
+    if known != "given":
+        return known
+    if "position_ids" not in view.forward_inputs:
+        return "columns"  # BART and its relatives: they accept position_ids, and ignore them
+    if asked.inputs.get("position_ids") is None:
+        return known
+    inputs = {**asked.inputs, view.cache_name: weighed.cache}
+    left_out = facts.findings.leaves_out_positions or not takes_positions(view.model, asked.input_ids, inputs)
+    return "left out" if left_out else known
 
 
 def _prune(found: Decision, weighed: _Weighed) -> None:

@@ -111,15 +111,16 @@ def _shows_padding(module: nn.Module) -> bool:
 def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, positions: str) -> Refusal | None:
     """Why the positions forbid relaying, or None: they must be those that generate() counts from the mask.
 
-    `positions`: where the model takes positions from; see `Architecture.positions`.
+    `positions`: where the model takes positions from; see `Architecture.positions`. "left out": they are given to it,
+    but its forward does not get them.
     """
     position_ids, mask = asked.inputs.get("position_ids"), asked.inputs.get("attention_mask")
-    given = position_ids is not None and positions != "columns"
+    given = position_ids is not None and positions not in ("columns", "left out")
     if bool(prompts.start.any()) and not given and positions != "relative":
         return Reason.PADDED_COLUMNS.of()
     if position_ids is None:
         return None
-    if prompts.holes and not given:  # GIT reads position_ids in a prompt's first forward alone
+    if prompts.holes and positions == "columns":  # GIT reads position_ids in a prompt's first forward alone
         return Reason.HOLES_IN_COLUMNS.of()
     if position_ids.dim() != 2:
         return Reason.POSITIONS_OF_MODEL.of(dimensions=position_ids.dim())

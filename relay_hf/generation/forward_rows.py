@@ -36,6 +36,7 @@ def forward_rows(
             step["position_ids"] = positions[:, :end]
         model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
+            facts.findings.leaves_out_positions = True  # `decide` did not see it: the cache was empty then
             raise RelayError("the model counts columns, and rows are padded")
         outputs = forward_uncompiled(facts, {**model_inputs, "return_dict": True})
     return outputs

@@ -161,12 +161,9 @@ def test_a_hook_that_was_there_when_the_model_was_patched_leaves_no_prefix():
 def test_pruning_is_noticed_as_a_hook_and_when_it_is_made_permanent():
     stock = plain_model()
     ours = reusing(stock)
-    for change in (
-        lambda part: prune.l1_unstructured(part, "weight", amount=0.5),
-        lambda part: prune.remove(part, "weight"),
-    ):
+    for change, options in ((prune.l1_unstructured, {"amount": 0.5}), (prune.remove, {})):
         for model in (stock, ours):
-            change(layer(model).self_attn.k_proj)
+            change(layer(model).self_attn.k_proj, "weight", **options)
         for reused in (0, 30):
             assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
             assert ours.relay.last.prefix_tokens_reused == reused

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from relay_hf.cache_utils import RowLayout
-from relay_hf.generation import eligibility, prefix_prefill
+from relay_hf.generation import decide, eligibility, prefix_prefill
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import prompts
 
@@ -142,7 +142,13 @@ def test_a_model_that_drops_its_positions_is_untouched_under_padding():
     assert_untouched(images.exaone4_5(), RAGGED, COLUMNS)
 
 
-def test_a_model_that_drops_its_positions_needs_the_guard(monkeypatch):
+def test_a_model_that_drops_its_positions_is_untouched_under_padding_also_if_that_shows_in_the_prefill(monkeypatch):
+    monkeypatch.setattr(decide, "takes_positions", lambda *asked: True)
+    assert_untouched(images.exaone4_5(), RAGGED, COLUMNS)
+
+
+def test_a_model_that_drops_its_positions_needs_the_guards(monkeypatch):
+    monkeypatch.setattr(decide, "takes_positions", lambda *asked: True)
     monkeypatch.setattr(RowLayout, "padded", False)
     assert_wrong(images.exaone4_5(), RAGGED)
 

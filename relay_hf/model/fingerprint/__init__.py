@@ -3,7 +3,7 @@
 from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint
 from .keeping import keeping_refusal
-from .module_state import PlaceInModel, adapter_state, structure
+from .module_state import PlaceInModel, adapter_state, make_up, structure
 
 __all__ = [
     "ModelFingerprint",
@@ -11,5 +11,6 @@ __all__ = [
     "adapter_state",
     "embedding_samples",
     "keeping_refusal",
+    "make_up",
     "structure",
 ]

@@ -70,6 +70,18 @@ def module_state(modules: Sequence[nn.Module]) -> list[Any]:
     return state
 
 
+def make_up(modules: Sequence[nn.Module]) -> list[Hashable]:
+    """What a model is, without the contents of its tensors: its modules and their code, settings, modes and dtypes.
+
+    It stays equal while the model runs or learns. Attributes that hold tensors are left out, because a forward may
+    replace them.
+    """
+    settings, others = attributes(modules)
+    plain = [(place, what) for place, (what, tensors) in others.items() if not tensors]
+    kinds = frozenset((p.dtype, p.device) for m in modules for p in m._parameters.values() if p is not None)
+    return [*settings, *plain, *(module.training for module in modules), kinds, *module_state(modules)]
+
+
 def _fields(config: PreTrainedConfig) -> str:
     return repr({name: value for name, value in vars(config).items() if name != ATTENTION_FIELD})
 

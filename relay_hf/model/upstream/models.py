@@ -102,6 +102,16 @@ def prepare_inputs(model: PreTrainedModel, input_ids: Tensor, length: int, input
     )
 
 
+def takes_positions(model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether the `position_ids` among generate()'s keyword inputs for a prompt reach the model's forward.
+
+    Some types leave them out when they prepare a forward's inputs, and count for themselves (EXAONE 4.5, Kosmos-2.5).
+    """
+    if is_stocks(model, PREPARE_INPUTS) and PREPARE_INPUTS not in vars(model):
+        return True
+    return prepare_inputs(model, input_ids, input_ids.shape[1], inputs).get("position_ids") is not None
+
+
 def count_positions(
     model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
