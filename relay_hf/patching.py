@@ -14,13 +14,13 @@ from .attention import interface
 from .config import RelayConfig
 from .errors import RelayError
 from .model.upstream import drift
-from .model.upstream.models import PREFILL, is_generating
+from .model.upstream.models import ENCODE, PREFILL, is_generating
 from .relay import Relay
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Instance attributes that shadow the class's methods while a model is patched.
-_SHADOWED = {"generate": "generate", PREFILL: "prefill", "train": "train"}
+_SHADOWED = {"generate": "generate", ENCODE: "encode", PREFILL: "prefill", "train": "train"}
 _lock = threading.Lock()  # two threads may patch one model
 
 

@@ -1,6 +1,7 @@
 """The state of one generate() call while it runs, which its prefill, its forwards and its report share.
 
-`warm`, `save`, `load` and `explain` run within such a call too, because they put tokens through the model as one does.
+`warm`, `save` and `load` run within such a call too, because they put tokens through the model as one does. `explain`
+runs a dry one: it ends where it would compute.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
 from ..model.upstream.caches import mark_as_users
 from ..report import RelayReport
-from .facts import CallFacts
+from .facts import CallFacts, PrefillInputs
 from .notices import guarded
 from .row_recorder import RowRecorder
 
@@ -65,6 +66,7 @@ class GenerateCall:
         runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
         first_step: the decode step that comes next, if it is the first one; else None.
         static_step, capture: see `ForwardListener`.
+        stop: of a dry call: ends it, at its prefill with the inputs of that, or at a forward before it with None.
     """
 
     facts: CallFacts
@@ -79,6 +81,7 @@ class GenerateCall:
     first_step: FirstStep | None = None
     static_step: StaticStep | None = None
     capture: Capture | None = None
+    stop: Callable[[PrefillInputs | None], NoReturn] | None = None
 
     # -- of its forwards ---------------------------------------------------------------------------------------------
 
@@ -170,6 +173,13 @@ def current_call() -> GenerateCall | None:
     """The call that runs in this context, or None."""
     found = listener.get()
     return found if isinstance(found, GenerateCall) else None
+
+
+def stop_if_dry() -> None:
+    """End the call that runs in this context, if it is a dry one: something is about to be computed."""
+    call = current_call()
+    if call is not None and call.stop is not None:
+        call.stop(None)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None =
         TokenIdError: a token id has no embedding.
     """
     view, input_ids = facts.view, asked.input_ids
-    cache = _stock_cache(facts, asked)
+    cache = _stock_cache(facts, asked, device or view.device)
     refused = refusal(facts, asked, cache, device)
     refused = refused or eligibility.rope_refusal(view.configs, input_ids.shape[1])
     if refused:
@@ -109,7 +109,7 @@ def _backend_refusal(facts: CallFacts, device: torch.device | None) -> Refusal |
     return None
 
 
-def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
+def _stock_cache(facts: CallFacts, asked: PrefillInputs, device: torch.device) -> Cache | None:
     """The cache that stock would use; a plain one where only the model's own defaults ask for a static one.
 
     Such a default is the model author's advice for speed, not the caller's wish. It is overridden on a CPU alone: on
@@ -119,7 +119,7 @@ def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
     # generate() makes a cache also for models that take none.
     cache = asked.inputs.get(view.cache_name) if takes_cache(view.forward_inputs) else None
     by_default = isinstance(cache, StaticCache) and not facts.arguments.names_cache
-    if by_default and not was_looked_at(cache) and view.device.type == "cpu":
+    if by_default and not was_looked_at(cache) and device.type == "cpu":
         return DynamicCache(config=view.text_config)
     return cache
 

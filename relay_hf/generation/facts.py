@@ -76,6 +76,7 @@ class CallFacts:
         graphs: the captured decode steps of the model.
         findings: results of the model's earlier calls.
         arguments: facts about the arguments.
+        dry: nothing is computed in the call, and nothing changed.
     """
 
     view: ModelView
@@ -84,6 +85,7 @@ class CallFacts:
     graphs: GraphPool
     findings: ModelFindings
     arguments: CallArguments = CallArguments()
+    dry: bool = False
 
     @property
     def source(self) -> PrefixSource:

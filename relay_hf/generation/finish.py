@@ -8,6 +8,7 @@ from ..model.upstream.models import has_loops_of_its_own
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
+from .facts import CallFacts
 from .notices import guarded, tell
 
 logger = logging.getLogger("relay_hf")
@@ -15,7 +16,7 @@ logger = logging.getLogger("relay_hf")
 
 def finish(call: GenerateCall) -> RelayReport:
     """Hand back the cache and the graph of a call, and report the call; no Exception leaves this."""
-    report = call.report or RelayReport.untouched(_without_prefill(call))
+    report = call.report or RelayReport.untouched(without_prefill(call.facts))
     runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(call)
@@ -37,9 +38,11 @@ def finish(call: GenerateCall) -> RelayReport:
     return report
 
 
-def _without_prefill(call: GenerateCall) -> Refusal:
-    """Why a call did not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
-    own = not call.facts.arguments.own_loop and has_loops_of_its_own(call.facts.view.model)
+def without_prefill(facts: CallFacts) -> Refusal:
+    """Why a call does not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
+    if facts.view.model.config.is_encoder_decoder:
+        return Reason.ENCODER_DECODER.of()
+    own = not facts.arguments.own_loop and has_loops_of_its_own(facts.view.model)
     return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
 
 

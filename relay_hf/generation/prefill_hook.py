@@ -61,18 +61,18 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and some layers may have stored tokens before the failure
-        failure = failure_of(error, lacking)
-        decision = Decision(failure)
+        refused = failure_of(error, lacking)
+        decision = Decision(refused)
         if lacking:
-            logger.warning("relay_hf: the call goes on as stock: %s", failure)
+            logger.warning("relay_hf: the call goes on as stock: %s", refused)
         with guarded("the reason why this call goes on as stock could not be logged"):
-            tell(facts, failure, failure.source)
+            tell(facts, refused, refused.source)
     finally:
         call.capture = None
     call.cache = call.recorder = None
     if lacking:
         facts.free_memory()
-    call.report = _counted(decision.report(), asked)
+    call.report = counted(decision.report(), asked)
     if isinstance(given, RelayCache):
         model_kwargs[cache_name] = call.stand_in_for(given)
     outputs = stock(*asked)
@@ -126,7 +126,7 @@ def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> An
     return outputs
 
 
-def _counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
+def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
     """The report, with the rows and tokens of a call that was refused before its prompts were read."""
     input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
     if not report.rows and input_ids.dim() == 2:

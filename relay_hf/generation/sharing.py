@@ -47,7 +47,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     matches: Sequence[Match] = [Match()] * count
     snapshot = None
     if keep and rules.reuse:
-        matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
+        matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules, not facts.dry)
     if rules.recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # An earlier call had the same start, but its state there was not kept. Now it is prefilled as a run, and kept.
         runs = [PrefixNode(0, rows[0][: matches[0].seen], (0,))]
@@ -91,5 +91,8 @@ def match(facts: CallFacts, rows: Sequence[Tensor]) -> tuple[list[Match], ModelF
 
 
 def look(facts: CallFacts, snapshot: Snapshot) -> ModelFingerprint | None:
-    """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
-    return facts.source.look(snapshot, facts.view.modules, facts.view.embedding)
+    """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped.
+
+    A dry call drops none.
+    """
+    return facts.source.look(snapshot, facts.view.modules, facts.view.embedding, not facts.dry)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .names import takes_cache
 
 _LIBRARY = "transformers."
 PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
+# What encodes a call's inputs before that. At first it was for encoder-decoder models alone, and had another name.
+_ENCODERS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prepare_encoder_decoder_kwargs_for_generation")
+ENCODE = next(name for name in _ENCODERS if hasattr(GenerationMixin, name))
+_ENCODED = "mm_encoder_outputs"
+_IMAGES = frozenset({"image_patches", "pixel_values", "pixel_values_images", "pixel_values_videos"})
 PREPARE_INPUTS = "prepare_inputs_for_generation"
 GENERATION_DEFAULTS = "generation_config"
 QUANTIZER = "hf_quantizer"
@@ -53,6 +60,8 @@ _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
 _ORIGINAL_CONTEXT = "original_max_position_embeddings"
 _SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE types write to the model
+# What generate() notes on a model before its prefill: the length of static caches, and the compiled forward.
+_NOTES = ("_previous_max_cache_length", "_compiled_call", "_last_compile_config")
 
 
 def is_librarys(module_name: str | None) -> bool:
@@ -112,16 +121,39 @@ def takes_positions(model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[s
     return prepare_inputs(model, input_ids, input_ids.shape[1], inputs).get("position_ids") is not None
 
 
-def count_positions(
-    model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """The `position_ids` that generate() counts for a prompt. Notes that it writes to `modules` for that are undone."""
-    noted = [(module, getattr(module, _SHIFT)) for module in modules if hasattr(module, _SHIFT)]
+@contextmanager
+def notes_undone(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it generate() may write its notes to a model and its `modules`; at the end they are as before."""
+    places = [(module, _SHIFT) for module in modules if hasattr(module, _SHIFT)]
+    places += [(model, name) for name in _NOTES]
+    before = [getattr(module, name, places) for module, name in places]
     try:
-        return model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
+        yield
     finally:
-        for module, shift in noted:
-            setattr(module, _SHIFT, shift)
+        for (module, name), value in zip(places, before, strict=True):
+            if value is not places:
+                setattr(module, name, value)
+            elif hasattr(module, name):
+                delattr(module, name)
+
+
+def unencoded(model: PreTrainedModel, inputs: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The `model_kwargs` of generate() after it has encoded a call's `inputs`, with nothing in place of codes."""
+    if model.config.is_encoder_decoder:
+        if model_kwargs.get("encoder_outputs") is None:
+            model_kwargs["encoder_outputs"] = BaseModelOutput(torch.zeros(len(inputs), 1, 1, device=inputs.device))
+        return model_kwargs
+    kinds = [kind for kind in ("image", "video") if kind in model.input_modalities]
+    if not kinds or _ENCODED not in inspect.signature(model.forward).parameters:
+        return model_kwargs
+    encoded, taken = model_kwargs.setdefault(_ENCODED, {}), set()
+    for kind in kinds:
+        encode = getattr(model.base_model, f"get_{kind}_features", None)
+        given = set() if encode is None else model_kwargs.keys() & inspect.signature(encode).parameters.keys()
+        if given & _IMAGES:
+            encoded[kind] = BaseModelOutput()
+        taken |= given
+    return {name: value for name, value in model_kwargs.items() if name not in taken}
 
 
 def new_tokens(config: GenerationConfig, columns: int) -> int:

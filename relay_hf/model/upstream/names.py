@@ -60,6 +60,13 @@ KNOWN_ATTENTION = frozenset(
 # Arguments of generate() that may hold code of the caller: an object, or a list of them.
 CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 CRITERIA = "stopping_criteria"
+PAGED = "paged"  # the cache_implementation for which generate() hands over to continuous batching
+# Options of generate() that let it run forwards before its prefill, and those under which it otherwise does the same: a
+# model that assists itself has fewer layers meanwhile, also after an exception. Healing generates the prompts' ends.
+INSTEAD: dict[str, dict[str, Any]] = {
+    "assistant_early_exit": {"assistant_early_exit": None, "prompt_lookup_num_tokens": 1},
+    "token_healing": {"token_healing": False},
+}
 # All arguments of generate() that are no inputs of the model, options included.
 _GENERATE = inspect.signature(GenerationMixin.generate)
 GENERATE_ARGUMENTS = frozenset({"input_ids", *_GENERATE.parameters, *vars(GenerationConfig())})

@@ -30,12 +30,6 @@ def test_stocks_chunks_go_on_behind_a_returned_cache_since_5_21():
     assert (cache_of(second).get_seq_length() == columns + 1) == behaviour.CHUNKS_GO_ON
 
 
-def test_a_call_that_does_not_say_how_many_makes_the_default_number_of_tokens():
-    model = tiny_model("llama")
-    model.generation_config.eos_token_id = None
-    assert model.generate(torch.ones(1, 5, dtype=torch.int64)).shape[1] == 5 + behaviour.DEFAULT_NEW_TOKENS
-
-
 def test_a_cache_is_known_to_be_the_callers():
     model, inputs = tiny_model("llama"), prompts(20, (4, 4))
     given = DynamicCache(config=model.config)
