@@ -41,6 +41,11 @@ class Reason(Enum):
     CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
+    MEDIA_GIVEN = (
+        "call",
+        "the call has an input that is not relayed, {name!r}: what follows images, video or audio depends on them",
+    )
+    TYPES_GIVEN = ("call", "{name} has other values than 0, by which it tells images, video or audio from text")
     CACHE_GIVEN = ("call", "{name} was given by the caller")
     NO_PROMPT = ("call", "there is no prompt to share")
     PADDED_END = ("call", "a row ends in padding")
@@ -48,6 +53,7 @@ class Reason(Enum):
     PADDED_STATES = ("call", "padding, which a projection with a bias shows to the convolutions of recurrent layers")
     PADDED_COLUMNS = ("call", "the model counts columns, and rows are padded")
     HOLES_IN_COLUMNS = ("call", "the model counts columns, and a mask with holes leaves some out")
+    MASK_OF_NUMBERS = ("call", "attention_mask has other values than 0 and 1")
     POSITIONS_GIVEN = ("call", "position_ids were given by the caller")
     LONG_ROPE = ("call", "RoPE changes beyond {limit} tokens, and the prompt has {length}")
     # What the rows share, and whether sharing pays.
@@ -83,7 +89,6 @@ class Reason(Enum):
     NO_CACHE = ("model", "generate() uses no cache here, in place of a plain DynamicCache")
     OTHER_CACHE = ("model", "generate() uses {kind} here, in place of a plain DynamicCache")
     LAYER = ("model", "{layer}, which is not shared")
-    POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
     RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")
     RECURRENT_KERNELS = ("model", "recurrent kernels of {package!r} are not known to go on from a shared state")
     # What was changed on it: adapters, replaced attention, quantization, hooks, training.

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import RelayConfig
 from ..graphs import GraphPool
 from ..model.upstream.models import is_librarys
-from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
+from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, TOKEN_TYPES
 from ..model.view import ModelView
 from ..prefix.source import PrefixSource
 from ..prefix.store import PrefixStore
@@ -62,8 +62,12 @@ class CallArguments:
         )
 
     def asked(self, *names: str) -> bool:
-        """Whether the caller gave an option or input. All options count as given if a generation_config was."""
+        """Whether the caller gave an option. All count as given if a generation_config was."""
         return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
+
+    def gives(self, name: str) -> bool:
+        """Whether the caller gave an input of the model."""
+        return self.inputs is not None and name in self.inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,3 +120,13 @@ class PrefillInputs(NamedTuple):
     def chunk(self) -> int | None:
         """How many tokens go through the model at once, as the caller asks; None for all."""
         return self.generation_config.prefill_chunk_size
+
+    @property
+    def untyped(self) -> PrefillInputs:
+        """The same without the types of its tokens, which say nothing where all are 0."""
+        return self._replace(inputs={name: value for name, value in self.inputs.items() if name not in TOKEN_TYPES})
+
+    def drop_types(self) -> None:
+        """Leave the types of tokens out of all later forwards of the call, too."""
+        for name in TOKEN_TYPES:
+            self.inputs.pop(name, None)

@@ -33,7 +33,7 @@ def forward_rows(
         step = {**inputs, facts.view.cache_name: cache}
         step["attention_mask"] = None if mask is None else mask[:, :end]
         if positions is not None:
-            step["position_ids"] = positions[:, :end]
+            step["position_ids"] = positions[..., :end]
         model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
             raise RelayError("the model counts columns, and rows are padded")
@@ -94,7 +94,7 @@ def forward_by_length(
         part = RelayCache(view.text_config)
         part.share(among(shared, indices), own, len(indices), cache.context)
         call.cache = part
-        taken = {name: _rows_of(value, members, batch) for name, value in asked.inputs.items()}
+        taken = {name: _rows_of(name, value, members, batch) for name, value in asked.inputs.items()}
         if not rows.whole_rows:
             taken["attention_mask"] = None  # no token of a group is hidden, and the mask would be as wide as the prompt
         outputs = forward_rows(facts, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
@@ -116,7 +116,8 @@ def among(
     return [(users, run) for users, run in found if users]
 
 
-def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
+def _rows_of(name: str, value: Any, rows: Tensor, batch: int) -> Any:
     """The part of a forward's input that belongs to some of the rows."""
-    whole = not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch
-    return value if whole else value[rows.to(value.device)]
+    dim = 1 if name == "position_ids" and value is not None and value.dim() == 3 else 0  # planes of rows
+    whole = not isinstance(value, Tensor) or value.dim() == 0 or value.shape[dim] != batch
+    return value if whole else value.index_select(dim, rows.to(value.device))

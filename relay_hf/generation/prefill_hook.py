@@ -34,6 +34,8 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
     if isinstance(given, RelayCache) and given.is_filled:
         call.report = go_on(call, given, asked)
         call.cache = given if call.report.relayed else None
+        if call.report.relayed:
+            asked.drop_types()
         outputs = stock(*asked)
         _hand_over(call, asked)
         return outputs
@@ -42,9 +44,10 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         decision = decide(facts, asked)
         facts.store.touch(decision.matches)
         if decision.relays:
-            outputs = _relayed(call, decision, asked)
+            outputs = _relayed(call, decision, asked.untyped)
             _hand_over(call, asked)
-            model_kwargs[cache_name] = call.cache  # last, so that after a failure they are still stock's inputs
+            asked.drop_types()  # last, so that after a failure they are still stock's inputs
+            model_kwargs[cache_name] = call.cache
             return outputs
     except TokenIdError:
         raise
