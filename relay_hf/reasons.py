@@ -41,10 +41,7 @@ class Reason(Enum):
     CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
-    MEDIA_GIVEN = (
-        "call",
-        "the call has an input that is not relayed, {name!r}: what follows images, video or audio depends on them",
-    )
+    MEDIA_GIVEN = ("call", "the prompts have images, video or audio ({names}), on which what follows them depends")
     TYPES_GIVEN = ("call", "{name} has other values than 0, by which it tells images, video or audio from text")
     CACHE_GIVEN = ("call", "{name} was given by the caller")
     NO_PROMPT = ("call", "there is no prompt to share")

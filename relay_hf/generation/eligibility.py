@@ -62,8 +62,11 @@ def _says_nothing(value: Any) -> bool:
 def _input_refusal(facts: CallFacts, name: str) -> Refusal:
     """The reason of an input that is not relayed. generate() may have made it from one of the caller's (images)."""
     given = facts.arguments.inputs
+    if is_media(name):
+        media = sorted(filter(is_media, given or ())) or [name]
+        return Reason.MEDIA_GIVEN.of(names=", ".join(media))
     if given is None or given - KNOWN_INPUTS:
-        return (Reason.MEDIA_GIVEN if is_media(name) else Reason.INPUT_GIVEN).of(name=name)
+        return Reason.INPUT_GIVEN.of(name=name)
     return (Reason.INPUT_ADDED if is_stocks(facts.view.model, "generate") else Reason.INPUT_OF_MODEL).of(name=name)
 
 
@@ -140,7 +143,7 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
         read = prompts.attended.numpy()  # nothing reads padding, where some types count otherwise
         expected = read.cumsum(axis=1) - 1
     # M-RoPE's types count in planes (text, time, height, width), in which text has the same positions.
-    *_, given_rows, width = (1, 1, *position_ids.shape)
+    given_rows, width = (1, 1, *position_ids.shape)[-2:]
     fits = position_ids.dim() in (2, 3) and width == columns and (prompts.attended is None or given_rows == rows)
     if fits and bool(((position_ids.cpu().numpy() == expected) | ~read).all()):
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 

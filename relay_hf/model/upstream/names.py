@@ -34,12 +34,11 @@ KNOWN_INPUTS = frozenset(
     }
 )
 
-# Inputs by which a processor tells images, video and audio (numbers above 0) from text (0), beside a prompt's tokens. To
-# a model that takes such media, text alone is the same with zeros as without them. To GPT-2, which takes none, a token
-# type is one more token.
+# Inputs by which a processor tells images, video and audio (numbers above 0) from text (0). To a model that takes such
+# media, text alone is the same with zeros as without them. To GPT-2, which takes none, a token type is one more token.
 TOKEN_TYPES = frozenset({"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"})
-# Words in the names of inputs that hold images, video or audio.
-_MEDIA = ("audio", "image", "input_features", "input_values", "pixel", "video")
+# Words in the names of inputs that hold images, video or audio. generate() may have encoded them already.
+_MEDIA = ("audio", "image", "input_features", "input_values", "mm_encoder", "pixel", "video")
 
 # Arguments of attention modules that change nothing in the mathematics of a relayed forward. Any other argument may
 # bias, mask or drop scores.
