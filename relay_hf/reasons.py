@@ -42,7 +42,7 @@ class Reason(Enum):
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
     MEDIA_GIVEN = ("call", "the prompts have images, video or audio ({names}), on which what follows them depends")
-    TYPES_GIVEN = ("call", "{name} has other values than 0, by which it tells images, video or audio from text")
+    TYPES_GIVEN = ("call", "token types other than 0 tell images, video or audio from text ({name})")
     CACHE_GIVEN = ("call", "{name} was given by the caller")
     NO_PROMPT = ("call", "there is no prompt to share")
     PADDED_END = ("call", "a row ends in padding")
@@ -77,6 +77,7 @@ class Reason(Enum):
     WITHOUT_CACHE_BY_DEFAULT = ("model", "use_cache=False")
     ALL_OUTPUTS_BY_DEFAULT = ("model", "{name}=True needs every prompt token in every row")
     OWN_LOOP = ("model", "the model's own decoding loop does not start with generate()'s common prefill")
+    OWN_GENERATE = ("model", "the model's own generate() does not come to Transformers' common prefill")
     INPUT_OF_MODEL = ("model", "the model gives its forward an input that is not relayed, {name!r}")
     POSITIONS_OF_ITS_OWN = ("model", "the model counts positions in a way of its own")
     # What the model is.

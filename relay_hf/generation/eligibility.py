@@ -65,7 +65,7 @@ def _input_refusal(facts: CallFacts, name: str) -> Refusal:
     if is_media(name):
         media = sorted(filter(is_media, given or ())) or [name]
         return Reason.MEDIA_GIVEN.of(names=", ".join(media))
-    if given is None or given - KNOWN_INPUTS:
+    if facts.arguments.gives(name) or (given or frozenset()) - KNOWN_INPUTS:
         return Reason.INPUT_GIVEN.of(name=name)
     return (Reason.INPUT_ADDED if is_stocks(facts.view.model, "generate") else Reason.INPUT_OF_MODEL).of(name=name)
 
@@ -147,10 +147,10 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
     fits = position_ids.dim() in (2, 3) and width == columns and (prompts.attended is None or given_rows == rows)
     if fits and bool(((position_ids.cpu().numpy() == expected) | ~read).all()):
         return None
-    if facts.arguments.gives("position_ids"):
-        return Reason.POSITIONS_GIVEN.of()
     if _has_numbers(mask):
         return Reason.MASK_OF_NUMBERS.of()
+    if facts.arguments.gives("position_ids"):
+        return Reason.POSITIONS_GIVEN.of()
     return (Reason.POSITIONS_OF_ITS_OWN if counts_positions_itself(facts.view.model) else Reason.POSITIONS_COUNTED).of()
 
 

@@ -66,8 +66,8 @@ class CallArguments:
         return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
 
     def gives(self, name: str) -> bool:
-        """Whether the caller gave an input of the model."""
-        return self.inputs is not None and name in self.inputs
+        """Whether the caller gave an input of the model, or runs a loop of its own, which makes all of them."""
+        return self.inputs is None or self.own_loop or name in self.inputs
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from .compare import (
 KINDS = ["gemma3", "git", "got_ocr2", "qwen2_vl"]
 NOT_RELAYED = "pixel_values), on which what follows them depends"
 GIVEN = "position_ids were given by the caller"
-TYPED = "token_type_ids has other values than 0, by which it tells images"
+TYPED = "token types other than 0 tell images, video or audio from text (token_type_ids)"
 
 
 def build(model_type):
