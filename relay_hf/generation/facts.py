@@ -121,12 +121,7 @@ class PrefillInputs(NamedTuple):
         """How many tokens go through the model at once, as the caller asks; None for all."""
         return self.generation_config.prefill_chunk_size
 
-    @property
-    def untyped(self) -> PrefillInputs:
-        """The same without the types of its tokens, which say nothing where all are 0."""
-        return self._replace(inputs={name: value for name, value in self.inputs.items() if name not in TOKEN_TYPES})
-
     def drop_types(self) -> None:
-        """Leave the types of tokens out of all later forwards of the call, too."""
+        """Leave the types of tokens out of all later forwards of the call; of a relayed one they are all 0."""
         for name in TOKEN_TYPES:
             self.inputs.pop(name, None)

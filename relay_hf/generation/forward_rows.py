@@ -14,6 +14,7 @@ from ..cache_utils import PrefixKV, RelayCache
 from ..errors import RelayError
 from ..model.compiling import is_compiled
 from ..model.upstream.models import prepare_inputs
+from ..model.upstream.names import TOKEN_TYPES
 from .call import GenerateCall
 from .facts import CallFacts, PrefillInputs
 
@@ -28,6 +29,7 @@ def forward_rows(
     model, columns = facts.view.model, input_ids.shape[1]
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     outputs = None
+    inputs = {name: value for name, value in inputs.items() if name not in TOKEN_TYPES}  # 0 in a relayed call
     for begin in range(start, columns, chunk or columns):
         end = min(begin + chunk, columns) if chunk else columns
         step = {**inputs, facts.view.cache_name: cache}

@@ -44,7 +44,7 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         decision = decide(facts, asked)
         facts.store.touch(decision.matches)
         if decision.relays:
-            outputs = _relayed(call, decision, asked.untyped)
+            outputs = _relayed(call, decision, asked)
             _hand_over(call, asked)
             asked.drop_types()  # last, so that after a failure they are still stock's inputs
             model_kwargs[cache_name] = call.cache

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from relay_hf.generation import eligibility, facts, prefix_prefill
+from relay_hf.generation import eligibility, prefix_prefill
 from relay_hf.testing import prompts
 from tests.models.trial import TOLERANCE
 from tests.support.generating import CACHE, cache_of
@@ -175,7 +175,6 @@ def test_token_types_of_images_need_the_guard(monkeypatch):
     inputs = typed(TEXT, "token_type_ids")
     inputs["token_type_ids"][:, 6:10] = 1
     all_inputs_known(monkeypatch)
-    monkeypatch.setattr(facts, "TOKEN_TYPES", ("token_type_ids",))
     assert_wrong(build("gemma3"), inputs)
 
 
