@@ -220,7 +220,8 @@ class Relay:
             indented line for each run.
         """
         with torch.no_grad(), self.open_call() as call:
-            return explain(call.facts, torch.as_tensor(input_ids), attention_mask)
+            ids = input_ids if isinstance(input_ids, Tensor) else torch.as_tensor(input_ids, device="cpu")
+            return explain(call.facts, ids, attention_mask)
 
     def __repr__(self) -> str:
         return as_line(self._shown())

@@ -85,7 +85,7 @@ def forward_by_length(
         groups.setdefault((start, length > 0), []).append(row)  # a model may run other code without a state
     parts, logits = [], []
     for (start, _), indices in groups.items():
-        members, begin = torch.tensor(indices), rows.offset + start
+        members, begin = torch.tensor(indices, device="cpu"), rows.offset + start
         own = replace(
             rows,
             offset=begin,
