@@ -109,7 +109,7 @@ def test_planes_of_positions_in_which_text_is_alike_are_relayed():
 CALLS = {
     "beams": {"num_beams": 2, "num_return_sequences": 2},
     "several sequences": {"num_return_sequences": 2, "do_sample": True},
-    "chunks": {"prefill_chunk_size": 7},
+    "chunks": {"prefill_chunk_size": 3},
 }
 if not RECENT:  # stock cuts chunks from rows instead of columns, and raises
     del CALLS["chunks"]
@@ -130,13 +130,17 @@ def test_planes_of_positions_are_relayed_in_every_mode(model_type, what):
     assert models[1].relay.last.relayed, models[1].relay.last
 
 
-def test_a_turn_on_a_returned_cache_goes_on_in_planes():
+TYPES = {"qwen2_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_turn_on_a_returned_cache_goes_on_in_planes_and_with_token_types(model_type):
     outputs = []
-    models = images.qwen2_vl()
+    models = build(model_type)
     for model in models:
-        inputs = typed(PADDED, "mm_token_type_ids")
+        inputs = typed(PADDED, TYPES[model_type])
         first = run(model, inputs, eos_token_id=None)
-        turn = typed(then(first, inputs), "mm_token_type_ids")
+        turn = typed(then(first, inputs), TYPES[model_type])
         outputs.append(run(model, turn, **{CACHE: cache_of(first)}))
     assert error(*outputs) <= TOLERANCE
     assert models[1].relay.last.reason == "a returned cache, continued"
@@ -152,10 +156,9 @@ def test_a_kept_text_is_used_after_images():
     assert models[1].relay.last.prefix_tokens_reused == 20
 
 
-@pytest.mark.parametrize("name", ["qwen2_vl", "gemma3"])
-def test_token_types_of_text_are_relayed(name):
-    types = {"qwen2_vl": "mm_token_type_ids", "gemma3": "token_type_ids"}[name]
-    models = build(name)
+@pytest.mark.parametrize("model_type", TYPES)
+def test_token_types_of_text_are_relayed(model_type):
+    models, types = build(model_type), TYPES[model_type]
     assert_relayed(models, typed(TEXT, types))
     assert_relayed(models, typed(PADDED, types))
     assert_relayed(models, typed(PADDED, types), num_beams=2)
