@@ -94,8 +94,8 @@ def counts_positions_itself(model: PreTrainedModel) -> bool:
 
 def takes_media(model: PreTrainedModel) -> bool:
     """Whether a model takes images, video or audio beside text."""
-    taken = model.input_modalities
-    return not {"text"}.issuperset([taken] if isinstance(taken, str) else taken)
+    taken, default = model.input_modalities, PreTrainedModel.input_modalities
+    return any(each != default for each in ([taken] if isinstance(taken, str) else taken))
 
 
 def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:
