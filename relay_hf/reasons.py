@@ -41,6 +41,8 @@ class Reason(Enum):
     CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
+    MEDIA_GIVEN = ("call", "the prompts have images, video or audio ({names}), on which what follows them depends")
+    TYPES_GIVEN = ("call", "token types other than 0 tell images, video or audio from text ({name})")
     CACHE_GIVEN = ("call", "{name} was given by the caller")
     NO_PROMPT = ("call", "there is no prompt to share")
     PADDED_END = ("call", "a row ends in padding")
@@ -48,6 +50,7 @@ class Reason(Enum):
     PADDED_STATES = ("call", "padding, which a projection with a bias shows to the convolutions of recurrent layers")
     PADDED_COLUMNS = ("call", "the model counts columns, and rows are padded")
     HOLES_IN_COLUMNS = ("call", "the model counts columns, and a mask with holes leaves some out")
+    MASK_OF_NUMBERS = ("call", "attention_mask has other values than 0 and 1")
     POSITIONS_GIVEN = ("call", "position_ids were given by the caller")
     LONG_ROPE = ("call", "RoPE changes beyond {limit} tokens, and the prompt has {length}")
     # What the rows share, and whether sharing pays.
@@ -77,6 +80,7 @@ class Reason(Enum):
     WITHOUT_CACHE_BY_DEFAULT = ("model", "use_cache=False")
     ALL_OUTPUTS_BY_DEFAULT = ("model", "{name}=True needs every prompt token in every row")
     OWN_LOOP = ("model", "the model's own decoding loop does not start with generate()'s common prefill")
+    OWN_GENERATE = ("model", "the model's own generate() does not come to Transformers' common prefill")
     INPUT_OF_MODEL = ("model", "the model gives its forward an input that is not relayed, {name!r}")
     POSITIONS_OF_ITS_OWN = ("model", "the model counts positions in a way of its own")
     # What the model is.
@@ -86,7 +90,6 @@ class Reason(Enum):
     NO_CACHE = ("model", "generate() uses no cache here, in place of a plain DynamicCache")
     OTHER_CACHE = ("model", "generate() uses {kind} here, in place of a plain DynamicCache")
     LAYER = ("model", "{layer}, which is not shared")
-    POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
     RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")
     RECURRENT_KERNELS = ("model", "recurrent kernels of {package!r} are not known to go on from a shared state")
     # What was changed on it: adapters, replaced attention, quantization, hooks, training.

@@ -60,6 +60,36 @@ def test_config_object_and_options():
     assert config.min_prefix_length == 9
 
 
+def test_what_torch_compile_made_of_a_model_is_patched_with_it():
+    """Its generate() is that of the model inside, and so are its attributes."""
+    model = tiny_model("llama")
+    compiled = torch.compile(model, backend="eager")
+    expected = generate(compiled, INPUTS)
+    with torch.no_grad():
+        logits = compiled(**INPUTS).logits
+    before = snapshot(model)
+    assert relay_hf.patch_model(compiled, policy="always") is compiled
+    assert torch.equal(generate(compiled, INPUTS), expected)
+    assert compiled.relay is model.relay
+    assert compiled.relay.last.relayed
+    with torch.no_grad():
+        assert torch.equal(compiled(**INPUTS).logits, logits)
+    with relay_hf.patched(compiled, policy="off"):
+        generate(compiled, INPUTS)
+        assert compiled.relay.last.reason == "policy 'off'"
+    assert relay_hf.unpatch_model(compiled) is compiled
+    assert not hasattr(compiled, "relay")
+    assert snapshot(model) == before
+
+
+def test_a_compiled_model_is_the_model_that_was_patched_before():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    compiled = torch.compile(model, backend="eager")
+    assert relay_hf.patch_model(compiled, min_prefix_length=7).relay is model.relay
+    assert relay_hf.unpatch_model(compiled) is compiled
+    assert not hasattr(model, "relay")
+
+
 def test_nested_patched_keeps_the_outer_options():
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
     with relay_hf.patched(model, policy="off"):
@@ -288,7 +318,6 @@ def test_eager_attentions_are_still_given():
     ("thing", "options", "error", "words"),
     [
         (nn.Linear(2, 2), {}, TypeError, "model must be a Transformers model that generates"),
-        ("llama", {}, TypeError, "got str"),
         (None, {"polcy": "auto"}, TypeError, "unknown option 'polcy'; the options are policy"),
         (None, {"policy": "sometimes"}, ValueError, "policy must be one of 'auto', 'always', 'off'; got 'sometimes'"),
         (None, {"min_prefix_length": 0}, ValueError, "min_prefix_length must be at least 1; got 0"),

@@ -135,6 +135,17 @@ def own_loop():
     return relay_hf.patch_model(OwnLoop(tiny_model("llama").config).eval(), policy="always")
 
 
+class HandsOver(LlamaForCausalLM):
+    """A model that generates by a model inside, as some that take images do."""
+
+    def generate(self, *args, **kwargs):
+        return tiny_model("llama").generate(*args, **kwargs)
+
+
+def hands_over():
+    return relay_hf.patch_model(HandsOver(tiny_model("llama").config).eval(), policy="always")
+
+
 def by_default(**options):
     model = patched()
     for name, value in options.items():
@@ -153,6 +164,7 @@ DEFAULTS = {
     "no cache": (lambda: by_default(use_cache=False), "use_cache=False"),
     "all outputs": (lambda: by_default(output_hidden_states=True), "output_hidden_states=True needs"),
     "a loop of its own": (own_loop, "the model's own decoding loop does not start with"),
+    "a generate() of its own": (hands_over, "the model's own generate() does not come to Transformers' common prefill"),
     "attention dropout": (with_attention_dropout, "attention dropout is active (0.1)"),
 }
 

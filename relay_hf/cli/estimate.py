@@ -54,7 +54,7 @@ class Estimate:
         if self.token_bytes is None or not self.shared.relays:
             return self.kv_bytes_stock
         prompts, runs = self.shared.prompts, [run for _, run in walk(self.shared.runs)]
-        lengths = (prompts.end - prompts.start) - torch.tensor(self.shared.shared_lengths)
+        lengths = (prompts.end - prompts.start) - torch.tensor(self.shared.shared_lengths, device="cpu")
         own = self.rows * (int(lengths.max()) + self.new)
         return self.token_bytes * (sum(len(run.ids) for run in runs) + own)
 

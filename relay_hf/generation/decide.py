@@ -190,7 +190,7 @@ def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:
     own_code, states = view.architecture.own_attention, keeps_state(cache)
     passes = 1
     if states:
-        own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths)).unique()
+        own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths, device="cpu")).unique()
         passes = int(own.sum()) if found.runs and weighed.recurrent == "steps" else len(own)
     shape = cost_model.Shape(
         len(prompts.ids),

@@ -14,7 +14,7 @@ from ..prefix.snapshot import Snapshot
 from ..reasons import Refusal
 from ..report import RelayReport
 
-NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
+NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64, device="cpu"), None)
 
 
 @dataclass(eq=False)

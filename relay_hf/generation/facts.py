@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import RelayConfig
 from ..graphs import GraphPool
 from ..model.upstream.models import is_librarys
-from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, arguments_of
+from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, TOKEN_TYPES, arguments_of
 from ..model.view import ModelView
 from ..prefix.source import PrefixSource
 from ..prefix.store import PrefixStore
@@ -61,8 +61,12 @@ class CallArguments:
         )
 
     def asked(self, *names: str) -> bool:
-        """Whether the caller gave an option or input. All options count as given if a generation_config was."""
+        """Whether the caller gave an option. All count as given if a generation_config was."""
         return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
+
+    def gives(self, name: str) -> bool:
+        """Whether the caller gave an input of the model, or runs a loop of its own, which makes all of them."""
+        return self.inputs is None or self.own_loop or name in self.inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,3 +121,8 @@ class PrefillInputs(NamedTuple):
     def chunk(self) -> int | None:
         """How many tokens go through the model at once, as the caller asks; None for all."""
         return self.generation_config.prefill_chunk_size
+
+    def drop_types(self) -> None:
+        """Leave the types of tokens out of all later forwards of the call; of a relayed one they are all 0."""
+        for name in TOKEN_TYPES:
+            self.inputs.pop(name, None)

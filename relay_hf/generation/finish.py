@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ..model.upstream.models import has_loops_of_its_own
+from ..model.upstream.models import has_loops_of_its_own, is_stocks
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
@@ -39,11 +39,15 @@ def finish(call: GenerateCall) -> RelayReport:
 
 
 def without_prefill(facts: CallFacts) -> Refusal:
-    """Why a call does not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
-    if facts.view.model.config.is_encoder_decoder:
+    """Why a call does not run the common prefill: its mode has none, or the model has code of its own for it."""
+    model = facts.view.model
+    if model.config.is_encoder_decoder:
         return Reason.ENCODER_DECODER.of()
-    own = not facts.arguments.own_loop and has_loops_of_its_own(facts.view.model)
-    return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
+    if facts.arguments.own_loop:
+        return Reason.NO_COMMON_PREFILL.of()
+    if not is_stocks(model, "generate"):  # of BLIP-2 and Kosmos-2, which generate by a model inside
+        return Reason.OWN_GENERATE.of()
+    return (Reason.OWN_LOOP if has_loops_of_its_own(model) else Reason.NO_COMMON_PREFILL).of()
 
 
 def _fill_given(call: GenerateCall) -> None:

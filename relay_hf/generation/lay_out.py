@@ -34,7 +34,7 @@ def lay_out(
     rows = RowLayout(
         offset=offset,
         shared_length=lengths,
-        own_start=torch.tensor(own_start) if any(own_start) else None,
+        own_start=torch.tensor(own_start, device="cpu") if any(own_start) else None,
         reserve=input_ids.shape[1] - offset + new_tokens(asked.generation_config, input_ids.shape[1]),
         spare=spare_bytes(view, cache),
     )

@@ -36,6 +36,8 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
     if isinstance(given, RelayCache) and given.is_filled:
         call.report = go_on(call, given, asked)
         call.cache = given if call.report.relayed else None
+        if call.report.relayed:
+            asked.drop_types()
         outputs = stock(*asked)
         _hand_over(call, asked)
         call.first_step = FirstStep(partial(run_again, stock, asked, None))
@@ -48,7 +50,8 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
             outputs = _relayed(call, decision, asked)
             _hand_over(call, asked)
             call.first_step = FirstStep(partial(run_again, stock, asked, dict(model_kwargs)))
-            model_kwargs[cache_name] = call.cache  # last, so that after a failure they are still stock's inputs
+            asked.drop_types()  # last, so that after a failure they are still stock's inputs
+            model_kwargs[cache_name] = call.cache
             return outputs
     except TokenIdError:
         raise

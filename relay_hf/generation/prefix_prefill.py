@@ -179,8 +179,8 @@ def _inputs(
     runs: list[PrefixNode], width: int, inputs: Collection[str], device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
     """Ids, mask and positions of a batch of runs. Ids before the runs' own tokens are 0, because nothing reads them."""
-    ids = torch.zeros(len(runs), width, dtype=torch.int64)
-    mask = torch.zeros(len(runs), width, dtype=torch.int64)
+    ids = torch.zeros(len(runs), width, dtype=torch.int64, device="cpu")
+    mask = torch.zeros_like(ids)
     for row, each in enumerate(runs):
         ids[row, width - len(each.ids) :] = each.ids
         mask[row, width - each.end :] = 1

@@ -209,4 +209,4 @@ def _embeddings_hold(embedding: nn.Module, snapshot: Snapshot) -> bool:
 
 def token_overhead(embedding: nn.Module) -> int:
     """Bytes that are kept of a token beside its KV."""
-    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64)))
+    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64, device="cpu")))

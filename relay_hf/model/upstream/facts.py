@@ -29,6 +29,7 @@ from .models import ENCODE, PREFILL, PREPARE_INPUTS, QUANTIZER
 from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION
 from .version import MINOR
 
+_TAKEN = "input_modalities"
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _REST = ("args", "kwargs")
 _STATE_FIELDS = (
@@ -196,6 +197,7 @@ FACTS = (
         [QUANTIZER],
         partial(mentions, PreTrainedModel, "dequantize", [QUANTIZER]),
     ),
+    Fact("the list of what a model takes, as text and images", True, partial(hasattr, PreTrainedModel, _TAKEN)),
     Fact(
         "a configuration's field for its attention implementation",
         True,

@@ -42,10 +42,12 @@ QUANTIZED_LAYERS = {
     "integrations/compressed_tensors.py": ("CompressedTensorsFP8Linear",),
     "integrations/mxfp4.py": ("Mxfp4GptOssExperts", "Mxfp4GptOssMLP"),
 }
+_SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE's types write to the model
 # Attributes of modules that do not change what they compute: options of generate(), a path, a length that was seen,
-# idle hooks.
+# idle hooks. The shift is read where a forward is given no positions, and generate() writes it in every call.
 PASSING_ATTRIBUTES = frozenset(
     {
+        _SHIFT,
         "_output_capturing_hooks_installed",
         GENERATION_DEFAULTS,
         "max_seq_len_cached",
@@ -59,7 +61,6 @@ INITIALIZED_MARK = "_is_hf_initialized"  # on every module that a checkpoint was
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
 _ORIGINAL_CONTEXT = "original_max_position_embeddings"
-_SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE types write to the model
 # What generate() notes on a model before its prefill: the length of static caches, and the compiled forward.
 _NOTES = ("_previous_max_cache_length", "_compiled_call", "_last_compile_config")
 
@@ -96,6 +97,12 @@ def is_stocks(model: PreTrainedModel, name: str) -> bool:
 def counts_positions_itself(model: PreTrainedModel) -> bool:
     """Whether a model's class counts the positions of a prompt in a way of its own."""
     return not is_stocks(model, "_prepare_position_ids_for_generation")
+
+
+def takes_media(model: PreTrainedModel) -> bool:
+    """Whether a model takes images, video or audio beside text."""
+    taken, default = model.input_modalities, PreTrainedModel.input_modalities
+    return any(each != default for each in ([taken] if isinstance(taken, str) else taken))
 
 
 def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:

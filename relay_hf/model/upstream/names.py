@@ -34,6 +34,12 @@ KNOWN_INPUTS = frozenset(
     }
 )
 
+# Inputs by which a processor tells images, video and audio (numbers above 0) from text (0). To a model that takes such
+# media, text alone is the same with zeros as without them. To GPT-2, which takes none, a token type is one more token.
+TOKEN_TYPES = frozenset({"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"})
+# Words in the names of inputs that hold images, video or audio. generate() may have encoded them already.
+_MEDIA = ("audio", "image", "input_features", "input_values", "mm_encoder", "pixel", "video")
+
 # Arguments of attention modules that change nothing in the mathematics of a relayed forward. Any other argument may
 # bias, mask or drop scores.
 HARMLESS_ARGUMENTS = frozenset(
@@ -108,6 +114,11 @@ def takes_cache(inputs: Mapping[str, inspect.Parameter]) -> bool:
         rest = any(each.kind is each.VAR_KEYWORD for each in inputs.values())
         return rest and any(name in inputs for name in _OLD_NAMES)
     return "dict" not in str(found.annotation)
+
+
+def is_media(name: str) -> bool:
+    """Whether an input of that name holds images, video or audio, or belongs to them."""
+    return any(word in name for word in _MEDIA)
 
 
 def given_caches(inputs: Mapping[str, Any]) -> tuple[Any, ...]:
