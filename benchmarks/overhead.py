@@ -22,7 +22,7 @@ from relay_hf.generation.facts import PrefillInputs
 from relay_hf.generation.lay_out import lay_out
 from relay_hf.kernels.segment import Segment
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.model.fingerprint.module_state import all_modules
+from relay_hf.model.modules import all_modules
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.prefix import Match, PrefixEntry, Prompts, divided, pruned, shared_runs
 from relay_hf.prefix.radix import RadixTree

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "policy": ("auto", "always", "off"),
@@ -26,6 +30,10 @@ class RelayConfig:
             `True` from the second step on, `False` never. No effect on a CPU.
         max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
             is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
+        trust: the modules for whose code and forward hooks you vouch: each treats every token by itself, as it would
+            alone in its row. Names of modules, as `model.named_modules()` has them, or patterns of names
+            (`"model.layers.*.mlp"`); or a function of a name and its module. Code of Transformers, PyTorch,
+            accelerate, peft and TRL, and that of the model's own file, needs no such word.
     """
 
     policy: Literal["auto", "always", "off"] = "auto"
@@ -33,6 +41,7 @@ class RelayConfig:
     backend: Literal["auto", "triton", "torch"] = "auto"
     cuda_graphs: Literal["auto", True, False] = "auto"
     max_store_bytes: int | None = None
+    trust: Sequence[str] | Callable[[str, nn.Module], bool] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -42,6 +51,14 @@ class RelayConfig:
         check_count("min_prefix_length", self.min_prefix_length, least=1)
         if self.max_store_bytes is not None:
             check_count("max_store_bytes", self.max_store_bytes, least=0)
+        if not callable(self.trust):
+            names = self.trust if isinstance(self.trust, list | tuple) else (None,)
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(
+                    "trust must be a list of names of modules, such as ['model.layers.*.mlp'], or a function of a name "
+                    f"and its module; got {self.trust!r}."
+                )
+            object.__setattr__(self, "trust", tuple(self.trust))
 
     @classmethod
     def build(cls, base: RelayConfig | None, options: dict[str, Any]) -> RelayConfig:

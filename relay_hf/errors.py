@@ -11,7 +11,8 @@ _short.maxstring = _short.maxother = 60
 class RelayError(RuntimeError):
     """relay_hf can't do what was asked exactly: some layer would attend to fewer, or to other, tokens than in stock.
 
-    If this shows in the prefill, `generate()` goes on as stock, with the reason in the report. The error is raised
+    If this shows in the prefill or in the first decode step, `generate()` goes on as stock, with the reason in the
+    report. The error is raised
 
     - by a forward, if it shows later, or if a RelayCache is used outside of a patched model;
     - by `warm`, `save` and `load`, if prefixes can't be kept, or none is kept;
@@ -22,11 +23,7 @@ class RelayError(RuntimeError):
 
 
 class UnfitModelError(RelayError):
-    """No forward of this model can be relayed, because of what the model is."""
-
-
-class UnfitForwardError(RelayError):
-    """This forward can't be relayed, because of the model's present state; a later one may be."""
+    """No forward of this model can be relayed until the model changes, because of what it is or its present state."""
 
 
 class PrefixFileError(ValueError):

@@ -13,14 +13,15 @@ from transformers import PreTrainedModel
 from .attention import interface
 from .config import RelayConfig
 from .errors import RelayError
+from .model.generating import generating_model
 from .model.upstream import drift
-from .model.upstream.models import PREFILL, is_generating
+from .model.upstream.models import ENCODE, PREFILL
 from .relay import Relay
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Instance attributes that shadow the class's methods while a model is patched.
-_SHADOWED = {"generate": "generate", PREFILL: "prefill", "train": "train"}
+_SHADOWED = {"generate": "generate", ENCODE: "encode", PREFILL: "prefill", "train": "train"}
 _lock = threading.Lock()  # two threads may patch one model
 
 
@@ -28,7 +29,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
     """Make `model.generate()` compute, store and read a batch's shared prefix once.
 
     Args:
-        model: a Transformers model that generates text, or a peft model around one.
+        model: a Transformers model that generates text, or what peft or torch.compile made of one.
         config: options as one object. Default: `RelayConfig()`, or the options in force if the model is patched.
         **options: fields of RelayConfig, which override `config`.
 
@@ -36,7 +37,8 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         The same object. `model.relay` is the handle; `unpatch_model(model)` undoes it.
 
     Raises:
-        TypeError: `model` does not generate, or an option is unknown or of the wrong type.
+        TypeError: `model` does not generate (the error says what to pass), or an option is unknown or of the wrong
+            type.
         ValueError: an option has a wrong value.
         RelayError: this Transformers is not what relay_hf hooks into, and the error names what has changed; or `model`
             is a shallow copy of a patched model.
@@ -48,7 +50,7 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         >>> model.relay.last.prefix_length
         40
     """
-    target = _target(model)
+    target = generating_model(model)
     with _lock:
         relay = _relay_of(target)
         settings = RelayConfig.build(config or (relay.config if relay else None), options)
@@ -71,7 +73,7 @@ def unpatch_model(model: Model) -> Model:
         RelayError: it generates now, in this thread or another one, and stays patched; or it is a shallow copy of a
             patched model.
     """
-    target = _target(model)
+    target = generating_model(model)
     with _lock:
         relay = _relay_of(target)
         if relay is None:
@@ -136,7 +138,7 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
         >>> hasattr(model, "relay")
         False
     """
-    relay = _relay_of(_target(model))
+    relay = _relay_of(generating_model(model))
     before = None if relay is None else relay.config
     patch_model(model, config, **options)
     try:
@@ -146,18 +148,6 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
             relay.configure(before)
         else:
             unpatch_model(model)
-
-
-def _target(model: nn.Module) -> PreTrainedModel:
-    """The generating model itself: peft's wrappers hold it inside."""
-    unwrap: Any = getattr(model, "get_base_model", None)
-    inner = model if unwrap is None else unwrap()
-    if is_generating(inner):
-        return inner
-    raise TypeError(
-        f"model must be a Transformers model that generates text (a GenerationMixin); got {type(model).__name__}. "
-        "Load it with AutoModelForCausalLM."
-    )
 
 
 def _relay_of(model: PreTrainedModel) -> Relay | None:

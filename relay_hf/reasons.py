@@ -41,6 +41,8 @@ class Reason(Enum):
     CHUNKED_STATES = ("call", "chunked prefill: where chunks of recurrent layers begin changes stock's own output")
     # What the caller gave.
     INPUT_GIVEN = ("call", "the call has an input that is not relayed, {name!r}")
+    MEDIA_GIVEN = ("call", "the prompts have images, video or audio ({names}), on which what follows them depends")
+    TYPES_GIVEN = ("call", "token types other than 0 tell images, video or audio from text ({name})")
     CACHE_GIVEN = ("call", "{name} was given by the caller")
     NO_PROMPT = ("call", "there is no prompt to share")
     PADDED_END = ("call", "a row ends in padding")
@@ -48,18 +50,22 @@ class Reason(Enum):
     PADDED_STATES = ("call", "padding, which a projection with a bias shows to the convolutions of recurrent layers")
     PADDED_COLUMNS = ("call", "the model counts columns, and rows are padded")
     HOLES_IN_COLUMNS = ("call", "the model counts columns, and a mask with holes leaves some out")
+    MASK_OF_NUMBERS = ("call", "attention_mask has other values than 0 and 1")
     POSITIONS_GIVEN = ("call", "position_ids were given by the caller")
     LONG_ROPE = ("call", "RoPE changes beyond {limit} tokens, and the prompt has {length}")
     # What the rows share, and whether sharing pays.
     SHORT_PREFIX = ("call", "the rows share {tokens} tokens, fewer than min_prefix_length={least}")
     SHORT_ROW = ("call", "one row of {tokens} tokens, fewer than min_prefix_length={least}")
     ROW_IN_OWN_LOOP = ("call", "one row, in a decoding loop of the caller's")
-    ROW_WITHOUT_BUDGET = ("call", "one row, of which nothing can be kept: max_store_bytes is 0")
+    ROW_WITHOUT_BUDGET = ("call", "one row, of which nothing can be kept: {why}")
     COSTS_MORE = ("call", "policy 'auto': relaying is expected to cost {milliseconds:.0f} ms more than it saves")
     RUNS_COST_MORE = (
         "call",
         "policy 'auto': sharing what some of the rows start with is not expected to pay",
     )
+    # Why nothing is kept for later calls.
+    NO_BUDGET = ("call", "max_store_bytes is 0")
+    OVER_BUDGET = ("call", "a prefix of {size} does not fit into max_store_bytes, {budget}")
     # What happened during the call.
     OUT_OF_MEMORY = ("call", "out of memory: a relayed prefill raised {error}: {message}")
     # A returned cache, on which the call then goes on as a DynamicCache.
@@ -78,6 +84,7 @@ class Reason(Enum):
     WITHOUT_CACHE_BY_DEFAULT = ("model", "use_cache=False")
     ALL_OUTPUTS_BY_DEFAULT = ("model", "{name}=True needs every prompt token in every row")
     OWN_LOOP = ("model", "the model's own decoding loop does not start with generate()'s common prefill")
+    OWN_GENERATE = ("model", "the model's own generate() does not come to Transformers' common prefill")
     INPUT_OF_MODEL = ("model", "the model gives its forward an input that is not relayed, {name!r}")
     POSITIONS_OF_ITS_OWN = ("model", "the model counts positions in a way of its own")
     # What the model is.
@@ -87,26 +94,34 @@ class Reason(Enum):
     NO_CACHE = ("model", "generate() uses no cache here, in place of a plain DynamicCache")
     OTHER_CACHE = ("model", "generate() uses {kind} here, in place of a plain DynamicCache")
     LAYER = ("model", "{layer}, which is not shared")
-    POSITIONS_OF_MODEL = ("model", "position_ids have {dimensions} dimensions")
     RECURRENT = ("model", "recurrent layers of type {kind!r} are not known to go on from a shared state")
     RECURRENT_KERNELS = ("model", "recurrent kernels of {package!r} are not known to go on from a shared state")
     # What was changed on it: adapters, replaced attention, quantization, hooks, training.
     PREPARATION = ("model", "prepare_inputs_for_generation was replaced on this model")
     ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
-    ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by one from {origin}")
+    ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by {origin}")
     SDPA_REPLACED = ("model", "torch.nn.functional.scaled_dot_product_attention was replaced")
-    EAGER_REPLACED = ("model", "eager_attention_forward of {module} was replaced by one from {origin}")
-    QUANTIZED_BY_BATCH = ("model", "layers that torch.ao has quantized dynamically scale a batch by what is in it")
+    FUNCTION_REPLACED = ("model", "the function {function} was replaced by {origin}, which may look at several tokens")
+    UNKNOWN_CODE = (
+        "model",
+        "{what} (module {name!r}) runs {origin}, which may look at several tokens; trust=[{name!r}] vouches for it",
+    )
+    QUANTIZED_BY_BATCH = ("model", "a quantized layer, {module} (module {name!r}), {why}")
     HOOK_ON_ALL = ("model", "a forward hook on all modules would see the prefix apart from the rows")
-    HOOK = ("model", "a forward hook on {module} would see the prefix apart from the rows")
+    HOOK = (
+        "model",
+        "a forward hook on {module} ({origin}) would see the prefix apart from the rows; trust=[{name!r}] vouches for "
+        "it",
+    )
     CHECKPOINTING = ("model", "gradient checkpointing is on")
     DROPOUT = ("model", "dropout is active ({probability})")
     RANDOM_IN_TRAINING = ("model", "the model is random in training mode ({name}={value})")
-    # A single row gains only if it can be kept.
+    # Why nothing is kept for later calls. A single row gains only if it can be kept.
     ROW_NOT_KEPT = ("model", "one row, of which nothing can be kept: {why}")
     TRAINING_MODE = ("model", "the model is in training mode")
     QUANTIZED = ("model", "the model is quantized")
-    FORWARD_REPLACED = ("model", "a module's forward was replaced")
+    FORWARD_REPLACED = ("model", "the forward of a {module} was replaced")
+    CHANGED_MEANWHILE = ("model", "the model changed while the prefix was prefilled")
     INFERENCE_PARAMETERS = ("model", "the parameters were made in inference mode")
     PARAMETER_KIND = ("model", "a parameter is a {kind}")
     SEVERAL_DEVICES = ("model", "the model lies on several devices")
@@ -120,6 +135,7 @@ class Reason(Enum):
     # What is known of its type, or what a relayed prefill has shown.
     UNFIT_MODEL = ("model", "{why}")
     PREFILL_RAISED = ("model", "a relayed prefill raised {error}: {message}")
+    STEP_RAISED = ("model", "a relayed decode step raised {error}: {message}")
     # What Transformers does.
     POSITIONS_COUNTED = ("transformers", "generate() counts positions otherwise than from the attention mask")
     OTHER_LOGITS = ("transformers", "generate() asks for other logits than the last token's")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,8 +19,8 @@ from .attention.forward import enter, leave
 from .config import RelayConfig, check_count
 from .display import Shown, as_html, as_line
 from .errors import RelayError
-from .generation.call import GenerateCall, current_call, running
-from .generation.explain import explain
+from .generation.call import GenerateCall, current_call, running, stop_if_dry
+from .generation.explain import explain, read_arguments
 from .generation.facts import CallArguments, CallFacts, PrefillInputs
 from .generation.findings import ModelFindings
 from .generation.generate_hook import generate
@@ -30,7 +29,7 @@ from .generation.save_load import load_prefixes, save_prefixes
 from .generation.warm import read_prefix, warm
 from .graphs import GraphPool
 from .model.device import device_of
-from .model.upstream.models import PREFILL
+from .model.upstream.models import ENCODE, PREFILL, unencoded
 from .model.view import ModelView
 from .prefix import KeptPrefix
 from .prefix.store import PrefixStore
@@ -38,10 +37,10 @@ from .reasons import Reason
 from .report import Explanation, RelayReport, RelayStats
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
 # Attributes that a copy or a pickle of a handle leaves out: stores start empty, and locks belong to one process.
-_OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "stock", "store"})
+_OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "store"})
 _DEFAULT_STORE_BYTES = 2**30
 
 
@@ -55,7 +54,6 @@ class Relay:
         graphs: decode steps that were captured as CUDA graphs.
         findings: results of the model's earlier calls.
         last: the report of the latest generate(), or None before the first.
-        stock: the model's own methods before the patch, by name.
         shadowed: the values of the model's own `__dict__` under these names before the patch, or None.
         handles: handles of the hooks on the model.
     """
@@ -76,11 +74,6 @@ class Relay:
         self.graphs = GraphPool(self.model, self.config)
         self._open: set[GenerateCall] = set()
         self._lock = threading.Lock()
-        # The methods below ours. They are not read from the model, which may have ours already while it is unpickled.
-        kind = type(self.model)
-        self.stock: dict[str, Callable[..., Any]] = {
-            name: own or MethodType(getattr(kind, name), self.model) for name, own in self.shadowed.items()
-        }
 
     def configure(self, config: RelayConfig) -> None:
         """Take other options. Prefixes stay, unless their budget changes."""
@@ -207,20 +200,50 @@ class Relay:
         with torch.no_grad(), self.open_call() as call:
             return load_prefixes(call, Path(path), mmap)
 
-    def explain(self, input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None = None) -> Explanation:
-        """What `generate(input_ids, attention_mask=...)` would do, and why, without running it.
+    def explain(
+        self,
+        input_ids: Tensor | Sequence[Sequence[int]] | None = None,
+        attention_mask: Tensor | GenerationConfig | None = None,
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Explanation:
+        """What `generate()` would do with the same arguments, and why, without running it.
+
+        generate()'s own code resolves the arguments, up to the call's prefill. No forward runs, no random number is
+        drawn, and nothing is changed: a streamer gets nothing, and caches and kept prefixes stay as they are.
 
         Args:
-            input_ids: `[B, L]`, the rows as the model will run them: repeat a prompt four times for
-                `num_return_sequences=4`.
-            attention_mask: `[B, L]`, or None when no token is padding.
+            input_ids: `[B, L]` int64, or lists of ids: generate()'s first argument.
+            attention_mask: `[B, L]`, a tensor. generate() takes it by name alone; any other object in the second place
+                is generate()'s own second argument, a `generation_config`.
+            *args, **kwargs: all other arguments of generate(), such as `max_new_tokens=64`, `num_beams=4` or a cache;
+                `input_ids` and `attention_mask` too may be given by name.
 
         Returns:
             The report that the call would have, with a `tree` of the runs that its rows share. Printed, it has an
-            indented line for each run.
+            indented line for each run. Bytes and graphs are not foretold. A call that computes before its prefill, or
+            without one, is not relayed; then rows and prompt tokens are 0.
+
+        Raises:
+            ValueError: `input_ids` has not two dimensions.
+            Exception: what generate() raises for its arguments.
+
+        The call itself may do otherwise only where
+
+        - prefixes, weights or other state have changed since, by another call for example;
+        - the call raises, or its relayed prefill does (for lack of memory, or as the first of its model to show that
+          the model is unfit), and so goes on as stock;
+        - a loop of the caller's (`custom_generate`) runs a forward before a prefill, or more prefills than one. Such a
+          loop runs here up to the first of these;
+        - `token_healing` generates another end of the prompts first;
+        - a wrapper changes the model while its own generate() runs, as peft's prompt learning does. `explain` is that
+          of the model inside.
         """
-        with torch.no_grad(), self.open_call() as call:
-            return explain(call.facts, torch.as_tensor(input_ids), attention_mask)
+        stock = self.stock("generate")
+        args, kwargs = read_arguments(input_ids, attention_mask, args, kwargs)
+        with self.open_call(CallArguments.of(stock, args, kwargs), dry=True) as call:
+            return explain(call, stock, args, kwargs)
 
     def __repr__(self) -> str:
         return as_line(self._shown())
@@ -235,9 +258,20 @@ class Relay:
 
     # -- what replaces the model's methods ---------------------------------------------------------------------------
 
+    def stock(self, name: str) -> Callable[..., Any]:
+        """The method below ours, as it is now: a tracer may have been put on the class, or taken off, since."""
+        own: Callable[..., Any] | None = self.shadowed.get(name)  # None also for what an older pickle did not shadow
+        if own is not None:
+            return own
+        kind = type(self.model)
+        found = next(vars(base)[name] for base in kind.__mro__ if name in vars(base))
+        bound: Callable[..., Any] = found.__get__(self.model, kind) if hasattr(found, "__get__") else found
+        return bound
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The model's generate(), with a report."""
-        stock = self.stock["generate"]
+        stop_if_dry()
+        stock = self.stock("generate")
         report: RelayReport | None = None
         try:
             with self.open_call(CallArguments.of(stock, args, kwargs)) as call:
@@ -252,6 +286,13 @@ class Relay:
             if report is not None:
                 self._count(report)
 
+    def encode(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """How generate() encodes images, and the inputs of an encoder-decoder model; a dry call encodes nothing."""
+        call = current_call()
+        if call is None or call.stop is None:
+            return self.stock(ENCODE)(inputs_tensor, model_kwargs, *args, **kwargs)
+        return unencoded(self.model, inputs_tensor, model_kwargs)
+
     def prefill(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
     ) -> Any:
@@ -259,14 +300,16 @@ class Relay:
         call = current_call()
         asked = PrefillInputs(input_ids, generation_config, model_kwargs, is_first_iteration)
         if call is None or call.facts.view.model is not self.model:  # a decoding loop, started without generate()
-            return self.stock[PREFILL](*asked)
-        return prefill(call, self.stock[PREFILL], asked)
+            return self.stock(PREFILL)(*asked)
+        if call.stop is not None:
+            call.stop(asked)
+        return prefill(call, self.stock(PREFILL), asked)
 
     def train(self, mode: bool = True) -> nn.Module:
         """The model's train(). It drops kept prefixes, because training changes the model."""
         if mode or self.model.training:
             self.store.clear()
-        return self.stock["train"](mode)
+        return self.stock("train")(mode)
 
     def before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -276,10 +319,11 @@ class Relay:
             from .model import uncompiled
 
             return uncompiled.call(enter, self.model, self.config.backend, args, kwargs)
+        stop_if_dry()
         return enter(self.model, self.config.backend, args, kwargs)
 
-    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Close it, and check that every layer attended to its shared prefix."""
+    def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Close it, and check that every layer attended to its shared prefix. See `leave` for what is returned."""
         if torch.compiler.is_compiling():
             from .model import uncompiled
 
@@ -287,10 +331,11 @@ class Relay:
         return leave(self.model, output is not None)
 
     @contextmanager
-    def open_call(self, arguments: CallArguments | None = None) -> Iterator[GenerateCall]:
-        """Within it a generate() call runs, or another method that runs forwards like one."""
+    def open_call(self, arguments: CallArguments | None = None, dry: bool = False) -> Iterator[GenerateCall]:
+        """Within it a generate() call runs, a dry one if `dry`, or another method that runs forwards like one."""
         view, arguments = ModelView.of(self.model), arguments or CallArguments()
-        facts = CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments)
+        self.findings.look(view.modules)
+        facts = CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments, dry)
         call = GenerateCall(facts)
         try:
             with self._lock:

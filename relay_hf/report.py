@@ -26,6 +26,7 @@ class RelayReport:
         kv_bytes_reserved: room in the same cache for tokens to come, on top of `kv_bytes` (bytes).
         kv_bytes_stock: size of the cache that stock generate() would have had (bytes).
         levels: levels of sharing: the most shared runs that follow each other in a row.
+        unkept_reason: why the shared runs are not kept for later calls, in words; empty if they may be.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
         graph_steps: decode steps that were replays of a CUDA graph.
         graph_bytes: memory of this call's graphs: own KV, which these fields count too, and working memory (bytes).
@@ -44,6 +45,7 @@ class RelayReport:
     kv_bytes_reserved: int = 0
     kv_bytes_stock: int = 0
     levels: int = 0
+    unkept_reason: str = ""
     backend: str = "stock"
     graph_steps: int = 0
     graph_bytes: int = 0
@@ -66,6 +68,8 @@ class RelayReport:
             ratio = self.kv_bytes_stock / self.kv_bytes
             less = f" ({ratio:.1f}x less)" if ratio >= 1.05 else ""
             parts.append(f"KV {readable_bytes(self.kv_bytes)} for stock's {readable_bytes(self.kv_bytes_stock)}{less}")
+        if self.unkept_reason:
+            parts.append(f"nothing kept: {self.unkept_reason}")
         graph = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
         return f"RelayReport({'; '.join(parts)}; backend {self.backend}{graph})"
 

@@ -9,7 +9,14 @@ import sys
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 import relay_hf
@@ -51,6 +58,36 @@ def test_config_object_and_options():
     model = relay_hf.patch_model(tiny_model("llama"), config, min_prefix_length=5)
     assert (model.relay.config.policy, model.relay.config.min_prefix_length) == ("always", 5)
     assert config.min_prefix_length == 9
+
+
+def test_what_torch_compile_made_of_a_model_is_patched_with_it():
+    """Its generate() is that of the model inside, and so are its attributes."""
+    model = tiny_model("llama")
+    compiled = torch.compile(model, backend="eager")
+    expected = generate(compiled, INPUTS)
+    with torch.no_grad():
+        logits = compiled(**INPUTS).logits
+    before = snapshot(model)
+    assert relay_hf.patch_model(compiled, policy="always") is compiled
+    assert torch.equal(generate(compiled, INPUTS), expected)
+    assert compiled.relay is model.relay
+    assert compiled.relay.last.relayed
+    with torch.no_grad():
+        assert torch.equal(compiled(**INPUTS).logits, logits)
+    with relay_hf.patched(compiled, policy="off"):
+        generate(compiled, INPUTS)
+        assert compiled.relay.last.reason == "policy 'off'"
+    assert relay_hf.unpatch_model(compiled) is compiled
+    assert not hasattr(compiled, "relay")
+    assert snapshot(model) == before
+
+
+def test_a_compiled_model_is_the_model_that_was_patched_before():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    compiled = torch.compile(model, backend="eager")
+    assert relay_hf.patch_model(compiled, min_prefix_length=7).relay is model.relay
+    assert relay_hf.unpatch_model(compiled) is compiled
+    assert not hasattr(model, "relay")
 
 
 def test_nested_patched_keeps_the_outer_options():
@@ -281,7 +318,6 @@ def test_eager_attentions_are_still_given():
     ("thing", "options", "error", "words"),
     [
         (nn.Linear(2, 2), {}, TypeError, "model must be a Transformers model that generates"),
-        ("llama", {}, TypeError, "got str"),
         (None, {"polcy": "auto"}, TypeError, "unknown option 'polcy'; the options are policy"),
         (None, {"policy": "sometimes"}, ValueError, "policy must be one of 'auto', 'always', 'off'; got 'sometimes'"),
         (None, {"min_prefix_length": 0}, ValueError, "min_prefix_length must be at least 1; got 0"),
@@ -300,3 +336,52 @@ def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error
         relay_hf.patch_model(model, **options)
     if before is not None:
         assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (GenerationMixin, "generate"),
+        (GenerationMixin, "_prefill"),
+        (LlamaForCausalLM, "generate"),
+        (LlamaForCausalLM, "_prefill"),
+        (LlamaForCausalLM, "train"),
+    ],
+)
+def test_a_wrapper_on_the_class_counts_while_it_is_there(owner, name, monkeypatch):
+    """A tracer's, put on before the model is patched and taken off later, or put on later."""
+    method, calls = getattr(LlamaForCausalLM, name), []
+
+    def traced(self, *args, **kwargs):
+        calls.append(name)
+        return method(self, *args, **kwargs)
+
+    def count(model):
+        calls.clear()
+        generate(model, INPUTS)
+        assert model.relay.last.relayed, model.relay.last
+        generate(model, {each: value[:, -4:] for each, value in INPUTS.items()})  # it shares nothing: stock's prefill
+        model.train(False)
+        return calls.count(name)
+
+    expected = 2 if name == "generate" else 1
+    with monkeypatch.context() as context:
+        context.setattr(owner, name, traced, raising=False)
+        model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+        assert count(model) == expected
+    assert count(model) == 0
+    with monkeypatch.context() as context:
+        context.setattr(owner, name, traced, raising=False)
+        assert count(model) == expected
+
+
+def test_options_given_through_a_wrapper_of_any_arguments_are_known(monkeypatch):
+    """The caller has asked for a static cache: it is no default of the model's, which is overridden."""
+    method = GenerationMixin.generate
+    monkeypatch.setattr(GenerationMixin, "generate", lambda *args, **kwargs: method(*args, **kwargs))
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    options = copy.deepcopy(model.generation_config)
+    options.update(max_new_tokens=3, cache_implementation="static")
+    model.generate(INPUTS["input_ids"], options, attention_mask=INPUTS["attention_mask"])
+    assert "StaticCache" in model.relay.last.reason
+    assert model.relay.last.reason_source == "call"

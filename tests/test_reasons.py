@@ -135,6 +135,17 @@ def own_loop():
     return relay_hf.patch_model(OwnLoop(tiny_model("llama").config).eval(), policy="always")
 
 
+class HandsOver(LlamaForCausalLM):
+    """A model that generates by a model inside, as some that take images do."""
+
+    def generate(self, *args, **kwargs):
+        return tiny_model("llama").generate(*args, **kwargs)
+
+
+def hands_over():
+    return relay_hf.patch_model(HandsOver(tiny_model("llama").config).eval(), policy="always")
+
+
 def by_default(**options):
     model = patched()
     for name, value in options.items():
@@ -153,6 +164,7 @@ DEFAULTS = {
     "no cache": (lambda: by_default(use_cache=False), "use_cache=False"),
     "all outputs": (lambda: by_default(output_hidden_states=True), "output_hidden_states=True needs"),
     "a loop of its own": (own_loop, "the model's own decoding loop does not start with"),
+    "a generate() of its own": (hands_over, "the model's own generate() does not come to Transformers' common prefill"),
     "attention dropout": (with_attention_dropout, "attention dropout is active (0.1)"),
 }
 
@@ -266,6 +278,8 @@ def test_an_input_that_generate_adds_by_itself_is_transformers(monkeypatch, capl
 def test_of_one_row_of_a_model_of_which_nothing_is_kept_the_reason_is_named(caplog):
     model = patched()
     model.hf_quantizer = SimpleNamespace(is_compileable=True)
+    scale = nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False)
+    model.model.layers[0].mlp.register_parameter("scale", scale)
     generate(model, ONE)
     assert model.relay.last.reason == "one row, of which nothing can be kept: the model is quantized"
     assert model.relay.last.reason_source == "model"
@@ -273,6 +287,62 @@ def test_of_one_row_of_a_model_of_which_nothing_is_kept_the_reason_is_named(capl
     relay_hf.patch_model(model, max_store_bytes=0)
     generate(model, ONE)
     assert model.relay.last.reason_source == "call"
+
+
+def test_a_model_with_plain_weights_from_a_quantized_file_is_not_quantized():
+    """As one from a GGUF file: Transformers leaves the mark on it."""
+    model = patched()
+    model.hf_quantizer = SimpleNamespace(is_compileable=True)
+    for kept in (0, 20):
+        generate(model, INPUTS)
+        assert (model.relay.last.prefix_tokens_reused, model.relay.last.unkept_reason) == (kept, "")
+
+
+UNKEPT = {
+    "quantized": (lambda model: setattr(model, "hf_quantizer", Int8(model)), "the model is quantized"),
+    "in training mode": (lambda model: model.train(), "the model is in training mode"),
+    "a forward replaced": (
+        lambda model: setattr(model.lm_head, "forward", model.lm_head.forward),
+        "the forward of a Linear was replaced",
+    ),
+    "sharded": (
+        lambda model: model.lm_head.register_parameter("weight", OfItsOwnKind(model.lm_head.weight.data)),
+        "a parameter is a OfItsOwnKind",
+    ),
+    "no budget": (lambda model: relay_hf.patch_model(model, max_store_bytes=0), "max_store_bytes is 0"),
+    "a small budget": (
+        lambda model: relay_hf.patch_model(model, max_store_bytes=100),
+        "a prefix of 5.3 KiB does not fit into max_store_bytes, 100 B",
+    ),
+}
+
+
+class Int8:
+    is_compileable = True
+
+    def __init__(self, model):
+        model.lm_head.register_parameter("scale", nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False))
+
+
+class OfItsOwnKind(nn.Parameter):
+    pass
+
+
+@pytest.mark.parametrize("what", UNKEPT)
+def test_a_relayed_call_says_why_nothing_is_kept(what, caplog):
+    change, why = UNKEPT[what]
+    model = patched()
+    relay_hf.patch_model(model, trust=["*"])
+    change(model)
+    with caplog.at_level(logging.INFO, logger="relay_hf"):
+        generate(model, INPUTS)
+    assert (model.relay.last.relayed, model.relay.last.unkept_reason) == (True, why)
+    assert f"nothing kept: {why}" in repr(model.relay.last)
+    assert f"nothing kept: {why}" in caplog.text
+    assert model.relay.prefixes == ()
+    if "budget" not in what:
+        with pytest.raises(relay_hf.RelayError, match=why):
+            model.relay.warm(INPUTS["input_ids"][1, 7:27])
 
 
 def test_the_table_has_each_reason_once_and_every_one_is_used():

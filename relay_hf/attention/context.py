@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..cache_utils import RelayCache, RelayLayer
 from ..cache_utils.active import ActiveForward, active_forward
+from ..errors import UnfitModelError
 from ..kernels.plan import Plan
 from ..model.attention_choice import deselect, select
 from .mask_registry import MaskRegistry
@@ -36,6 +37,8 @@ class ForwardSettings:
         own_mask: `[B, S]` bool, own columns that may be attended to; None when only left padding is masked.
         static_step: the static decode step that the forward is, or None.
         capture: see `ForwardListener.capture`.
+        inputs: the forward's arguments by name, as its caller gave them.
+        may_rerun: see `ForwardListener.may_rerun`.
     """
 
     cache: RelayCache
@@ -45,6 +48,8 @@ class ForwardSettings:
     own_mask: Tensor | None = None
     static_step: StaticStep | None = None
     capture: Capture | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    may_rerun: bool = False
 
 
 @dataclass(eq=False)
@@ -58,6 +63,7 @@ class Observations:
         attends_stored: so far attention took keys and values just as the cache stores them.
         names_layers: so far every module named the cache layer that it attends to.
         rechosen: the user has chosen another attention implementation while the forward ran.
+        missed: the first error of attention in a forward that may run again, and so goes on with zeros for now.
     """
 
     attended: set[int] = field(default_factory=set)
@@ -66,6 +72,7 @@ class Observations:
     attends_stored: bool = True
     names_layers: bool = True
     rechosen: bool = False
+    missed: UnfitModelError | None = None
     _sources: dict[tuple[int, torch.Size], tuple[int, Tensor]] = field(default_factory=dict)
     _pending: set[int] = field(default_factory=set)
 

@@ -57,7 +57,9 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
             "output_attentions=True: attention over a RelayCache has no weights to return. Pass what its "
             "to_dynamic() returns, or leave output_attentions out."
         )
-    open_context(ForwardSettings(cache, model, configs, backend, own_columns(cache.rows, mask)))
+    reruns = told is not None and told.may_rerun(cache)
+    own_mask = own_columns(cache.rows, mask)
+    open_context(ForwardSettings(cache, model, configs, backend, own_mask, inputs=kwargs, may_rerun=reruns))
     return None
 
 
@@ -75,7 +77,8 @@ def _enter_known(
     before, step = told.static_step, static_step(cache, told.static_step, ids, by_name)
     told.static_step = step
     configs = () if cache.rows.whole_rows else told.configs
-    settings = ForwardSettings(cache, model, configs, backend, cache.rows.holes, step, told.capture)
+    reruns = told.may_rerun(cache)
+    settings = ForwardSettings(cache, model, configs, backend, cache.rows.holes, step, told.capture, kwargs, reruns)
     context = open_context(settings)
     if step is None:
         return None
@@ -89,23 +92,34 @@ def _enter_known(
     return None if unmasked else (args, {**kwargs, "attention_mask": step.given_masks})
 
 
-def leave(model: PreTrainedModel, complete: bool) -> None:
+def leave(model: PreTrainedModel, complete: bool) -> Any:
     """Close the context of a forward, and check that every layer attended to its shared prefix.
 
     `complete`: the forward has returned, and has not raised.
+
+    Returns:
+        Outputs in place of the forward's own, which missed something; None if the forward's own are right.
+
+    Raises:
+        RelayError: it missed something, and there are no other outputs.
     """
     context = active_context()
     if context is None or context.settings.model is not model:
-        return
+        return None
     seen, cache, told = context.seen, context.cache, listener.get()
     seen.rechosen = chosen_since(context.settings.configs, context)
     close_context(context)
     if told is not None:
-        told.left(seen)
-    if complete:
-        check_attended(context)
+        told.left(seen, complete)
+    if not complete:
+        return None
+    missed = missed_by(context)
+    if missed is None:
         cache.attends_stored = bool(seen.attended) and seen.attends_stored
         cache.traceable = cache.attends_stored and seen.names_layers
+    elif told is None:
+        raise missed
+    return None if told is None else told.checked(cache, missed, context.settings.inputs)
 
 
 def forward_arguments(
@@ -118,9 +132,11 @@ def forward_arguments(
     return cache, kwargs.get("attention_mask"), kwargs.get("input_ids")
 
 
-def check_attended(context: ForwardContext) -> None:
-    """Raise unless attention of every layer that holds KV of the rows was computed here in this forward."""
+def missed_by(context: ForwardContext) -> RelayError | None:
+    """The error of a forward in which attention of some layer that holds KV of the rows was not computed here."""
     cache, seen = context.cache, context.seen
+    if seen.missed is not None:
+        return RelayError(RECHOSEN) if seen.rechosen else seen.missed
     # A layer with KV and a state may use the state alone. Any other layer that stores no KV mixes tokens in a way that
     # the cache can't see.
     holding = {i for i, layer in cache.kv_layers.items() if layer.is_initialized or not isinstance(layer, StateLayer)}
@@ -128,9 +144,10 @@ def check_attended(context: ForwardContext) -> None:
     if not cache.rows.whole_rows:
         holding |= cache.reusing
     if not holding and not any(layer.holds_state for layer in cache.state_layers.values()):
-        raise UnfitModelError("the model does not use the cache that it is given")
+        return UnfitModelError("the model does not use the cache that it is given")
     if missed := sorted(holding - attended):
         if seen.rechosen:
-            raise RelayError(RECHOSEN)
+            return RelayError(RECHOSEN)
         what = f"layers {missed} did not"
-        raise UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
+        return UnfitModelError(f"not all attention goes through Transformers' attention interface: {what}")
+    return None

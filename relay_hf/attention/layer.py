@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..errors import UnfitForwardError, UnfitModelError
+from ..errors import UnfitModelError
 from ..kernels.plan import Plan
 from ..model.attention_choice import users_implementation
 from ..ops import attend, resolve_backend
@@ -63,9 +63,28 @@ def attend_layer(
 ) -> Tensor:
     """Attention `[B, T, Hq, Dv]` over a layer's segments and own KV.
 
+    A forward that may run again goes on with zeros where another one raises, and is told so when it is left.
+
     Raises:
         RelayError: the layer asks for something that a relayed forward can't compute.
     """
+    try:
+        return _attend_layer(context, request, config, operands, options)
+    except UnfitModelError as error:
+        if not context.settings.may_rerun:
+            raise
+        context.seen.missed = context.seen.missed or error.with_traceback(None)
+        query, value = operands.query, operands.value
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3])
+
+
+def _attend_layer(
+    context: ForwardContext,
+    request: AttentionRequest,
+    config: PreTrainedConfig,
+    operands: Operands,
+    options: ScoreSettings,
+) -> Tensor:
     query, key, value, mask = operands
     cache, seen, step = context.cache, context.seen, context.settings.static_step
     if request.layer_idx is not None and cache.traceable and request.layer_idx not in seen.updated:
@@ -154,13 +173,13 @@ def _source(
         raise UnfitModelError(f"layer {layer_idx} attends more than once in a forward")
     seen.attended.add(layer_idx)
     if request.dropout:
-        raise UnfitForwardError(f"attention dropout is active ({request.dropout})")
+        raise UnfitModelError(f"attention dropout is active ({request.dropout})")
     if not request.causal and users_implementation(config) != "eager":
         # Implementations other than eager drop a causal mask and read this flag instead. So in a prompt without
         # padding such a layer sees later tokens too.
         raise UnfitModelError("a layer's attention is not causal")
     if request.unknown is not None:
-        raise UnfitForwardError(f"attention has an argument that the operator does not know, {request.unknown!r}")
+        raise UnfitModelError(f"attention has an argument that the operator does not know, {request.unknown!r}")
     if not static and key.shape[2] != layer.own_length:
         raise UnfitModelError(f"layer {layer_idx} attends to other keys than the cache holds for it")
     if layer.sliding_window is not None and window is None:

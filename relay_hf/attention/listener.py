@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from ..cache_utils import RelayCache
+    from ..errors import RelayError
     from .context import Observations
     from .static_step import StaticStep
 
@@ -50,8 +51,23 @@ class ForwardListener(Protocol):
     def computed_by(self, backend: str) -> None:
         """A forward was replayed, and `backend` computed its attention."""
 
-    def left(self, seen: Observations) -> None:
-        """A forward is over."""
+    def left(self, seen: Observations, complete: bool) -> None:
+        """A forward is over. `complete`: it has returned, and has not raised."""
+
+    def may_rerun(self, cache: RelayCache) -> bool:
+        """Whether a forward with `cache` that misses something is run again by stock."""
+
+    def checked(self, cache: RelayCache, missed: RelayError | None, inputs: Mapping[str, Any]) -> Any:
+        """A forward of `inputs` with `cache` has returned, and it was checked what it attended to.
+
+        `missed`: the error that says what it did not attend to, or None.
+
+        Returns:
+            The outputs of the same forward, run again by stock; None: the forward's own outputs are right.
+
+        Raises:
+            RelayError: `missed`, if there are no other outputs.
+        """
 
 
 listener: ContextVar[ForwardListener | None] = ContextVar("relay_hf_listener", default=None)

@@ -76,4 +76,4 @@ class RowLayout:
         self.own_start = None if self.own_start is None else change(self.own_start)
         self.holes = None if self.holes is None else change(self.holes)
         if not isinstance(self.shared_length, int):
-            self.shared_length = tuple(change(torch.tensor(self.shared_length)).tolist())
+            self.shared_length = tuple(change(torch.tensor(self.shared_length, device="cpu")).tolist())

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 import relay_hf
 from relay_hf.generation.cost_model import ModelCost
-from relay_hf.generation.decide import decide
 from relay_hf.generation.decision import Decision
-from relay_hf.generation.facts import PrefillInputs
+from relay_hf.generation.dry_run import dry_run
+from relay_hf.generation.facts import CallArguments
 from relay_hf.model.upstream.caches import attending
-from relay_hf.prefix import walk
+from relay_hf.prefix import Prompts, walk
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Estimate:
         if self.token_bytes is None or not self.shared.relays:
             return self.kv_bytes_stock
         prompts, runs = self.shared.prompts, [run for _, run in walk(self.shared.runs)]
-        lengths = (prompts.end - prompts.start) - torch.tensor(self.shared.shared_lengths)
+        lengths = (prompts.end - prompts.start) - torch.tensor(self.shared.shared_lengths, device="cpu")
         own = self.rows * (int(lengths.max()) + self.new)
         return self.token_bytes * (sum(len(run.ids) for run in runs) + own)
 
@@ -79,27 +78,27 @@ def estimate_call(model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, d
     Raises:
         TokenIdError: a token id has no embedding.
     """
-    config = copy.deepcopy(model.generation_config)
-    config.max_length = ids.shape[1] + new
-    shared, token_bytes = _decide(model, ids, mask, config, device, "always")
-    verdict, _ = _decide(model, ids, mask, config, device, "auto")
+    shared, token_bytes = _decide(model, ids, mask, new, device, "always")
+    verdict, _ = _decide(model, ids, mask, new, device, "auto")
     return Estimate(shared, verdict, new, token_bytes)
 
 
 def _decide(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor, config: GenerationConfig, device: torch.device, policy: str
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, new: int, device: torch.device, policy: str
 ) -> tuple[Decision, int | None]:
     """The decision under a policy, and the KV of a token (bytes)."""
+    options = {"attention_mask": mask, "max_new_tokens": new}
     # Nothing is kept of a model without weights, and nothing looked up.
-    with relay_hf.patched(model, policy=policy, max_store_bytes=0), torch.no_grad(), model.relay.open_call() as call:
-        view = call.facts.view
-        cache = view.default_cache()
-        inputs = {"attention_mask": mask, view.cache_name: cache}
-        if "position_ids" in view.forward_inputs:
-            inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        decision = decide(call.facts, PrefillInputs(ids, config, inputs), device)
-        try:
-            cost = ModelCost.of(view.modules, view.text_config, attending(cache))
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            return decision, None
-        return decision, cost.kv_bytes * cost.layers
+    with relay_hf.patched(model, policy=policy, max_store_bytes=0):
+        relay = model.relay
+        stock = relay.stock["generate"]
+        with relay.open_call(CallArguments.of(stock, (ids,), options), dry=True) as call:
+            decision = dry_run(call, stock, (ids,), options, device).decision
+            if not len(decision.prompts.ids):  # it was refused before they were read
+                decision.prompts = Prompts.of(ids, mask)
+            view = call.facts.view
+            try:
+                cost = ModelCost.of(view.modules, view.text_config, attending(view.default_cache()))
+            except (AttributeError, RuntimeError, TypeError, ValueError):
+                return decision, None
+            return decision, cost.kv_bytes * cost.layers

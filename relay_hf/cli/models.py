@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,13 +41,13 @@ def load(model: str | None, *, tiny: bool, dtype: Dtype) -> Showcase:
 
 
 def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:
-    """A model of which only the configuration is read, and a tokenizer.
+    """A model of which only the configurations are read, and a tokenizer.
 
     Raises:
         typer.BadParameter: there is no such model, or no such tokenizer.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     from relay_hf import showcase
 
@@ -58,6 +58,8 @@ def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:
             with named():
                 config = AutoConfig.from_pretrained(model)
                 built = AutoModelForCausalLM.from_config(config, dtype=config.dtype or torch.float32).eval()
+            with suppress(OSError):  # not every model has defaults for generate()
+                built.generation_config = GenerationConfig.from_pretrained(model)
             with named("--model" if tokenizer is None else "--tokenizer"):
                 words = AutoTokenizer.from_pretrained(tokenizer or model, padding_side="left")
             shown = showcase.Showcase(built, words, f"{type(built).__name__} as {model} configures it, no weights read")

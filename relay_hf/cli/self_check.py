@@ -126,7 +126,7 @@ def _inputs(number: int, device: torch.device, dtype: torch.dtype) -> tuple[Tens
     generator = torch.Generator().manual_seed(number)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu").to(device, dtype)
 
     segments, start = [], 0
     for length in lengths:

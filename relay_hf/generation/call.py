@@ -1,14 +1,15 @@
 """The state of one generate() call while it runs, which its prefill, its forwards and its report share.
 
-`warm`, `save`, `load` and `explain` run within such a call too, because they put tokens through the model as one does.
+`warm`, `save` and `load` run within such a call too, because they put tokens through the model as one does. `explain`
+runs a dry one: it ends where it would compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,17 +21,32 @@ from ..attention.listener import listener
 from ..attention.static_step import StaticStep
 from ..cache_utils import RelayCache
 from ..cache_utils.active import active_forward
+from ..errors import RelayError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
 from ..model.upstream.caches import mark_as_users
 from ..report import RelayReport
-from .facts import CallFacts
+from .facts import CallFacts, PrefillInputs
 from .notices import guarded
 from .row_recorder import RowRecorder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
+
+
+@dataclass(eq=False)
+class FirstStep:
+    """The first decode step of a call.
+
+    Attributes:
+        rerun: runs it again by stock, if the relayed one missed something: with the call, the error that says what was
+            missed, and the step's arguments by name.
+        raised: the model's code has raised an error in it.
+    """
+
+    rerun: Callable[[GenerateCall, UnfitModelError, Mapping[str, Any]], Any]
+    raised: bool = False
 
 
 @dataclass(eq=False)
@@ -48,7 +64,9 @@ class GenerateCall:
         stand_in: the caller's RelayCache and the DynamicCache that this call fills in its place, or None.
         recorder: records a single row that is to be kept when the call ends, or None.
         runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
+        first_step: the decode step that comes next, if it is the first one; else None.
         static_step, capture: see `ForwardListener`.
+        stop: of a dry call: ends it, at its prefill with the inputs of that, or at a forward before it with None.
     """
 
     facts: CallFacts
@@ -60,8 +78,10 @@ class GenerateCall:
     stand_in: tuple[RelayCache, DynamicCache] | None = None
     recorder: RowRecorder | None = None
     runner: GraphRunner | None = None
+    first_step: FirstStep | None = None
     static_step: StaticStep | None = None
     capture: Capture | None = None
+    stop: Callable[[PrefillInputs | None], NoReturn] | None = None
 
     # -- of its forwards ---------------------------------------------------------------------------------------------
 
@@ -92,11 +112,29 @@ class GenerateCall:
     def computed_by(self, backend: str) -> None:
         """A forward was replayed, and `backend` computed its attention."""
         self.backends.add(backend)
+        self.first_step = None
 
-    def left(self, seen: Observations) -> None:
+    def left(self, seen: Observations, complete: bool) -> None:
         """A forward is over."""
+        if self.first_step is not None:
+            self.first_step.raised = not complete
         self.rechosen |= seen.rechosen
         self.backends |= seen.backends
+
+    def may_rerun(self, cache: RelayCache) -> bool:
+        """Whether a forward with `cache` is the first decode step."""
+        return self.first_step is not None and cache is self.cache
+
+    def checked(self, cache: RelayCache, missed: RelayError | None, inputs: Mapping[str, Any]) -> Any:
+        """The outputs of stock's first decode step, if the relayed one missed something; None if it went well."""
+        first = None
+        if cache is self.cache:
+            first, self.first_step = self.first_step, None
+        if missed is None:
+            return None
+        if first is None or not isinstance(missed, UnfitModelError):
+            raise missed
+        return first.rerun(self, missed, inputs)
 
     # -- of its caches -----------------------------------------------------------------------------------------------
 
@@ -135,6 +173,13 @@ def current_call() -> GenerateCall | None:
     """The call that runs in this context, or None."""
     found = listener.get()
     return found if isinstance(found, GenerateCall) else None
+
+
+def stop_if_dry() -> None:
+    """End the call that runs in this context, if it is a dry one: something is about to be computed."""
+    call = current_call()
+    if call is not None and call.stop is not None:
+        call.stop(None)
 
 
 @contextmanager

@@ -9,13 +9,14 @@ from transformers import Cache, DynamicCache, StaticCache
 
 from ..model.fingerprint import keeping_refusal
 from ..model.upstream.caches import attending, keeps_state, was_looked_at
-from ..model.upstream.models import new_tokens
+from ..model.upstream.models import new_tokens, takes_positions
 from ..model.upstream.names import takes_cache
 from ..model.vocabulary import check_vocabulary
 from ..prefix import PrefixNode, Prompts, pruned, walk
 from ..reasons import Reason, Refusal
 from . import cost_model, eligibility, eligible_models
 from .decision import Decision
+from .eligible_code import code_refusal
 from .facts import CallFacts, PrefillInputs
 from .sharing import SharingRules, find, look
 
@@ -59,7 +60,7 @@ def decide(facts: CallFacts, asked: PrefillInputs, device: torch.device | None =
         TokenIdError: a token id has no embedding.
     """
     view, input_ids = facts.view, asked.input_ids
-    cache = _stock_cache(facts, asked)
+    cache = _stock_cache(facts, asked, device or view.device)
     refused = refusal(facts, asked, cache, device)
     refused = refused or eligibility.rope_refusal(view.configs, input_ids.shape[1])
     if refused:
@@ -93,10 +94,9 @@ def refusal(
         facts.findings.refusal
         or _backend_refusal(facts, device)
         or eligible_models.model_refusal(facts.view)
-        or eligible_models.attention_refusal(facts.view)
         or eligibility.call_refusal(facts, asked, cache)
         or eligible_models.training_refusal(facts.view)
-        or eligible_models.hook_refusal(facts.view)
+        or code_refusal(facts.view, facts.config)
     )
 
 
@@ -109,7 +109,7 @@ def _backend_refusal(facts: CallFacts, device: torch.device | None) -> Refusal |
     return None
 
 
-def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
+def _stock_cache(facts: CallFacts, asked: PrefillInputs, device: torch.device) -> Cache | None:
     """The cache that stock would use; a plain one where only the model's own defaults ask for a static one.
 
     Such a default is the model author's advice for speed, not the caller's wish. It is overridden on a CPU alone: on
@@ -119,7 +119,7 @@ def _stock_cache(facts: CallFacts, asked: PrefillInputs) -> Cache | None:
     # generate() makes a cache also for models that take none.
     cache = asked.inputs.get(view.cache_name) if takes_cache(view.forward_inputs) else None
     by_default = isinstance(cache, StaticCache) and not facts.arguments.names_cache
-    if by_default and not was_looked_at(cache) and view.device.type == "cpu":
+    if by_default and not was_looked_at(cache) and device.type == "cpu":
         return DynamicCache(config=view.text_config)
     return cache
 
@@ -130,15 +130,13 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     view, automatic = facts.view, facts.config.policy == "auto"
     unkept = None
     if facts.store.budget == 0:
-        unkept = Reason.ROW_WITHOUT_BUDGET.of()
+        unkept = Reason.NO_BUDGET.of()
     elif prompts.longest >= facts.config.min_prefix_length:
         unkept = keeping_refusal(view.model, view.modules)
-    positions = view.architecture.positions
-    if positions == "given" and "position_ids" not in view.forward_inputs:
-        positions = "columns"  # BART and its relatives: they accept position_ids, and ignore them
+    positions = _positions(weighed)
     # A split tensor can hold one shared prefix only. A model that counts columns can't have prefixes that begin in
     # different columns. A recurrent layer that continues token by token would be slow in each level but the first.
-    one_level = recurrent == "steps" or view.architecture.own_attention or positions == "columns"
+    one_level = recurrent == "steps" or view.architecture.own_attention or positions in ("columns", "left out")
     found = find(facts, prompts, SharingRules(unkept, one_level, recurrent, reuse))
     if found.relays and automatic:
         _prune(found, weighed)
@@ -148,6 +146,24 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     if refused is None and automatic:
         refused = _cost_refusal(found, weighed)
     return Decision(refused, prompts=prompts) if refused else found
+
+
+def _positions(weighed: _Weighed) -> str:
+    """Where the model takes positions from in this call: see `Architecture.positions`.
+
+    "left out": they are given to the model, which leaves them out when it prepares a forward's inputs.
+    """
+    facts, view, asked = weighed.facts, weighed.facts.view, weighed.asked
+    known = view.architecture.positions
+    if known != "given":
+        return known
+    if "position_ids" not in view.forward_inputs:
+        return "columns"  # BART and its relatives: they accept position_ids, and ignore them
+    if asked.inputs.get("position_ids") is None:
+        return known
+    inputs = {**asked.inputs, view.cache_name: weighed.cache}
+    left_out = facts.findings.leaves_out_positions or not takes_positions(view.model, asked.input_ids, inputs)
+    return "left out" if left_out else known
 
 
 def _prune(found: Decision, weighed: _Weighed) -> None:
@@ -174,7 +190,7 @@ def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:
     own_code, states = view.architecture.own_attention, keeps_state(cache)
     passes = 1
     if states:
-        own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths)).unique()
+        own = (prompts.end - prompts.start - torch.tensor(found.shared_lengths, device="cpu")).unique()
         passes = int(own.sum()) if found.runs and weighed.recurrent == "steps" else len(own)
     shape = cost_model.Shape(
         len(prompts.ids),

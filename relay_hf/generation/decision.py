@@ -14,7 +14,7 @@ from ..prefix.snapshot import Snapshot
 from ..reasons import Refusal
 from ..report import RelayReport
 
-NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64), None)
+NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64, device="cpu"), None)
 
 
 @dataclass(eq=False)
@@ -30,6 +30,7 @@ class Decision:
         fingerprint: the model when it was compared with the snapshot; None if it was not compared.
         keep: whether runs that are prefilled may be kept for later calls.
         keep_row: whether the single row is to be kept whole, with its answer.
+        unkept: why no run is kept for later calls, or not all of them; None if nothing forbids it.
         gain: seconds that policy "auto" expects relaying to save, at least; None if it was not asked, or does not know.
     """
 
@@ -41,6 +42,7 @@ class Decision:
     fingerprint: ModelFingerprint | None = None
     keep: bool = False
     keep_row: bool = False
+    unkept: Refusal | None = None
     gain: float | None = None
 
     @property
@@ -121,4 +123,5 @@ class Decision:
             prompt_tokens_computed=tokens - saved,
             prompt_tokens_saved=saved,
             levels=self.levels,
+            unkept_reason=str(self.unkept or ""),
         )

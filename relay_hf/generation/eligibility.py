@@ -6,6 +6,7 @@ Reasons that hold for all calls of a model are in `eligible_models.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from transformers import Cache, DynamicCache, PreTrainedConfig
 from ..cache_utils import RelayCache
 from ..cache_utils.cache import unsupported_layer
 from ..model.upstream.caches import is_plain, is_users
-from ..model.upstream.models import counts_positions_itself, is_stocks, rope_limit
-from ..model.upstream.names import CACHE, KNOWN_INPUTS
+from ..model.upstream.models import counts_positions_itself, is_stocks, rope_limit, takes_media
+from ..model.upstream.names import CACHE, KNOWN_INPUTS, TOKEN_TYPES, is_media
 from ..prefix import Prompts
 from ..reasons import Reason, Refusal
 from .facts import CallFacts, PrefillInputs
@@ -37,12 +38,15 @@ def call_refusal(facts: CallFacts, asked: PrefillInputs, stock_cache: Cache | No
     for name in ("output_attentions", "output_hidden_states"):
         if inputs.get(name) or getattr(asked.generation_config, name, False):
             return (Reason.ALL_OUTPUTS if arguments.asked(name) else Reason.ALL_OUTPUTS_BY_DEFAULT).of(name=name)
-    for name, value in inputs.items():
-        empty = value is None or (isinstance(value, dict) and not value)  # {}: of multimodal models, for text
-        if not empty and name not in KNOWN_INPUTS:
-            return _input_refusal(facts, name)
+    unknown = [name for name, value in inputs.items() if name not in KNOWN_INPUTS and not _says_nothing(value)]
+    types = [name for name in unknown if name in TOKEN_TYPES and takes_media(facts.view.model)]
+    if others := [name for name in unknown if name not in types]:
+        return _input_refusal(facts, others[0])
+    for name in types:
+        if bool(inputs[name].any()):
+            return Reason.TYPES_GIVEN.of(name=name)
     if inputs.get("logits_to_keep") not in (None, 1):
-        return (Reason.PROMPT_LOGITS if arguments.asked("logits_to_keep") else Reason.OTHER_LOGITS).of()
+        return (Reason.PROMPT_LOGITS if arguments.gives("logits_to_keep") else Reason.OTHER_LOGITS).of()
     if asked.input_ids.dim() != 2 or asked.input_ids.shape[1] < 2:
         return Reason.NO_PROMPT.of()
     if is_users(stock_cache) and not isinstance(stock_cache, RelayCache):
@@ -50,10 +54,18 @@ def call_refusal(facts: CallFacts, asked: PrefillInputs, stock_cache: Cache | No
     return cache_refusal(stock_cache, arguments.names_cache)
 
 
+def _says_nothing(value: Any) -> bool:
+    """Whether an input is none, or an empty dictionary, as multimodal models have it for text."""
+    return value is None or (isinstance(value, dict) and not value)
+
+
 def _input_refusal(facts: CallFacts, name: str) -> Refusal:
     """The reason of an input that is not relayed. generate() may have made it from one of the caller's (images)."""
     given = facts.arguments.inputs
-    if given is None or given - KNOWN_INPUTS:
+    if is_media(name):
+        media = sorted(filter(is_media, given or ())) or [name]
+        return Reason.MEDIA_GIVEN.of(names=", ".join(media))
+    if facts.arguments.gives(name) or (given or frozenset()) - KNOWN_INPUTS:
         return Reason.INPUT_GIVEN.of(name=name)
     return (Reason.INPUT_ADDED if is_stocks(facts.view.model, "generate") else Reason.INPUT_OF_MODEL).of(name=name)
 
@@ -111,31 +123,41 @@ def _shows_padding(module: nn.Module) -> bool:
 def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, positions: str) -> Refusal | None:
     """Why the positions forbid relaying, or None: they must be those that generate() counts from the mask.
 
-    `positions`: where the model takes positions from; see `Architecture.positions`.
+    `positions`: where the model takes positions from; see `Architecture.positions`. "left out": they are given to it,
+    but its forward does not get them.
     """
     position_ids, mask = asked.inputs.get("position_ids"), asked.inputs.get("attention_mask")
-    given = position_ids is not None and positions != "columns"
+    given = position_ids is not None and positions not in ("columns", "left out")
+    # What else reads the mask multiplies by it, or adds it up; from positions alone its numbers could not be told.
+    reads_mask = position_ids is None or positions == "relative" or facts.view.architecture.recurrent is not None
+    if reads_mask and _has_numbers(mask):
+        return Reason.MASK_OF_NUMBERS.of()
     if bool(prompts.start.any()) and not given and positions != "relative":
         return Reason.PADDED_COLUMNS.of()
     if position_ids is None:
         return None
-    if prompts.holes and not given:  # GIT reads position_ids in a prompt's first forward alone
+    if prompts.holes and positions == "columns":  # GIT reads position_ids in a prompt's first forward alone
         return Reason.HOLES_IN_COLUMNS.of()
-    if position_ids.dim() != 2:
-        return Reason.POSITIONS_OF_MODEL.of(dimensions=position_ids.dim())
     rows, columns = prompts.ids.shape
-    expected = np.arange(columns)
+    expected, read = np.arange(columns), np.array(True)
     if prompts.attended is not None:
-        attended = prompts.attended.numpy()
-        expected = np.where(attended, attended.cumsum(axis=1) - 1, 0)
-    fits = position_ids.shape[1] == columns and (prompts.attended is None or len(position_ids) == rows)
-    same = fits and not position_ids.is_floating_point() and bool((position_ids.cpu().numpy() == expected).all())
-    if same:
+        read = prompts.attended.numpy()  # nothing reads padding, where some types count otherwise
+        expected = read.cumsum(axis=1) - 1
+    # M-RoPE's types count in planes (text, time, height, width), in which text has the same positions.
+    given_rows, width = (1, 1, *position_ids.shape)[-2:]
+    fits = position_ids.dim() in (2, 3) and width == columns and (prompts.attended is None or given_rows == rows)
+    if fits and bool(((position_ids.cpu().numpy() == expected) | ~read).all()):
         return None
-    counts = mask is not None and mask.dtype is not torch.bool and bool((mask > 1).any())  # stock sums it up
-    if facts.arguments.asked("position_ids") or counts:
+    if _has_numbers(mask):
+        return Reason.MASK_OF_NUMBERS.of()
+    if facts.arguments.gives("position_ids"):
         return Reason.POSITIONS_GIVEN.of()
     return (Reason.POSITIONS_OF_ITS_OWN if counts_positions_itself(facts.view.model) else Reason.POSITIONS_COUNTED).of()
+
+
+def _has_numbers(mask: Tensor | None) -> bool:
+    """Whether a mask has other values than 0 and 1, such as the numbers of packed segments. Stock sums them up."""
+    return mask is not None and mask.dtype is not torch.bool and bool((mask != mask.bool()).any())
 
 
 def rope_refusal(configs: Iterable[PreTrainedConfig], length: int) -> Refusal | None:

@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..model.upstream.behaviour import DEFAULT_NEW_TOKENS
-from ..model.upstream.models import count_positions
-from ..model.vocabulary import check_vocabulary
 from ..prefix import outline
 from ..report import Explanation
-from .decide import decide
-from .facts import CallFacts, PrefillInputs
+from .call import GenerateCall
+from .dry_run import dry_run
+
+_IDS, _MASK = "input_ids", "attention_mask"
 
 
-def explain(facts: CallFacts, input_ids: Tensor, attention_mask: Tensor | None) -> Explanation:
+def read_arguments(
+    inputs: Any, second: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """generate()'s arguments of those of `explain`: ids may be lists, and the mask may stand in the second place.
+
+    Raises:
+        ValueError: the ids are not `[rows, tokens]`.
+    """
+    kwargs = dict(kwargs)
+    if isinstance(second, Tensor):
+        kwargs[_MASK], second = second, None
+    if kwargs.get(_IDS) is not None:
+        kwargs[_IDS] = _ids(kwargs[_IDS])
+    args = (inputs if inputs is None else _ids(inputs), second, *args)
+    while args and args[-1] is None:
+        args = args[:-1]
+    return args, kwargs
+
+
+def explain(
+    call: GenerateCall, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Explanation:
     """The report of a call that is not run."""
-    view = facts.view
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(input_ids.shape)}.")
-    check_vocabulary(view.model, input_ids, "input_ids")
-    inputs: dict[str, Any] = {"attention_mask": attention_mask, view.cache_name: view.default_cache()}
-    if "position_ids" in view.forward_inputs:
-        inputs["position_ids"] = count_positions(view.model, view.modules, input_ids, attention_mask)
-    config = copy.deepcopy(view.model.generation_config)
-    if config.max_new_tokens is not None or config.max_length is None:
-        config.max_length = input_ids.shape[1] + (config.max_new_tokens or DEFAULT_NEW_TOKENS)
-    decision = decide(facts, PrefillInputs(input_ids, config, inputs))
-    found = Explanation(**vars(decision.report()), tree=outline(decision.runs))
+    outlook, view = dry_run(call, stock, args, kwargs), call.facts.view
+    found = Explanation(**vars(outlook.report), tree=outline(outlook.decision.runs))
     if found.relayed:
-        found.backend = "model" if view.architecture.own_attention else view.backend(facts.config.backend)
+        found.backend = "model" if view.architecture.own_attention else view.backend(call.facts.config.backend)
     return found
+
+
+def _ids(inputs: Tensor | Sequence[Sequence[int]]) -> Tensor:
+    # On the host: within torch.device("meta") their values could not be read.
+    ids = inputs if isinstance(inputs, Tensor) else torch.as_tensor(inputs, device="cpu")
+    if ids.dim() != 2 and not ids.is_floating_point():  # sound has more dimensions
+        raise ValueError(f"input_ids must be [rows, tokens]; got {tuple(ids.shape)}.")
+    return ids

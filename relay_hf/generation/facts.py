@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from torch import Tensor
 from ..config import RelayConfig
 from ..graphs import GraphPool
 from ..model.upstream.models import is_librarys
-from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS
+from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, TOKEN_TYPES, arguments_of
 from ..model.view import ModelView
 from ..prefix.source import PrefixSource
 from ..prefix.store import PrefixStore
@@ -47,8 +46,8 @@ class CallArguments:
         arguments = dict(kwargs)
         if args:
             with suppress(TypeError):
-                arguments |= inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        given = frozenset(arguments.keys() | arguments.get("kwargs", {}).keys())
+                arguments |= arguments_of(generate, args, kwargs)
+        given = frozenset(arguments)
         config = arguments.get("generation_config")
         code = [arguments.get(name) for name in CALLERS_CODE]
         each = [one for group in code for one in (group if isinstance(group, list) else [group]) if one is not None]
@@ -62,8 +61,12 @@ class CallArguments:
         )
 
     def asked(self, *names: str) -> bool:
-        """Whether the caller gave an option or input. All options count as given if a generation_config was."""
+        """Whether the caller gave an option. All count as given if a generation_config was."""
         return self.given is None or "generation_config" in self.given or not self.given.isdisjoint(names)
+
+    def gives(self, name: str) -> bool:
+        """Whether the caller gave an input of the model, or runs a loop of its own, which makes all of them."""
+        return self.inputs is None or self.own_loop or name in self.inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +80,7 @@ class CallFacts:
         graphs: the captured decode steps of the model.
         findings: results of the model's earlier calls.
         arguments: facts about the arguments.
+        dry: nothing is computed in the call, and nothing changed.
     """
 
     view: ModelView
@@ -85,6 +89,7 @@ class CallFacts:
     graphs: GraphPool
     findings: ModelFindings
     arguments: CallArguments = CallArguments()
+    dry: bool = False
 
     @property
     def source(self) -> PrefixSource:
@@ -116,3 +121,8 @@ class PrefillInputs(NamedTuple):
     def chunk(self) -> int | None:
         """How many tokens go through the model at once, as the caller asks; None for all."""
         return self.generation_config.prefill_chunk_size
+
+    def drop_types(self) -> None:
+        """Leave the types of tokens out of all later forwards of the call; of a relayed one they are all 0."""
+        for name in TOKEN_TYPES:
+            self.inputs.pop(name, None)

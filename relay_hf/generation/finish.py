@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from ..cache_utils import RelayCache
-from ..model.upstream.models import has_loops_of_its_own
+from ..model.upstream.models import has_loops_of_its_own, is_stocks
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
+from .facts import CallFacts
 from .notices import JOINED, guarded, tell
 
 logger = logging.getLogger("relay_hf")
@@ -16,7 +17,7 @@ logger = logging.getLogger("relay_hf")
 
 def finish(call: GenerateCall) -> RelayReport:
     """Hand back the cache and the graph of a call, and report the call; no Exception leaves this."""
-    report = call.report or RelayReport.untouched(_without_prefill(call))
+    report = call.report or RelayReport.untouched(without_prefill(call.facts))
     runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(call)
@@ -38,10 +39,16 @@ def finish(call: GenerateCall) -> RelayReport:
     return report
 
 
-def _without_prefill(call: GenerateCall) -> Refusal:
-    """Why a call did not run the common prefill: its mode has none, or the model has a decoding loop of its own."""
-    own = not call.facts.arguments.own_loop and has_loops_of_its_own(call.facts.view.model)
-    return (Reason.OWN_LOOP if own else Reason.NO_COMMON_PREFILL).of()
+def without_prefill(facts: CallFacts) -> Refusal:
+    """Why a call does not run the common prefill: its mode has none, or the model has code of its own for it."""
+    model = facts.view.model
+    if model.config.is_encoder_decoder:
+        return Reason.ENCODER_DECODER.of()
+    if facts.arguments.own_loop:
+        return Reason.NO_COMMON_PREFILL.of()
+    if not is_stocks(model, "generate"):  # of BLIP-2 and Kosmos-2, which generate by a model inside
+        return Reason.OWN_GENERATE.of()
+    return (Reason.OWN_LOOP if has_loops_of_its_own(model) else Reason.NO_COMMON_PREFILL).of()
 
 
 def _count(cache: RelayCache, report: RelayReport) -> None:

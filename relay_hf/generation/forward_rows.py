@@ -14,6 +14,7 @@ from ..cache_utils import PrefixKV, RelayCache
 from ..errors import RelayError
 from ..model.compiling import is_compiled
 from ..model.upstream.models import prepare_inputs
+from ..model.upstream.names import TOKEN_TYPES
 from .call import GenerateCall
 from .facts import CallFacts, PrefillInputs
 
@@ -28,14 +29,16 @@ def forward_rows(
     model, columns = facts.view.model, input_ids.shape[1]
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     outputs = None
+    inputs = {name: value for name, value in inputs.items() if name not in TOKEN_TYPES}  # 0 in a relayed call
     for begin in range(start, columns, chunk or columns):
         end = min(begin + chunk, columns) if chunk else columns
         step = {**inputs, facts.view.cache_name: cache}
         step["attention_mask"] = None if mask is None else mask[:, :end]
         if positions is not None:
-            step["position_ids"] = positions[:, :end]
+            step["position_ids"] = positions[..., :end]
         model_inputs = prepare_inputs(model, input_ids[:, :end], end - begin, step)
         if positions is not None and model_inputs.get("position_ids") is None and cache.rows.padded:
+            facts.findings.leaves_out_positions = True  # `decide` did not see it: the cache was empty then
             raise RelayError("the model counts columns, and rows are padded")
         outputs = forward_uncompiled(facts, {**model_inputs, "return_dict": True})
     return outputs
@@ -83,7 +86,7 @@ def forward_by_length(
         groups.setdefault((start, length > 0), []).append(row)  # a model may run other code without a state
     parts, logits = [], []
     for (start, _), indices in groups.items():
-        members, begin = torch.tensor(indices), rows.offset + start
+        members, begin = torch.tensor(indices, device="cpu"), rows.offset + start
         own = replace(
             rows,
             offset=begin,
@@ -94,7 +97,7 @@ def forward_by_length(
         part = RelayCache(view.text_config)
         part.share(among(shared, indices), own, len(indices), cache.context)
         call.cache = part
-        taken = {name: _rows_of(value, members, batch) for name, value in asked.inputs.items()}
+        taken = {name: _rows_of(name, value, members, batch) for name, value in asked.inputs.items()}
         if not rows.whole_rows:
             taken["attention_mask"] = None  # no token of a group is hidden, and the mask would be as wide as the prompt
         outputs = forward_rows(facts, input_ids[members.to(input_ids.device)], taken, part, begin, chunk)
@@ -116,7 +119,8 @@ def among(
     return [(users, run) for users, run in found if users]
 
 
-def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
+def _rows_of(name: str, value: Any, rows: Tensor, batch: int) -> Any:
     """The part of a forward's input that belongs to some of the rows."""
-    whole = not isinstance(value, Tensor) or value.dim() == 0 or value.shape[0] != batch
-    return value if whole else value[rows.to(value.device)]
+    dim = 1 if name == "position_ids" and value is not None and value.dim() == 3 else 0  # planes of rows
+    whole = not isinstance(value, Tensor) or value.dim() == 0 or value.shape[dim] != batch
+    return value if whole else value.index_select(dim, rows.to(value.device))

@@ -10,6 +10,7 @@ from ..reasons import Reason
 from ..report import RelayReport
 from .call import GenerateCall
 from .finish import finish
+from .first_step import learn_from_step
 
 
 def generate(call: GenerateCall, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -26,6 +27,8 @@ def generate(call: GenerateCall, stock: Callable[..., Any], args: tuple[Any, ...
             return outputs
         except BaseException as error:
             call.report = call.report or RelayReport.untouched(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
+            if call.first_step is not None and call.first_step.raised and isinstance(error, Exception):
+                learn_from_step(call, error)
             raise
         finally:
             call.report = finish(call)

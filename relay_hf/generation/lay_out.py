@@ -12,7 +12,7 @@ from ..model.view import ModelView
 from .call import GenerateCall
 from .decision import Decision
 from .facts import PrefillInputs
-from .prefix_prefill import PrefilledTree, prefill_and_store, prefill_tree
+from .prefix_prefill import PrefilledTree, prefill_and_store, prefill_tree, why_unkept
 
 # The share of the free memory that may be reserved for tokens to come. A call with max_new_tokens=4096 for 32 rows of a
 # 7B model in bf16 would need 64 GiB, but may stop early: it should neither fail for lack of them nor starve others.
@@ -34,7 +34,7 @@ def lay_out(
     rows = RowLayout(
         offset=offset,
         shared_length=lengths,
-        own_start=torch.tensor(own_start) if any(own_start) else None,
+        own_start=torch.tensor(own_start, device="cpu") if any(own_start) else None,
         reserve=input_ids.shape[1] - offset + new_tokens(asked.generation_config, input_ids.shape[1]),
         spare=spare_bytes(view, cache),
     )
@@ -55,5 +55,9 @@ def _prefill(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> Pr
     """The KV of the shared runs: from the store, from the model, or from both."""
     given = {name for name, value in asked.inputs.items() if value is not None}
     if decision.keep:
-        return prefill_and_store(call, decision.runs, decision.held, given, asked.chunk, decision.fingerprint)[0]
+        before, chunk = decision.fingerprint, asked.chunk
+        filled, kept = prefill_and_store(call, decision.runs, decision.held, given, chunk, before)
+        if None in kept:
+            decision.unkept = why_unkept(call.facts, filled)
+        return filled
     return prefill_tree(call, decision.runs, decision.held, given, asked.chunk)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ..cache_utils import RelayCache
-from ..errors import RECHOSEN, RelayError, TokenIdError, UnfitForwardError, UnfitModelError
+from ..errors import RECHOSEN, RelayError, TokenIdError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
-from ..reasons import Reason, Refusal
 from ..report import RelayReport
-from .call import GenerateCall
+from .call import FirstStep, GenerateCall
 from .decide import decide
 from .decision import Decision
 from .facts import PrefillInputs
+from .findings import failure_of
+from .first_step import run_again
 from .forward_rows import forward_by_length, forward_rows
 from .lay_out import lay_out
 from .notices import guarded, tell
@@ -34,8 +36,11 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
     if isinstance(given, RelayCache) and given.is_filled:
         call.report = go_on(call, given, asked)
         call.cache = given if call.report.relayed else None
+        if call.report.relayed:
+            asked.drop_types()
         outputs = stock(*asked)
         _hand_over(call, asked)
+        call.first_step = FirstStep(partial(run_again, stock, asked, None))
         return outputs
     unfit = unforeseen = lacking = False
     try:
@@ -44,7 +49,9 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         if decision.relays:
             outputs = _relayed(call, decision, asked)
             _hand_over(call, asked)
-            model_kwargs[cache_name] = call.cache  # last, so that after a failure they are still stock's inputs
+            call.first_step = FirstStep(partial(run_again, stock, asked, dict(model_kwargs)))
+            asked.drop_types()  # last, so that after a failure they are still stock's inputs
+            model_kwargs[cache_name] = call.cache
             return outputs
     except TokenIdError:
         raise
@@ -57,28 +64,24 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         unforeseen = not (lacking or isinstance(error, RelayError))
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and some layers may have stored tokens before the failure
-        failure = _failure(error, lacking)
-        decision = Decision(failure)
+        refused = failure_of(error, lacking)
+        decision = Decision(refused)
         if lacking:
-            logger.warning("relay_hf: the call goes on as stock: %s", failure)
+            logger.warning("relay_hf: the call goes on as stock: %s", refused)
         with guarded("the reason why this call goes on as stock could not be logged"):
-            tell(facts, failure, failure.source)
+            tell(facts, refused, refused.source)
     finally:
         call.capture = None
     call.cache = call.recorder = None
     if lacking:
         facts.free_memory()
-    call.report = _counted(decision.report(), asked)
+    call.report = counted(decision.report(), asked)
     if isinstance(given, RelayCache):
         model_kwargs[cache_name] = call.stand_in_for(given)
     outputs = stock(*asked)
     # Where stock fails too, the caller sees stock's own error, and the model does not count as unfit.
-    if unfit:
-        facts.findings.refusal = decision.refused
-    elif unforeseen:
-        facts.findings.unexplained += 1
-        if facts.findings.unexplained > 1:  # one error may be chance, a second one shows that the model is the cause
-            facts.findings.refusal = decision.refused
+    if decision.refused is not None and (unfit or unforeseen):
+        facts.findings.learn(decision.refused, facts.view.modules, sure=unfit)
     return outputs
 
 
@@ -100,16 +103,6 @@ def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
         ahead=(config.num_beams or 1) == 1,  # beams are reordered before they are fed
     )
     active_runner.set(call.runner)
-
-
-def _failure(error: Exception, lacking: bool) -> Refusal:
-    """The error of a relayed prefill, as the reason why its call is left to stock."""
-    if isinstance(error, RelayError):
-        models = isinstance(error, (UnfitModelError, UnfitForwardError))
-        reason = Reason.UNFIT_MODEL if models else Reason.UNFIT_CALL
-        return reason.of(why=error)
-    reason = Reason.OUT_OF_MEMORY if lacking else Reason.PREFILL_RAISED
-    return reason.of(error=type(error).__name__, message=str(error).partition("\n")[0])  # torch.compile's have many
 
 
 def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> Any:
@@ -136,7 +129,7 @@ def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> An
     return outputs
 
 
-def _counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
+def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
     """The report, with the rows and tokens of a call that was refused before its prompts were read."""
     input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
     if not report.rows and input_ids.dim() == 2:

@@ -11,7 +11,11 @@ from torch import Tensor
 from ..cache_utils import PrefixKV, RelayCache, RowLayout
 from ..model.fingerprint import ModelFingerprint, embedding_samples
 from ..prefix import KeptPrefix, PrefixEntry, PrefixNode
+from ..prefix.store import token_overhead
+from ..reasons import Reason, Refusal
+from ..report import readable_bytes
 from .call import GenerateCall
+from .facts import CallFacts
 from .forward_rows import forward_rows
 
 # A kept run in more pieces is joined for the call. This costs a copy, but each piece would cost one more part of
@@ -98,6 +102,15 @@ def prefill_and_store(
     return filled, call.facts.source.keep(before, view.modules, new, key)
 
 
+def why_unkept(facts: CallFacts, filled: PrefilledTree) -> Refusal:
+    """Why the store has not kept all runs of a tree that was prefilled."""
+    token, store = token_overhead(facts.view.embedding), facts.store
+    size = max(sum(piece.nbytes + piece.length * token for piece in own) for _, own in filled)
+    if size > store.budget or any(each.pinned for each in store.prefixes):
+        return Reason.OVER_BUDGET.of(size=readable_bytes(size), budget=readable_bytes(store.budget))
+    return Reason.CHANGED_MEANWHILE.of()
+
+
 def _with_ids(runs: list[PrefixNode]) -> Iterator[tuple[PrefixNode, Tensor]]:
     """Every run of a forest after the run before it, with all tokens from position 0 to its end."""
     stack = [(run, run.ids) for run in reversed(runs)]
@@ -166,8 +179,8 @@ def _inputs(
     runs: list[PrefixNode], width: int, inputs: Collection[str], device: torch.device
 ) -> tuple[Tensor, dict[str, Any]]:
     """Ids, mask and positions of a batch of runs. Ids before the runs' own tokens are 0, because nothing reads them."""
-    ids = torch.zeros(len(runs), width, dtype=torch.int64)
-    mask = torch.zeros(len(runs), width, dtype=torch.int64)
+    ids = torch.zeros(len(runs), width, dtype=torch.int64, device="cpu")
+    mask = torch.zeros_like(ids)
     for row, each in enumerate(runs):
         ids[row, width - len(each.ids) :] = each.ids
         mask[row, width - each.end :] = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from ..cache_utils import RelayCache
@@ -15,42 +17,63 @@ from ..report import RelayReport
 from .call import GenerateCall
 from .decide import refusal
 from .eligibility import padding_refusal
-from .facts import PrefillInputs
+from .facts import CallFacts, PrefillInputs
 from .lay_out import spare_bytes
 from .notices import CONTINUED
 
 
+class Continuation(NamedTuple):
+    """How a call goes on from a returned cache.
+
+    Attributes:
+        report: the report of the call; if it is not relayed, it goes on from a DynamicCache.
+        holes: the rows' own columns that may be attended to, on the host; None for all.
+    """
+
+    report: RelayReport
+    holes: torch.Tensor | None = None
+
+
 def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
     """Make a returned cache ready for the call. If the call can't be relayed, a DynamicCache takes its place."""
-    view, input_ids, inputs = call.facts.view, asked.input_ids, asked.inputs
     cache.take_over()
+    view, rows = call.facts.view, cache.rows
+    report, holes = continuation(call.facts, cache, asked)
+    if not report.relayed:
+        if not cache.is_joined:  # else stock goes on with the caller's cache itself
+            asked.inputs[view.cache_name] = call.stand_in_for(cache)
+        return report
+    rows.holes = None if holes is None else holes.to(asked.input_ids.device)
+    if rows.own_start is not None and rows.own_start.is_inference():
+        # A tensor made in inference mode can't be written to outside of it, and decode steps write to this one.
+        rows.own_start = own_copy(rows.own_start)
+    rows.reserve = max((asked.generation_config.max_length or 0) - rows.offset, 0)
+    rows.spare = spare_bytes(view, cache)
+    return report
+
+
+def continuation(facts: CallFacts, cache: RelayCache, asked: PrefillInputs) -> Continuation:
+    """How a call goes on from a returned cache. Nothing is changed yet."""
+    input_ids = asked.input_ids
     if not (cache.kv_layers or cache.is_joined):  # a cache of states alone does not know how many columns it has seen
-        inputs[view.cache_name] = call.stand_in_for(cache)
-        return RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids))
-    past, mask = cache.get_seq_length(), inputs.get("attention_mask")
+        return Continuation(RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids)))
+    past, mask = cache.get_seq_length(), asked.inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))
     columns = max(input_ids.shape[1] - past, 0)
     computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
-    if cache.is_joined:  # stock goes on with the caller's cache itself
+    if cache.is_joined:
         changed = Reason.RETURNED_JOINED.of()
-        return RelayReport.untouched(changed, rows=len(input_ids), prompt_tokens_computed=computed)
-    refused = _refusal(call, cache, asked, attended)
+        return Continuation(RelayReport.untouched(changed, rows=len(input_ids), prompt_tokens_computed=computed))
+    refused, holes = _refusal(facts, cache, asked, attended), None
     try:
         holes = own_columns(cache.rows, attended)
-        cache.rows.holes = None if holes is None else holes.to(input_ids.device)
     except RelayError as error:
         refused = refused or Reason.UNFIT_CALL.of(why=error)
     if refused is not None:
-        inputs[view.cache_name] = call.stand_in_for(cache)
         report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
         report.reason += CONTINUED
-        return report
-    if cache.rows.own_start is not None and cache.rows.own_start.is_inference():
-        # A tensor made in inference mode can't be written to outside of it, and decode steps write to this one.
-        cache.rows.own_start = own_copy(cache.rows.own_start)
-    cache.rows.reserve = max((asked.generation_config.max_length or 0) - cache.rows.offset, 0)
-    cache.rows.spare = spare_bytes(view, cache)
-    return RelayReport(
+        return Continuation(report)
+    report = RelayReport(
         relayed=True,
         reason="a returned cache, continued",
         rows=len(input_ids),
@@ -58,14 +81,15 @@ def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayR
         prompt_tokens_computed=computed,
         levels=cache.levels,
     )
+    return Continuation(report, holes)
 
 
 def _refusal(
-    call: GenerateCall, cache: RelayCache, asked: PrefillInputs, attended: torch.Tensor | None
+    facts: CallFacts, cache: RelayCache, asked: PrefillInputs, attended: torch.Tensor | None
 ) -> Refusal | None:
     """Why a call on the cache can't be relayed, or None. `attended`: `[B, n]` bool, on the host; None: all tokens."""
-    refused = refusal(call.facts, asked, cache) or padding_refusal(attended)
-    if refused is None and cache.context not in (None, call.facts.view.context):
+    refused = refusal(facts, asked, cache) or padding_refusal(attended)
+    if refused is None and cache.context not in (None, facts.view.context):
         refused = Reason.CACHE_ELSEWHERE.of()
     if asked.chunk is not None and not CHUNKS_GO_ON:
         refused = Reason.CHUNKS_ON_CACHE.of()

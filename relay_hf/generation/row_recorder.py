@@ -10,7 +10,7 @@ from ..model.fingerprint import ModelFingerprint, embedding_samples, keeping_ref
 from ..model.view import ModelView
 from ..prefix import PrefixEntry
 from .eligibility import rope_refusal
-from .eligible_models import hook_refusal
+from .eligible_code import code_refusal
 from .facts import CallFacts
 
 # The share of the store that one row may take, because nobody knows whether a later call will start with it.
@@ -68,7 +68,7 @@ class RowRecorder:
         """Keep the row, up to the last token that went through the model."""
         facts, cache, prompt = self._facts, self._cache, self._prompt
         view = ModelView.of(facts.view.model)  # as it is now
-        if keeping_refusal(view.model, view.modules) or hook_refusal(view):
+        if keeping_refusal(view.model, view.modules) or code_refusal(view, facts.config):
             return
         cache.join_if_changed()
         if cache.is_joined:  # what it holds is no longer what the model has computed

@@ -47,7 +47,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     matches: Sequence[Match] = [Match()] * count
     snapshot = None
     if keep and rules.reuse:
-        matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules)
+        matches, snapshot = facts.source.match(rows, facts.view.store_key, facts.view.modules, not facts.dry)
     if rules.recurrent and count == 1 and matches[0].seen - matches[0].length >= least:
         # An earlier call had the same start, but its state there was not kept. Now it is prefilled as a run, and kept.
         runs = [PrefixNode(0, rows[0][: matches[0].seen], (0,))]
@@ -64,7 +64,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     runs = pruned(divided(runs, kept, rows), may_be_a_run)
     # A loop of the caller may change the cache, from which the row would be taken when the call ends.
     keep_row = keep and count == 1 and prompts.tokens >= least and not facts.arguments.own_loop
-    found = Decision(None, prompts, runs, matches, snapshot, None, keep, keep_row)
+    found = Decision(None, prompts, runs, matches, snapshot, None, keep, keep_row, unkept=rules.unkept)
     if not found.relays:
         found.refused = _nothing_to_share(found, longest, least, rules.unkept)
     return found
@@ -79,7 +79,8 @@ def _nothing_to_share(found: Decision, longest: int, least: int, unkept: Refusal
         return Reason.SHORT_ROW.of(tokens=prompts.tokens, least=least)
     if unkept is None:
         return Reason.ROW_IN_OWN_LOOP.of()
-    return unkept if unkept.source == "call" else Reason.ROW_NOT_KEPT.of(why=unkept)
+    reason = Reason.ROW_WITHOUT_BUDGET if unkept.source == "call" else Reason.ROW_NOT_KEPT
+    return reason.of(why=unkept)
 
 
 def match(facts: CallFacts, rows: Sequence[Tensor]) -> tuple[list[Match], ModelFingerprint | None]:
@@ -90,5 +91,8 @@ def match(facts: CallFacts, rows: Sequence[Tensor]) -> tuple[list[Match], ModelF
 
 
 def look(facts: CallFacts, snapshot: Snapshot) -> ModelFingerprint | None:
-    """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
-    return facts.source.look(snapshot, facts.view.modules, facts.view.embedding)
+    """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped.
+
+    A dry call drops none.
+    """
+    return facts.source.look(snapshot, facts.view.modules, facts.view.embedding, not facts.dry)

@@ -19,6 +19,7 @@ from ..prefix import KeptPrefix, Planned, PrefixNode, divided
 from ..prefix.store import token_overhead
 from . import eligibility, eligible_models
 from .call import GenerateCall
+from .eligible_code import code_refusal
 from .facts import CallFacts
 from .prefix_prefill import prefill_and_store, prefill_tree
 from .progress import progress_bar
@@ -35,7 +36,7 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
             raise ValueError("text_or_ids is text, so tokenizer is needed; got None. Pass tokenizer=..., or token ids.")
         text_or_ids = tokenizer(text_or_ids)["input_ids"]
     try:
-        ids = torch.as_tensor(text_or_ids)
+        ids = torch.as_tensor(text_or_ids, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"text_or_ids must be text or token ids; got {type(text_or_ids).__name__}.") from error
     if ids.dim() == 2 and len(ids) == 1:
@@ -44,7 +45,7 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
         raise ValueError(
             f"text_or_ids must be at least one integer token id, [P] or [1, P]; got {tuple(ids.shape)} of {ids.dtype}."
         )
-    ids = ids.detach().to("cpu", torch.int64)
+    ids = ids.detach().to(torch.int64)
     check_prefix(model, ids, len(ids), "text_or_ids")
     return ids
 
@@ -74,7 +75,7 @@ def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress
 
 def kv_of_one_token(call: GenerateCall) -> PrefixKV:
     """The KV or state of one token, which is put through the model: it shows all tensors, their dtypes and shapes."""
-    run = PrefixNode(0, torch.zeros(1, dtype=torch.int64), (0,))
+    run = PrefixNode(0, torch.zeros(1, dtype=torch.int64, device="cpu"), (0,))
     with _named_failure():
         ((_, (found,)),) = prefill_tree(call, [run], lambda _: [], _prefill_inputs(call.facts))
     return found
@@ -87,10 +88,9 @@ def check_keepable(facts: CallFacts, length: int) -> None:
     refused = (
         facts.findings.refusal
         or eligible_models.model_refusal(view)
-        or eligible_models.attention_refusal(view)
         or eligibility.cache_refusal(cache)
         or keeping_refusal(view.model, view.modules)
-        or eligible_models.hook_refusal(view)
+        or code_refusal(view, facts.config)
         or eligibility.rope_refusal(view.configs, length)
     )
     if not refused and keeps_state(cache):

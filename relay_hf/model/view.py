@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from ..ops import resolve_backend
 from .architectures import Architecture, architecture_of
 from .attention_choice import attention_configs
 from .device import ComputeContext, autocast_of, device_of, store_key
-from .fingerprint.module_state import all_modules
+from .modules import all_modules
 from .upstream.models import default_cache, text_config
 from .upstream.names import cache_name
 
@@ -54,6 +55,11 @@ class ModelView:
         modules, config, inputs = all_modules(model), text_config(model), _forward_inputs(model)
         architecture = architecture_of(config)
         return cls(model, modules, attention_configs(modules), config, architecture, inputs, cache_name(inputs))
+
+    @cached_property
+    def names(self) -> Mapping[nn.Module, str]:
+        """The name of each module, as `model.named_modules()` has it; that of the model itself is empty."""
+        return {module: name for name, module in self.model.named_modules()}
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ class Prompts:
             raise ValueError(f"attention_mask must be as large as input_ids, {expected}; got {got}.")
         attended = None if attention_mask is None else on_host(attention_mask)
         if attended is None or attended.all():
-            return cls(ids, torch.zeros(rows, dtype=torch.int64), torch.full((rows,), columns), ids.numel())
+            return cls(ids, ids.new_zeros(rows), ids.new_full((rows,), columns), ids.numel())
         start = attended.argmax(axis=1)
         later_gap = ~attended & (np.arange(columns) > start[:, None])
         end = np.where(later_gap.any(axis=1), later_gap.argmax(axis=1), columns)

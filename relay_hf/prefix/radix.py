@@ -147,7 +147,7 @@ class RadixTree:
         if behind is not None and behind not in self._nodes:
             return None
         ids, run = entry.ids, entry.kv
-        embedded = torch.zeros(run.length, 0) if entry.samples is None else entry.samples
+        embedded = torch.zeros(run.length, 0, device="cpu") if entry.samples is None else entry.samples
         start = self._roots.setdefault(context, RadixNode(context)) if behind is None else behind
         before = 0 if behind is None else len(behind)
         path, seen = self._walk(ids, start)

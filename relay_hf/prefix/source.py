@@ -17,12 +17,17 @@ class PrefixSource(Protocol):
     """Finds kept prefixes that rows start with, and keeps prefixes that were prefilled."""
 
     def match(
-        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
+        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module], drop: bool = True
     ) -> tuple[list[Match], Snapshot | None]:
-        """How much of the start of each row (`[n]` ids) is kept, and a snapshot of the model that it belongs to."""
+        """How much of the start of each row (`[n]` ids) is kept, and a snapshot of the model that it belongs to.
 
-    def look(self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
-        """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped."""
+        `drop`: kept prefixes of a model that has changed may be dropped.
+        """
+
+    def look(
+        self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module, drop: bool = True
+    ) -> ModelFingerprint | None:
+        """The model's fingerprint now, if it equals the snapshot's; else None, and all are dropped if `drop`."""
 
     def keep(
         self,

@@ -68,9 +68,11 @@ class PrefixStore:
                 self._tree.release()
 
     def match(
-        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module]
+        self, rows: Sequence[Tensor], context: Hashable, modules: Sequence[nn.Module], drop: bool = True
     ) -> tuple[list[Match], Snapshot | None]:
         """How much of the start of each row (`[n]` ids) is kept. It compares tokens alone.
+
+        `drop`: kept prefixes of a model that has changed may be dropped.
 
         Returns:
             A match for each row, and a snapshot of the model that the matches belong to, for `look`; None if nothing is
@@ -81,7 +83,7 @@ class PrefixStore:
                 return [Match()] * len(rows), None
             if next(self._tree.under(context), None) is None:
                 # The model may have been moved, and kept prefixes still hold memory on its old device.
-                if not self._fingerprint.holds(modules):
+                if drop and not self._fingerprint.holds(modules):
                     self._drop()
                 return [Match()] * len(rows), None
             matches = [self._tree.match(ids, context) for ids in rows]
@@ -89,8 +91,10 @@ class PrefixStore:
                 self._fingerprint, dict.fromkeys(node for match in matches for node in match.path)
             )
 
-    def look(self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module) -> ModelFingerprint | None:
-        """The model's fingerprint now, if it equals the snapshot's; else None, and all kept prefixes are dropped.
+    def look(
+        self, snapshot: Snapshot, modules: Sequence[nn.Module], embedding: nn.Module, drop: bool = True
+    ) -> ModelFingerprint | None:
+        """The model's fingerprint now, if it equals the snapshot's; else None, and all prefixes are dropped if `drop`.
 
         `keep` takes the result, and keeps a prefix that extends a kept one only if the model has not changed since.
         """
@@ -98,7 +102,7 @@ class PrefixStore:
             now = ModelFingerprint(modules, snapshot.fingerprint.ignore)
             if snapshot.fingerprint.same(now) and _embeddings_hold(embedding, snapshot):
                 return now
-            if self._fingerprint is snapshot.fingerprint:  # else another thread has compared the model since
+            if drop and self._fingerprint is snapshot.fingerprint:  # else another thread has compared the model since
                 self._drop()
             return None
 
@@ -205,4 +209,4 @@ def _embeddings_hold(embedding: nn.Module, snapshot: Snapshot) -> bool:
 
 def token_overhead(embedding: nn.Module) -> int:
     """Bytes that are kept of a token beside its KV."""
-    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64)))
+    return overhead_bytes(embedding_samples(embedding, torch.zeros(1, dtype=torch.int64, device="cpu")))

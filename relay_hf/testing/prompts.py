@@ -18,12 +18,12 @@ def prompts(prefix: int, own: Sequence[int], seed: int = 0) -> dict[str, Tensor]
         `input_ids` and `attention_mask`, `[len(own), prefix + max(own)]`, as a tokenizer gives them.
     """
     generator = torch.Generator().manual_seed(seed)
-    shared = torch.randint(3, VOCABULARY, (prefix,), generator=generator)
+    shared = torch.randint(3, VOCABULARY, (prefix,), generator=generator, device="cpu")
     width = prefix + max(own)
-    input_ids = torch.full((len(own), width), PAD)
-    attention_mask = torch.zeros(len(own), width, dtype=torch.int64)
+    input_ids = torch.full((len(own), width), PAD, device="cpu")
+    attention_mask = torch.zeros_like(input_ids)
     for row, length in enumerate(own):
-        rest = torch.randint(3, VOCABULARY, (length,), generator=generator)
+        rest = torch.randint(3, VOCABULARY, (length,), generator=generator, device="cpu")
         if length:
             rest[0] = 3 + row % (VOCABULARY - 3)  # rows part exactly after the prefix
         input_ids[row, width - prefix - length :] = torch.cat([shared, rest])

@@ -49,5 +49,5 @@ def tiny_model(model_type: str = "llama", seed: int = 0, **overrides: Any) -> Ll
         # What is constant would hide that it is left out: norms that are one, and a padding token of zeros.
         constant = [parameter for parameter in model.parameters() if parameter.std(correction=0) < WIDTH / 2]
         for part in [*constant, model.get_input_embeddings().weight[PAD]]:
-            part += WIDTH * torch.randn(part.shape, generator=generator)
+            part += WIDTH * torch.randn(part.shape, generator=generator, device="cpu").to(part.device)
     return model.eval()

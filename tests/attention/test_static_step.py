@@ -107,7 +107,7 @@ def recorded(monkeypatch):
 @pytest.mark.parametrize(("free", "room"), [(2**40, 700), (0, 512)])
 def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_memory(free, room, monkeypatch):
     monkeypatch.setattr(lay_out, "free_bytes", lambda device: free)
-    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always", trust=["*"])
     stop = [lambda ids, scores: torch.full((len(ids),), ids.shape[1] >= 30)]
     options = {"max_new_tokens": 700, "min_new_tokens": 0, "stopping_criteria": stop, "return_dict_in_generate": True}
     cache = cache_of(generate(model, prompts(20, RAGGED), **options))
@@ -115,7 +115,7 @@ def test_there_is_room_from_the_start_for_what_the_call_may_make_if_there_is_mem
 
 
 def test_a_second_turn_makes_room_once(monkeypatch):
-    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always", trust=["*"])
     inputs = prompts(20, RAGGED)
     first = generate(model, inputs, return_dict_in_generate=True)
     turn = torch.cat([first.sequences, first.sequences[:, 5:9]], dim=1)
@@ -138,7 +138,7 @@ def test_every_decode_step_does_the_same_on_the_same_storages(recorded, family, 
     inputs = prompts(20, RAGGED)
     torch.manual_seed(0)
     stock = generate(model, inputs, **options)
-    relay_hf.patch_model(model, policy="always")
+    relay_hf.patch_model(model, policy="always", trust=["*"])
     steps = recorded(model)
     torch.manual_seed(0)
     assert torch.equal(generate(model, inputs, **options), stock)
@@ -157,7 +157,7 @@ def test_every_decode_step_does_the_same_on_the_same_storages(recorded, family, 
 
 @pytest.mark.parametrize("holes", [False, True])
 def test_a_step_sees_rows_that_were_reordered_in_place(holes):
-    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always", trust=["*"])
     inputs = prompts(20, RAGGED)
     if holes:
         inputs["attention_mask"][1, 23] = 0
@@ -239,6 +239,6 @@ def test_loops_of_the_callers_own(family, own, decode):
     model = tiny_model(family).double()
     inputs = prompts(20, own)
     stock = model.generate(**inputs, max_new_tokens=8, custom_generate=decode)
-    relay_hf.patch_model(model, policy="always")
+    relay_hf.patch_model(model, policy="always", trust=["*"])
     torch.testing.assert_close(model.generate(**inputs, max_new_tokens=8, custom_generate=decode), stock)
     assert model.relay.last.relayed

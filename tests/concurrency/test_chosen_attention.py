@@ -47,7 +47,7 @@ def between_layers(monkeypatch, model, forward):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
 def test_a_copy_taken_in_the_middle_of_a_forward_is_right(family, stays_patched):
     stock = tiny_model(family)
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
     expected, choice = generate(stock, INPUTS), stock.config._attn_implementation
     held, undo = in_forward(model)
     with held as running:
@@ -76,7 +76,7 @@ def test_a_copy_taken_in_the_middle_of_a_forward_is_right(family, stays_patched)
 )
 def test_a_model_made_from_a_config_that_is_copied_meanwhile_is_right(duplicate, tmp_path):
     stock = tiny_model("gpt_oss")
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
     held, undo = in_forward(model)
     with held:
         config = duplicate(model.config)
@@ -87,14 +87,14 @@ def test_a_model_made_from_a_config_that_is_copied_meanwhile_is_right(duplicate,
     twin = AutoModelForCausalLM.from_config(config).eval()
     twin.load_state_dict(stock.state_dict())
     assert torch.equal(generate(twin, INPUTS), generate(stock, INPUTS))
-    relay_hf.patch_model(twin, policy="always")
+    relay_hf.patch_model(twin, policy="always", trust=["*"])
     assert torch.equal(generate(twin, INPUTS), generate(stock, INPUTS))
     assert twin.relay.last.relayed, twin.relay.last
 
 
 def test_a_choice_made_in_the_middle_of_a_forward_stays():
     stock = tiny_model("llama")
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
     expected = generate(stock, INPUTS)
     held, undo = in_forward(model)
     with held as running:
@@ -110,7 +110,7 @@ def test_a_choice_made_in_the_middle_of_a_forward_stays():
 
 def test_a_choice_made_between_two_layers_of_the_prefill_leaves_the_call_to_stock_and_bars_nothing(monkeypatch):
     stock = tiny_model("llama")
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
     expected = generate(stock, INPUTS)
     for choice in ("eager", "sdpa", "eager"):  # twice the same failure would be the model's
         model.relay.clear()
@@ -125,7 +125,7 @@ def test_a_choice_made_between_two_layers_of_the_prefill_leaves_the_call_to_stoc
 
 def test_a_choice_made_between_two_layers_of_a_decode_step_is_said(monkeypatch):
     stock = tiny_model("llama")
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
     with monkeypatch.context() as patch, between_layers(patch, model, 5) as running:
         model.set_attn_implementation("eager")
     with pytest.raises(relay_hf.RelayError, match=CHANGED):

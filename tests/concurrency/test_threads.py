@@ -106,7 +106,7 @@ def test_patched_and_unpatched_models_side_by_side():
 
 
 def test_a_prefix_that_loses_what_it_goes_on_from_says_why(monkeypatch):
-    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always", trust=["*"])
     ids = prompts(40, (1,))["input_ids"][0]
     gate, norm, armed = Gate(), type(model.model.norm), []
     forward = norm.forward

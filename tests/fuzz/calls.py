@@ -15,6 +15,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Pre
 import relay_hf
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import PAD
+from tests.support.foretold import state_of
 
 from .case import Case
 from .compare import Result
@@ -36,14 +37,16 @@ class SumsDecide(LogitsProcessor):
 def both(
     case: Case, pair: Pair, inputs: Inputs, options: dict[str, Any], caches: tuple[Any, Any] = (None, None)
 ) -> Results:
-    """What generate() of both gives, or raises."""
+    """What generate() of both gives, or raises; `explain` is asked first what ours will do."""
     stock = _generate(case, pair.stock, inputs, options, caches[0])
-    ours = _generate(case, pair.ours, inputs, options, caches[1])
+    ours = _generate(case, pair.ours, inputs, options, caches[1], pair.ours.relay)
     ours.report = pair.ours.relay.last
     return stock, ours
 
 
-def _generate(case: Case, model: PreTrainedModel, inputs: Inputs, options: dict[str, Any], cache: Any) -> Result:
+def _generate(
+    case: Case, model: PreTrainedModel, inputs: Inputs, options: dict[str, Any], cache: Any, relay: Any = None
+) -> Result:
     arguments = {**{name: value.clone() for name, value in inputs.items()}, **copy.deepcopy(options)}
     if case.processor:
         arguments["logits_processor"] = LogitsProcessorList([SumsDecide()])
@@ -51,12 +54,25 @@ def _generate(case: Case, model: PreTrainedModel, inputs: Inputs, options: dict[
         arguments[CACHE] = cache
     torch.manual_seed(case.number % 2**31)
     result = Result()
+    if relay is not None:
+        before, unfit = state_of(relay), relay.findings.refusal
+        try:
+            result.said = relay.explain(**arguments)
+        except Exception as error:
+            result.said = _words(error)
+        result.left_as_it_was = state_of(relay) == before
     try:
         result.output = model.generate(**arguments)
     except Exception as error:
-        result.error = re.sub(r"0x[0-9a-f]+", "0x", f"{type(error).__name__}: {error}")
+        result.error = _words(error)
     result.random_state = torch.get_rng_state()
+    if relay is not None and relay.findings.refusal is not unfit:
+        result.learnt = relay.findings.refusal
     return result
+
+
+def _words(error: Exception) -> str:
+    return re.sub(r"0x[0-9a-f]+", "0x", f"{type(error).__name__}: {error}")
 
 
 def prepare(case: Case, pair: Pair) -> relay_hf.RelayCache | None:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 import relay_hf
 from relay_hf.model.upstream.names import CACHE
+from tests.support.foretold import differences
 
 from .rows import Batch
 
@@ -28,12 +29,31 @@ _REAL_SCORE = 1e6  # larger ones stand for "never", as -inf does
 
 @dataclass
 class Result:
-    """What a generate() call gave, or what it raised; the random state after it; the relay's report."""
+    """What a generate() call gave, or what it raised; the random state after it; the relay's report.
+
+    `said`: what `explain` has said ahead of the call, or the error that it raised; None for stock. `left_as_it_was`:
+    whether it changed nothing. `learnt`: why the model is unfit, if the call's prefill was the first to show that.
+    """
 
     output: Any = None
     error: str | None = None
     random_state: Tensor = field(default_factory=torch.get_rng_state)
     report: Any = None
+    said: Any = None
+    left_as_it_was: bool = True
+    learnt: str | None = None
+
+
+def foretold(ours: Result) -> str | None:
+    """How what `explain` said differs from what the call then did, or None."""
+    if not ours.left_as_it_was:
+        return "explain: changed something"
+    if isinstance(ours.said, str):  # what it raised
+        return None if ours.said == ours.error else f"explain: raised {ours.said}; the call: {ours.error or 'no error'}"
+    if ours.error or ours.learnt == ours.report.reason:
+        return None
+    wrong = differences(ours.said, ours.report)
+    return f"explain: said {ours.said!r} of {', '.join(wrong)}; the call: {ours.report!r}" if wrong else None
 
 
 @dataclass(frozen=True)

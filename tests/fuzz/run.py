@@ -12,7 +12,7 @@ import relay_hf
 from . import models, precision
 from .calls import Results, both, prepare, turns
 from .case import Case, draw
-from .compare import Difference, compare
+from .compare import Difference, compare, foretold
 from .options import shortened
 from .rows import Batch
 from .weights import changed
@@ -82,7 +82,7 @@ def run_case(case: Case, dtype: str) -> Outcome:
             outcome.kind, outcome.detail = "left out", str(error)
             return outcome
         pair.reset()
-        relay_hf.patch_model(pair.ours, relay_hf.RelayConfig(policy="always", **case.relay))
+        relay_hf.patch_model(pair.ours, relay_hf.RelayConfig(**case.relay))
         pair.ours.relay.clear()
         try:
             difference = _Passes(case, pair, dtype, outcome).run()
@@ -124,6 +124,9 @@ class _Passes:
             self.outcome.passes.append(Pass(name, report.relayed, report.reason, report.prefix_tokens_reused))
         difference, error = compare(*results, self.case.options, batch, self.dtype, self.pair.routed)
         self.outcome.error = max(self.outcome.error, error)
+        other = foretold(results[1])
+        if other is not None and (difference is None or difference.kind == "raised"):
+            difference = Difference("mismatch", other)
         if difference is None or difference.kind == "raised":
             return difference
         return replace(difference, detail=f"{difference.detail} ({name} pass: {report})")

@@ -20,7 +20,7 @@ INPUTS = prompts(20, (4, 4))
 
 
 def patch(model, **options):
-    return relay_hf.patch_model(model, **{"policy": "always", "cuda_graphs": True, **options})
+    return relay_hf.patch_model(model, **{"policy": "always", "cuda_graphs": True, "trust": ["*"], **options})
 
 
 class Steer(torch.nn.Module):

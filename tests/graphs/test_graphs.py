@@ -19,7 +19,7 @@ from tests.support.tiny_models import tiny_model
 
 
 def patch(model, **options):
-    return relay_hf.patch_model(model, **{"policy": "always", "cuda_graphs": True, **options})
+    return relay_hf.patch_model(model, **{"policy": "always", "cuda_graphs": True, "trust": ["*"], **options})
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampling", "beams"])

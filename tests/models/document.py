@@ -32,6 +32,18 @@ Where padding is said to matter, the model counts columns instead of positions: 
 """
 
 
+OF_TEXT = """
+## Text alone, to models that take images, video or audio
+
+The same of `AutoModelForMultimodalLM`'s types, for prompts of text alone; the kept prefix is called with the zeros by
+which a processor says that all tokens are text (`token_type_ids`, `mm_token_type_ids`). With images, video or audio a
+call is untouched.
+
+| type | rows of one length | padded rows | layers |
+|---|---|---|---|
+"""
+
+
 def row(trial: Trial) -> str:
     """One line of the table."""
     status = trial.status
@@ -44,12 +56,13 @@ def row(trial: Trial) -> str:
     return f"| {trial.model_type} | {status} | {padded} | {', '.join(trial.layers)} |"
 
 
-def document(trials: list[Trial]) -> str:
-    """The whole file."""
+def document(trials: list[Trial], of_text: list[Trial]) -> str:
+    """The whole file. `of_text`: trials of types that take images, video or audio."""
     counted = Counter(trial.status.split(":")[0] for trial in trials)
     counts = (
         f"{len(trials)} types: " + ", ".join(f"{count} {status}" for status, count in sorted(counted.items())) + "."
     )
     head = HEAD.format(version=transformers.__version__, tolerance=TOLERANCE, counts=counts)
     needs = [f"| {model_type} | not tried: it needs {what} | | |" for model_type, what in UNBUILDABLE.items()]
-    return head + "\n".join(sorted([*map(row, trials), *needs])) + "\n"
+    table = "\n".join(sorted([*map(row, trials), *needs])) + "\n"
+    return head + table + OF_TEXT + "\n".join(map(row, of_text)) + "\n"

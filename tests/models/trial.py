@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import DynamicCache
 import relay_hf
 from relay_hf.model.architectures import architecture_of
 from relay_hf.model.upstream.caches import keeps_state
+from relay_hf.model.upstream.models import forward_inputs, takes_media
+from relay_hf.model.upstream.names import TOKEN_TYPES
 from relay_hf.testing import prompts
 from tests.models.undo import Before
 from tests.support.model_snapshot import differences, snapshot
@@ -53,12 +56,12 @@ class Trial:
         return "state shared" if self.recurrent else "relayed"
 
 
-def try_type(model_type: str) -> Trial:
+def try_type(model_type: str, build: Callable[[str], Any] = tiny_model) -> Trial:
     """Build a tiny model of the type, and generate with and without the relay, with and without padding."""
-    stock = tiny_model(model_type)
-    # The second time with the prefix kept, and other tokens behind it.
+    stock = build(model_type)
+    # The second time with the prefix kept, and other tokens behind it, which are said to be text.
     steps = [
-        (name, what, _inputs(own, seed))
+        (name, what, _inputs(own, seed, _types(stock) if what == "kept" else ()))
         for name, own in (("equal", EQUAL), ("padded", PADDED))
         for seed, what in ((0, "cold"), (1, "kept"))
     ]
@@ -106,13 +109,18 @@ _KINDS = {
 }
 
 
-def _inputs(own: tuple[int, ...], seed: int) -> dict[str, torch.Tensor]:
-    """Prompts that share their start whatever the seed."""
+def _types(model: Any) -> frozenset[str]:
+    """The inputs by which a model is told what of its prompts is text."""
+    return TOKEN_TYPES & forward_inputs(type(model)).keys() if takes_media(model) else frozenset()
+
+
+def _inputs(own: tuple[int, ...], seed: int, types: Iterable[str] = ()) -> dict[str, torch.Tensor]:
+    """Prompts that share their start whatever the seed, of tokens of type 0 by each of `types`."""
     inputs, start = prompts(PREFIX, own, seed), prompts(PREFIX, (1,))["input_ids"][0, :PREFIX]
     width = inputs["input_ids"].shape[1]
     for row, length in enumerate(own):
         inputs["input_ids"][row, width - length - PREFIX : width - length] = start
-    return inputs
+    return {**inputs, **{name: torch.zeros_like(inputs["input_ids"]) for name in types}}
 
 
 def _generate(model: Any, inputs: dict[str, torch.Tensor]) -> Any:

@@ -40,6 +40,16 @@ def from_the_prefill(model, input_ids, logits_processor, stopping_criteria, gene
         output = model(**model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **kwargs))
 
 
+def counting_by_itself(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    """The prefill alone, at positions that generate() would not count."""
+    return model._prefill(input_ids, generation_config, {**kwargs, "position_ids": kwargs["position_ids"] + 3}).logits
+
+
+def adding_an_input(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+    """The prefill alone, with an input that generate() would not give it."""
+    return model._prefill(input_ids, generation_config, {**kwargs, "output_router_logits": False}).logits
+
+
 def around_the_models_own(model, input_ids, twice=False, **kwargs):
     """What is called with an argument of its own, and hands over to sampling."""
     output = type(model)._sample(model, input_ids, **kwargs)

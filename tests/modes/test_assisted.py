@@ -5,6 +5,7 @@ from functools import cache, partial
 import pytest
 
 import relay_hf
+from tests.support.model_snapshot import snapshot
 from tests.support.tiny_models import tiny_model
 
 from .compare import (
@@ -106,3 +107,21 @@ def test_no_cache_is_refused_alike(pair):
 
 def test_layers_that_predict_several_tokens_are_missed_alike(pair):
     assert_same_error(pair, lambda model: generate(model, ONE, use_mtp=True), "num_mtp_layers|Repo id")
+
+
+def test_explain_stops_before_the_assistant():
+    ours, assistant = build_pair("llama")[1], tiny_model("llama", seed=5)
+    assistant.get_input_embeddings().register_forward_hook(lambda *args: pytest.fail("the assistant ran"))
+    before = snapshot(assistant)
+    assert NO_PREFILL in ours.relay.explain(**ONE, max_new_tokens=3, assistant_model=assistant).reason
+    assert snapshot(assistant) == before
+    relay_hf.patch_model(assistant)
+    assert NO_PREFILL in ours.relay.explain(**ONE, max_new_tokens=3, assistant_model=assistant).reason
+    assert (assistant.relay.last, assistant.relay.stats().calls) == (None, 0)
+
+
+def test_explain_leaves_a_model_that_assists_itself_its_layers():
+    """Transformers takes layers off for the time of the draft, and an exception would leave it without."""
+    ours = build_pair("llama")[1]
+    assert NO_PREFILL in ours.relay.explain(**ONE, max_new_tokens=3, assistant_early_exit=1).reason
+    assert ours.config.num_hidden_layers == 2

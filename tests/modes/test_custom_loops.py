@@ -49,6 +49,18 @@ def test_a_loop_that_calls_generate_is_relayed_inside(pair):
     assert ours.relay.stats().relayed_calls == before + 1
 
 
+def test_positions_that_a_loop_counts_are_the_callers(pair):
+    assert_untouched(
+        pair, partial(generate, custom_generate=loops.counting_by_itself), "position_ids were given by the caller"
+    )
+
+
+def test_inputs_that_a_loop_gives_are_the_callers(pair):
+    reason = "the call has an input that is not relayed, 'output_router_logits'"
+    assert_untouched(pair, partial(generate, custom_generate=loops.adding_an_input), reason)
+    assert pair[1].relay.last.reason_source == "call"
+
+
 @pytest.mark.parametrize("keep", [0, 3, 10])
 def test_a_loop_that_reads_logits_of_the_prompt_passes_through(pair, keep):
     """Of all columns, of some of the rows' own, of more than the rows' own."""

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 import relay_hf
 from relay_hf import PrefixFileError, RelayError
 from relay_hf.model.device import store_key
-from relay_hf.model.fingerprint.module_state import all_modules
+from relay_hf.model.modules import all_modules
 from relay_hf.prefix import PrefixEntry, write
 from relay_hf.prefix import file as prefix_file
 from relay_hf.prefix.file_tensors import rebuilt
@@ -73,7 +73,7 @@ class Doubled(LlamaMLP):
 
 
 def another_class():
-    model = patched()
+    model = relay_hf.patch_model(patched(), trust=["model.layers.1.mlp"])
     model.model.layers[1].mlp.__class__ = Doubled
     return model
 

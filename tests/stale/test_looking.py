@@ -9,7 +9,7 @@ import relay_hf
 from relay_hf.model import device
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
-from relay_hf.model.fingerprint.module_state import all_modules
+from relay_hf.model.modules import all_modules
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of, generate
 from tests.support.tiny_models import tiny_model

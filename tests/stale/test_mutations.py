@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaModel, Llama
 
 import relay_hf
 import relay_hf.model.view
-from relay_hf.generation import eligible_models
+from relay_hf.generation import eligible_code
 from relay_hf.model.device import store_key
 from relay_hf.model.fingerprint.keeping import keeping_refusal
 from tests.support.generating import generate
@@ -126,6 +126,7 @@ def test_a_forward_hook_is_left_to_stock_and_its_prefix_is_back_when_it_is_gone(
     """The model without the hook is the one that the prefix was made with."""
     stock = plain_model()
     ours, before = reusing(stock), generate(stock, INPUTS)
+    relay_hf.patch_model(ours, trust=())
     handles = [HOOKS[kind](model) for model in ((stock,) if "all modules" in kind else (stock, ours))]
     try:
         hooked = generate(stock, INPUTS)
@@ -133,7 +134,7 @@ def test_a_forward_hook_is_left_to_stock_and_its_prefix_is_back_when_it_is_gone(
         assert "a forward hook on" in ours.relay.last.reason
         right = logits(ours)
         with monkeypatch.context() as context:
-            context.setattr(eligible_models, "hook_refusal", lambda *_: None)
+            context.setattr(eligible_code, "_hook_refusal", lambda *_: None)
             wrong = logits(ours)
             assert ours.relay.last.prefix_tokens_reused == 30
         assert (wrong - right).abs().max() > 1e-3
@@ -157,18 +158,15 @@ def test_a_hook_that_was_there_when_the_model_was_patched_leaves_no_prefix():
         assert ours.relay.last.prefix_tokens_reused == reused
 
 
-def test_pruning_is_left_to_stock_while_it_is_a_hook_and_noticed_when_it_is_made_permanent():
+def test_pruning_is_noticed_as_a_hook_and_when_it_is_made_permanent():
     stock = plain_model()
     ours = reusing(stock)
-    for model in (stock, ours):
-        prune.l1_unstructured(layer(model).self_attn.k_proj, "weight", amount=0.5)
-    assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
-    assert "a forward hook on Linear" in ours.relay.last.reason
-    for model in (stock, ours):
-        prune.remove(layer(model).self_attn.k_proj, "weight")
-    for reused in (0, 30):
-        assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
-        assert ours.relay.last.prefix_tokens_reused == reused
+    for change, options in ((prune.l1_unstructured, {"amount": 0.5}), (prune.remove, {})):
+        for model in (stock, ours):
+            change(layer(model).self_attn.k_proj, "weight", **options)
+        for reused in (0, 30):
+            assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
+            assert ours.relay.last.prefix_tokens_reused == reused
 
 
 def test_a_forward_that_is_replaced_in_a_class_is_noticed(monkeypatch):
@@ -273,5 +271,5 @@ def test_layers_that_are_quantized_by_what_a_batch_holds_are_left_to_stock():
     ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always")
     for _ in range(2):
         assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
-        assert "scale a batch by what is in it" in ours.relay.last.reason
+        assert "scales a batch by what is in it" in ours.relay.last.reason
     assert keeping_refusal(ours, list(ours.modules())) == "the model is quantized"

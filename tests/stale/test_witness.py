@@ -211,6 +211,7 @@ def test_a_change_during_the_prefill_keeps_nothing(pair):
 
     norm = ours.model.norm
     ours.model.norm = Disturbed().eval()
+    relay_hf.patch_model(ours, trust=["model.norm"])
     generate(ours, INPUTS)
     assert not once
     assert ours.relay.last.relayed
@@ -243,13 +244,15 @@ def test_a_change_between_lookup_and_extension_keeps_nothing(pair, monkeypatch):
     assert (ours.relay.last.prefix_length, ours.relay.last.prefix_tokens_reused) == (60, 0)
 
 
-def test_a_replaced_forward_makes_prefixes_live_for_one_call(pair):
+def test_a_replaced_forward_that_is_vouched_for_makes_prefixes_live_for_one_call(pair):
     stock, ours = pair
+    relay_hf.patch_model(ours, trust=["model.layers.1.mlp"])
     for factor in (0.5, 2.0):
         for model in pair:
             model.model.layers[1].mlp.forward = lambda hidden, factor=factor: factor * hidden
         assert torch.equal(generate(ours, INPUTS), generate(stock, INPUTS))
         assert ours.relay.last.relayed
+        assert ours.relay.last.unkept_reason == "the forward of a LlamaMLP was replaced"
         assert ours.relay.prefixes == ()
 
 

@@ -9,7 +9,7 @@ import torch
 from relay_hf.model.upstream.names import CACHE
 from tests.support.counts import count_tried
 
-__all__ = ["CACHE", "cache_of", "generate"]
+__all__ = ["CACHE", "cache_of", "embedded", "generate"]
 
 
 def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
@@ -21,3 +21,18 @@ def generate(model: Any, inputs: dict, **options: Any) -> torch.Tensor:
 def cache_of(outputs: Any) -> Any:
     """The cache in a model's outputs, by the name that this Transformers has for it."""
     return getattr(outputs, CACHE)
+
+
+def embedded(model: Any) -> list[int]:
+    """The number of tokens in each forward of the model that is still to come."""
+    counts: list[int] = []
+    embedding = model.get_input_embeddings()
+    kind: Any = type(embedding)
+
+    class Counting(kind):  # type: ignore[misc]
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            counts.append(ids.numel())
+            return kind.forward(self, ids)
+
+    embedding.__class__ = Counting
+    return counts

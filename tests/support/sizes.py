@@ -147,6 +147,14 @@ _QWEN4_EXP: dict[str, Any] = {
     "make_ngram_vocab_size_divisible_by": 8,
     "split_ngram_parts": 1,
 }
+# Rotary embeddings whose four frequencies (of heads of 8) are of three planes of positions.
+_PLANES: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_BY_TWO: dict[str, Any] = {**_PLANES, "mrope_section": [1, 1, 2]}  # height and width by turns
+_M_ROPE: dict[str, Any] = {"text_config": {"rope_parameters": _PLANES}}
+_COHERE_COMPASS: dict[str, Any] = {
+    **_SLIDING_THEN_FULL,
+    "rope_parameters": {"sliding_attention": _PLANES, "full_attention": None},
+}
 
 SIZES: dict[str, dict[str, Any]] = {
     "axk1": _LATENT,
@@ -162,13 +170,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "cohere": {"logit_scale": 1.0},
     "cohere2": {"logit_scale": 1.0},
     "cohere2_moe": {"logit_scale": 1.0},
-    "cohere_compass_text": {
-        **_SLIDING_THEN_FULL,
-        "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
-            "full_attention": None,
-        },
-    },
+    "cohere_compass": {"text_config": _COHERE_COMPASS},
+    "cohere_compass_text": _COHERE_COMPASS,
+    "cosmos3_edge": _M_ROPE,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
@@ -191,6 +195,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "n_output_layers": 1,
         "n_recurrent_loops": 3,
     },
+    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [16, 16], "rope_parameters": _BY_TWO}},
     "flint": {"mlp_only_layers": [0]},
     "fuyu": {"image_size": 16, "patch_size": 4},
     "gemma2": {
@@ -206,8 +211,14 @@ SIZES: dict[str, dict[str, Any]] = {
     "gemma4_text": _GEMMA4,
     "gemma4_unified": {"text_config": _GEMMA4},
     "gemma4_unified_text": _GEMMA4,
+    "glm46v": _M_ROPE,
     "glm4_moe_lite": _LATENT,
+    "glm4v": _M_ROPE,
+    # Half of a head is rotated.
+    "glm4v_moe": {"text_config": {"rope_parameters": {**_PLANES, "mrope_section": [1, 1, 0]}}},
     "glm_moe_dsa": {**_LATENT, "num_hidden_layers": 3, "indexer_types": ["full", "full", "shared"]},
+    "glm_ocr": _M_ROPE,
+    "glmga": _M_ROPE,
     "got_ocr2": {
         "vision_config": {
             "image_size": 64,
@@ -221,6 +232,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt_neox": {"rotary_pct": 0.5},
     "gpt_oss": {"head_dim": 16},
     "granitemoehybrid": {"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "hunyuan_vl": {"text_config": {"rope_parameters": {**_PLANES, "mrope_section": [1, 1, 1, 1]}}},
     "inkling2_loop_text": {
         "num_hidden_layers": 4,
         "n_layers_per_attn_res_block": 1,
@@ -233,6 +245,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "inkling2_text": {"n_layers_per_attn_res_block": 1, "log_scaling_n_floor": 16},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {**_LATENT, "q_lora_rank": None},
+    "kosmos-2.5": {"text_config": {"layers": 2, "embed_dim": 32}},
     "laguna": {**_FULL_THEN_SLIDING, "num_attention_heads_per_layer": [4, 2] * 2},
     "lfm2": {**_CONV_THEN_FULL, "block_multiple_of": 16},
     "lfm2_moe": _CONV_THEN_FULL,
@@ -269,7 +282,17 @@ SIZES: dict[str, dict[str, Any]] = {
         },
     },
     "phimoe": {"num_hidden_layers": 3},
+    "paddleocr_vl": _M_ROPE,
+    "qwen2_5_omni_thinker": {**_M_ROPE, "vision_start_token_id": 92},
+    "qwen2_5_vl": _M_ROPE,
+    "qwen2_vl": {**_M_ROPE, "vision_config": {"depth": 1, "embed_dim": 16}},
     "qwen3": {"head_dim": 16},
+    "qwen3_omni_moe_thinker": {
+        "text_config": {"rope_parameters": _PLANES, "sliding_window": None},
+        "vision_start_token_id": 92,
+    },
+    "qwen3_vl": _M_ROPE,
+    "qwen3_vl_moe": _M_ROPE,
     "qwen4_exp": _QWEN4_EXP,
     "qwen4_exp_text": _QWEN4_EXP,
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from relay_hf.model.upstream.models import build
 from tests.support.sizes import GENERIC, SIZES, WIDTH
@@ -25,7 +26,17 @@ def tiny_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedMo
         overrides: fields of the configuration. One that is itself a configuration is given as a dictionary, in place
             of its row in `SIZES`.
     """
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]]
+    return _tiny(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]], model_type, seed, overrides)
+
+
+def tiny_multimodal_model(model_type: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """`tiny_model` of a type of Transformers' mapping of models that take images, video or audio beside text."""
+    return _tiny(MODEL_FOR_MULTIMODAL_LM_MAPPING[CONFIG_MAPPING[model_type]], model_type, seed, overrides)
+
+
+def _tiny(
+    model_class: type[PreTrainedModel], model_type: str, seed: int, overrides: Mapping[str, Any]
+) -> PreTrainedModel:
     # Where the class is the text part of a composite type, its configuration is that part's.
     config = _tiny_config(model_class.config_class, {**SIZES.get(model_type, {}), **overrides})
     torch.manual_seed(seed)

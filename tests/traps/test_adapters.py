@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import relay_hf
-from relay_hf.generation import eligible_models
+from relay_hf.generation import eligible_code, eligible_models
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import prompts
 from tests.models.trial import TOLERANCE
@@ -23,7 +23,7 @@ pytestmark = [
 
 INPUTS = prompts(20, (3, 7, 1, 5))
 REPLACED = "prepare_inputs_for_generation was replaced on this model"
-HOOK = "a forward hook on Linear would see the prefix apart from the rows"
+HOOK = "a forward hook on Linear (peft.tuners.lora.model."
 _KIND = {"task_type": "CAUSAL_LM"}
 _LEARNT = {**_KIND, "num_virtual_tokens": 4}
 
@@ -139,11 +139,11 @@ def one_adapter_then_others(models):
 def test_what_one_adapter_keeps_is_not_used_by_others():
     models = two_adapters()
     assert one_adapter_then_others(models) <= TOLERANCE
-    assert models[1].relay.last.reason == HOOK
+    assert models[1].relay.last.reason.startswith(HOOK)
 
 
 def test_adapters_by_row_need_the_guard(monkeypatch):
-    monkeypatch.setattr(eligible_models, "hook_refusal", lambda *args: None)
+    monkeypatch.setattr(eligible_code, "_hook_refusal", lambda *args: None)
     models = two_adapters()
     assert_untouched(
         copy.deepcopy(models), INPUTS, "Length of `adapter_names` should be the same", adapter_names=BY_ROW

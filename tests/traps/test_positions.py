@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from relay_hf.cache_utils import RowLayout
-from relay_hf.generation import eligibility, prefix_prefill
+from relay_hf.generation import decide, eligibility, prefix_prefill
 from relay_hf.model.architectures import ARCHITECTURES
 from relay_hf.testing import prompts
 
@@ -19,6 +20,7 @@ PADDED_ALIKE = {name: torch.nn.functional.pad(value, (3, 0)) for name, value in 
 COUNTED = (RAGGED["attention_mask"].cumsum(-1) - 1).masked_fill(RAGGED["attention_mask"] == 0, 0)
 COLUMNS = "the model counts columns, and rows are padded"
 GIVEN = "position_ids were given by the caller"
+NUMBERS = "attention_mask has other values than 0 and 1"
 
 
 def no_guard(monkeypatch):
@@ -142,7 +144,13 @@ def test_a_model_that_drops_its_positions_is_untouched_under_padding():
     assert_untouched(images.exaone4_5(), RAGGED, COLUMNS)
 
 
-def test_a_model_that_drops_its_positions_needs_the_guard(monkeypatch):
+def test_a_model_that_drops_its_positions_is_untouched_under_padding_also_if_that_shows_in_the_prefill(monkeypatch):
+    monkeypatch.setattr(decide, "takes_positions", lambda *asked: True)
+    assert_untouched(images.exaone4_5(), RAGGED, COLUMNS)
+
+
+def test_a_model_that_drops_its_positions_needs_the_guards(monkeypatch):
+    monkeypatch.setattr(decide, "takes_positions", lambda *asked: True)
     monkeypatch.setattr(RowLayout, "padded", False)
     assert_wrong(images.exaone4_5(), RAGGED)
 
@@ -167,7 +175,36 @@ def test_positions_of_one_row_for_all_are_untouched():
     assert_relayed(models, RAGGED)
 
 
-def test_a_mask_of_other_numbers_than_one_counts_other_positions():
-    """Stock sums the mask up: of twos, a prefix alone would be put at half of its positions."""
-    twos = {**EQUAL, "attention_mask": 2 * EQUAL["attention_mask"]}
-    assert_untouched(pair("llama"), twos, GIVEN)
+SEGMENTS = {**EQUAL, "attention_mask": EQUAL["attention_mask"] + (torch.arange(25) >= 12)}  # two, packed in a row
+
+
+@pytest.mark.parametrize("model_type", ["llama", "bloom", "mamba2"])
+def test_a_mask_of_other_numbers_than_0_and_1_is_untouched(model_type):
+    """Stock sums the mask up: of twos, a prefix alone would be put at half of its positions. Mamba multiplies by it."""
+    models = pair(model_type)
+    assert_untouched(models, SEGMENTS, NUMBERS)
+    assert_untouched(models, {**EQUAL, "attention_mask": 2 * EQUAL["attention_mask"]}, NUMBERS)
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "mamba2"])
+def test_a_mask_of_other_numbers_than_0_and_1_needs_its_guard(model_type, monkeypatch):
+    monkeypatch.setattr(eligibility, "_has_numbers", lambda mask: False)
+    assert_wrong(pair(model_type), SEGMENTS)
+
+
+def test_a_mask_of_other_numbers_is_untouched_whatever_positions_are_given():
+    """Of a model that reads both. One that reads it for zeros alone is relayed."""
+    assert_untouched(pair("falcon_h1"), SEGMENTS, NUMBERS, position_ids=torch.arange(25).repeat(3, 1))
+    assert_relayed(pair("llama"), SEGMENTS, position_ids=torch.arange(25).repeat(3, 1))
+
+
+def test_positions_of_the_caller_are_the_callers_whatever_its_options_are_in():
+    """A generation_config holds options, and no positions."""
+    model = pair("llama")[1]
+    model.generate(**SEGMENTS, generation_config=GenerationConfig(max_new_tokens=2))
+    assert model.relay.last.reason == NUMBERS
+
+
+def test_explain_says_of_a_mask_of_other_numbers_what_the_call_says():
+    model = pair("llama")[1]
+    assert model.relay.explain(**SEGMENTS).reason == NUMBERS

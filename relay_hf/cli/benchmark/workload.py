@@ -45,4 +45,4 @@ class Workload:
 
 def random_ids(vocab: int, shape: tuple[int, int], seed: int) -> Tensor:
     """Token ids other than 0, the same for the same seed."""
-    return torch.randint(1, vocab, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, vocab, shape, generator=torch.Generator().manual_seed(seed), device="cpu")

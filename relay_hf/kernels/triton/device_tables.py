@@ -59,4 +59,4 @@ class DeviceTableCache(Generic[_Table]):
 
 def to_device(numbers: list, device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
     """A tensor of `numbers` on the device. The copy is complete when this returns, for every stream."""
-    return torch.tensor(numbers, dtype=dtype).to(device)
+    return torch.tensor(numbers, dtype=dtype, device="cpu").to(device)

@@ -120,12 +120,12 @@ class DecodeTables:
 
     def _write(self, offsets: list[list[list[int]]]) -> None:
         if self._segments:
-            self._addresses[:, : len(self._segments)] = torch.tensor(offsets).to(self._device)
+            self._addresses[:, : len(self._segments)] = torch.tensor(offsets, device="cpu").to(self._device)
         lengths = [0] * self._batch
         for segment in self._segments:
             for row in range(self._batch) if segment.rows is None else segment.rows:
                 lengths[row] += segment.length
-        self.shared_length.copy_(torch.tensor(lengths, dtype=torch.int32))
+        self.shared_length.copy_(torch.tensor(lengths, dtype=torch.int32, device="cpu"))
 
     def _offsets(self, segments: LayerSegments) -> list[list[list[int]]]:
         """For each layer and segment: offset, head stride and token stride of keys, then of values, in elements."""
@@ -174,9 +174,9 @@ def _put(work: WorkList, host: Schedule) -> None:
     if not _fits(work, host):
         raise RuntimeError(f"a work list has {len(host.items)} items, and room for {len(work.items)}")
     for table, numbers in ((work.items, host.items), (work.uses, host.uses), (work.row_parts, host.row_parts)):
-        full = torch.zeros(table.shape, dtype=table.dtype)
+        full = torch.zeros(table.shape, dtype=table.dtype, device="cpu")
         if numbers:
-            full[: len(numbers)] = torch.tensor(numbers, dtype=table.dtype)
+            full[: len(numbers)] = torch.tensor(numbers, dtype=table.dtype, device="cpu")
         table.copy_(full)
 
 

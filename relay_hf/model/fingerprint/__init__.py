@@ -3,14 +3,14 @@
 from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint
 from .keeping import keeping_refusal
-from .module_state import PlaceInModel, adapter_state, all_modules, structure
+from .module_state import PlaceInModel, adapter_state, make_up, structure
 
 __all__ = [
     "ModelFingerprint",
     "PlaceInModel",
     "adapter_state",
-    "all_modules",
     "embedding_samples",
     "keeping_refusal",
+    "make_up",
     "structure",
 ]

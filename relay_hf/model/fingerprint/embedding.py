@@ -14,7 +14,7 @@ def embedding_samples(embedding: nn.Module, ids: Tensor) -> Tensor:
     """
     table = getattr(embedding, "weight", None)
     if not isinstance(table, Tensor) or table.dim() != 2:
-        return torch.zeros(len(ids), 0)
+        return torch.zeros(len(ids), 0, device="cpu")
     # By column, because torch selects from a column on a single thread. For the 4,000 elements of a table's rows it
     # starts more threads (8 ms instead of 0.01 where other work holds the cores).
     where = ids.to(table.device)

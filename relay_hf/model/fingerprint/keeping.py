@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from ...reasons import Reason, Refusal
-from ..upstream.models import is_quantized
+from ..known_code import is_quantized
 
 # They compute the same in training mode. resize_token_embeddings() leaves the modules that it makes in that mode.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
@@ -15,16 +15,14 @@ _NEVER_RANDOM = (nn.Embedding, nn.Linear)
 
 def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
     """Why prefixes of this model live for one call only, or None when they may be kept."""
-    if is_quantized(model):
+    if is_quantized(model, modules):
         return Reason.QUANTIZED.of()
-    if any(kind.__module__.startswith("torch.ao.nn.quantized") for kind in set(map(type, modules))):
-        return Reason.QUANTIZED.of()  # their layers hold weights that no attribute shows
     device = None
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:
             return Reason.TRAINING_MODE.of()
         if "forward" in module.__dict__:  # accelerate, torch.compile or a patch replaced it: it may compute anything
-            return Reason.FORWARD_REPLACED.of()
+            return Reason.FORWARD_REPLACED.of(module=type(module).__name__)
         if not module._parameters:
             continue
         for parameter in module._parameters.values():

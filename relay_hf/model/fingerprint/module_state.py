@@ -7,11 +7,11 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 
 from ..attention_choice import attention_configs, users_implementation
+from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
 from ..upstream.attention import ATTENTION_FIELD
-from ..upstream.models import INITIALIZED_MARK, PASSING_ATTRIBUTES
 from .contents import SETTINGS, content
 
 # Attributes of peft's tuner layers that decide what a forward adds; read from any module that has them.
@@ -20,23 +20,9 @@ _ADAPTER_STATE = ("_active_adapter", "_disable_adapters", "merged_adapters", "sc
 # hook that replays graphs, is on the model only while a call runs.
 _LIBRARY = f"{__name__.partition('.')[0]}."
 
-_MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
-
-# Classes whose own methods take no part in a forward, and the types of methods.
-_GENERAL = frozenset({object, nn.Module, *PreTrainedModel.__mro__})
 _CODE = (FunctionType, property, staticmethod, classmethod)
 
 PlaceInModel = tuple[int, str]
-
-
-def all_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model, each once, level by level: a quarter of the time of `model.modules()`."""
-    found = level = dict.fromkeys([model])
-    while level:
-        below = (child for module in level for child in module._modules.values())
-        level = dict.fromkeys(child for child in below if child is not None and child not in found)
-        found = found | level
-    return [*found]
 
 
 def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInModel, tuple[Hashable, list[Tensor]]]]:
@@ -48,11 +34,11 @@ def attributes(modules: Sequence[nn.Module]) -> tuple[list[Any], dict[PlaceInMod
     """
     settings: list[Any] = []
     others: dict[PlaceInModel, tuple[Hashable, list[Tensor]]] = {}
-    looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if type(m) is not nn.Linear or _changed_linear(m)]
+    looked_at = [(i, m.__dict__) for i, m in enumerate(modules) if not is_plain_linear(m)]
     # 1,400 modules have 5,000 such attributes. None is no setting, because a forward may replace it by another value
     # while the model stays the same.
     for index, own in looked_at:
-        for name in _own_names(own):
+        for name in own_names(own):
             value = own[name]
             if type(value) in SETTINGS:
                 settings.append(value)
@@ -73,32 +59,27 @@ def _seen(name: str, value: Any) -> tuple[Hashable, list[Tensor]] | None:
     return content(value, tensors.append), tensors
 
 
-def _changed_linear(module: nn.Linear) -> bool:
-    """Whether a Linear has more attributes than nn.Linear sets. Its forward reads none of those that are set so."""
-    members = module.__dict__
-    return len(members) - (INITIALIZED_MARK in members) != _LINEAR
-
-
-def _own_names(members: dict[str, Any]) -> list[str]:
-    """Names of a module's attributes, without those that every module has (hooks and dictionaries), which come first.
-
-    These are compared elsewhere, or change nothing. To compare them here would take longer than all the rest.
-    """
-    names = [*members]
-    if names[: len(_MODULE)] == _MODULE:
-        del names[: len(_MODULE)]
-    return names if PASSING_ATTRIBUTES.isdisjoint(names) else [name for name in names if name not in PASSING_ATTRIBUTES]
-
-
 def module_state(modules: Sequence[nn.Module]) -> list[Any]:
     """Modules, their classes with their code, adapters, and configurations."""
     state: list[Any] = [*map(id, modules), *map(type, modules)]
     classes = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
-    state += [f for each in classes if each not in _GENERAL for f in vars(each).values() if type(f) in _CODE]
+    state += [f for each in classes if each not in GENERAL_CLASSES for f in vars(each).values() if type(f) in _CODE]
     state += adapter_state(modules)
     for config in attention_configs(modules):
         state += (_fields(config), users_implementation(config))
     return state
+
+
+def make_up(modules: Sequence[nn.Module]) -> list[Hashable]:
+    """What a model is, without the contents of its tensors: its modules and their code, settings, modes and dtypes.
+
+    It stays equal while the model runs or learns. Attributes that hold tensors are left out, because a forward may
+    replace them.
+    """
+    settings, others = attributes(modules)
+    plain = [(place, what) for place, (what, tensors) in others.items() if not tensors]
+    kinds = frozenset((p.dtype, p.device) for m in modules for p in m._parameters.values() if p is not None)
+    return [*settings, *plain, *(module.training for module in modules), kinds, *module_state(modules)]
 
 
 def _fields(config: PreTrainedConfig) -> str:

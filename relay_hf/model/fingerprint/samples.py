@@ -80,7 +80,7 @@ class _PlacesBySize(dict[int, _Places]):
         # A step without a common divisor with the size, if one is at most a sixteenth smaller, keeps the samples from
         # lying in few columns: the first column of Mamba's A_log is zero in every row, however it is scaled.
         step = next((s for s in range(step, step - step // 16 - 1, -1) if math.gcd(s, count) == 1), step)
-        self[count] = places = _Places(number, step, step * torch.arange(number))
+        self[count] = places = _Places(number, step, step * torch.arange(number, device="cpu"))
         return places
 
 

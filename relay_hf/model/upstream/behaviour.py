@@ -6,6 +6,3 @@ from .version import MINOR
 
 # A chunked prefill starts after the tokens that a returned cache holds. Before, it put the whole text through again.
 CHUNKS_GO_ON = MINOR >= 21
-
-# The number of tokens that generate() makes if neither the call nor the model sets one.
-DEFAULT_NEW_TOKENS = 20

@@ -25,10 +25,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from . import caches
 from .attention import ATTENTION_FIELD
 from .fact import Fact, arguments, mentions, takes
-from .models import PREFILL, PREPARE_INPUTS, QUANTIZER
+from .models import ENCODE, PREFILL, PREPARE_INPUTS, QUANTIZER
 from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION
 from .version import MINOR
 
+_TAKEN = "input_modalities"
 _MODES = ("greedy_search", "sample", "beam_search", "beam_sample")
 _REST = ("args", "kwargs")
 _STATE_FIELDS = (
@@ -47,6 +48,7 @@ _MASK_EXTRAS = ("allow_is_causal_skip", "allow_is_bidirectional_skip", "allow_to
 FACTS = (
     # generate()
     takes(GenerationMixin, PREFILL, "input_ids", "generation_config", "model_kwargs", "is_first_iteration"),
+    takes(GenerationMixin, ENCODE, "inputs_tensor", "model_kwargs", "model_input_name", "generation_config"),
     *(
         Fact(
             f"what GenerationMixin.{loop} begins with",
@@ -195,6 +197,7 @@ FACTS = (
         [QUANTIZER],
         partial(mentions, PreTrainedModel, "dequantize", [QUANTIZER]),
     ),
+    Fact("the list of what a model takes, as text and images", True, partial(hasattr, PreTrainedModel, _TAKEN)),
     Fact(
         "a configuration's field for its attention implementation",
         True,

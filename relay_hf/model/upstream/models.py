@@ -3,33 +3,51 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .names import takes_cache
 
 _LIBRARY = "transformers."
 PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
+# What encodes a call's inputs before that. At first it was for encoder-decoder models alone, and had another name.
+_ENCODERS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prepare_encoder_decoder_kwargs_for_generation")
+ENCODE = next(name for name in _ENCODERS if hasattr(GenerationMixin, name))
+_ENCODED = "mm_encoder_outputs"
+_IMAGES = frozenset({"image_patches", "pixel_values", "pixel_values_images", "pixel_values_videos"})
 PREPARE_INPUTS = "prepare_inputs_for_generation"
 GENERATION_DEFAULTS = "generation_config"
 QUANTIZER = "hf_quantizer"
 _LOOPS = ("_sample", "_beam_search")
 
-# Transformers' own hooks that change no value, by module and by the start of their qualified names. The first ones
-# collect hidden states and attentions, and are idle unless a call asks for these. The last one lets embeddings record
-# gradients; it stays on a model when trainers switch gradient checkpointing off for a generate() call.
-_HARMLESS_HOOKS = (
-    ("transformers.utils.output_capturing", ""),
-    ("transformers.modeling_utils", "PreTrainedModel.enable_input_require_grads."),
+# Transformers' own hooks that change no value, by the end of their file's path and the start of their qualified names.
+# The first ones collect hidden states and attentions, and are idle unless a call asks for these. The last one lets
+# embeddings record gradients. It stays on a model when trainers switch gradient checkpointing off for a call.
+HARMLESS_HOOKS = (
+    ("utils/output_capturing.py", ""),
+    ("modeling_utils.py", "PreTrainedModel.enable_input_require_grads."),
 )
+# Transformers' own quantized layers that treat every row by itself, by file: activations have no scale, a fixed one, or
+# one for each token. The first ones are tried in the tests; the others run on GPUs alone, and were read.
+QUANTIZED_LAYERS = {
+    "integrations/gemma_quant.py": ("QuantizedEmbedding", "QuantizedLinear"),
+    "integrations/finegrained_fp8.py": ("FP8Linear",),
+    "integrations/fbgemm_fp8.py": ("FbgemmFp8Linear",),
+    "integrations/compressed_tensors.py": ("CompressedTensorsFP8Linear",),
+    "integrations/mxfp4.py": ("Mxfp4GptOssExperts", "Mxfp4GptOssMLP"),
+}
+_SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE's types write to the model
 # Attributes of modules that do not change what they compute: options of generate(), a path, a length that was seen,
-# idle hooks.
+# idle hooks. The shift is read where a forward is given no positions, and generate() writes it in every call.
 PASSING_ATTRIBUTES = frozenset(
     {
+        _SHIFT,
         "_output_capturing_hooks_installed",
         GENERATION_DEFAULTS,
         "max_seq_len_cached",
@@ -43,18 +61,13 @@ INITIALIZED_MARK = "_is_hf_initialized"  # on every module that a checkpoint was
 _LENGTH_DEPENDENT_ROPE = frozenset({"dynamic", "longrope"})
 _CONTEXT = "max_position_embeddings"
 _ORIGINAL_CONTEXT = "original_max_position_embeddings"
-_SHIFT = "rope_deltas"  # the shift of positions by images, which M-RoPE types write to the model
+# What generate() notes on a model before its prefill: the length of static caches, and the compiled forward.
+_NOTES = ("_previous_max_cache_length", "_compiled_call", "_last_compile_config")
 
 
 def is_librarys(module_name: str | None) -> bool:
     """Whether code of the Python module `module_name` is Transformers' own."""
     return str(module_name or "").startswith(_LIBRARY)
-
-
-def is_harmless_hook(hook: object) -> bool:
-    """Whether a forward hook is one of Transformers' own that changes nothing."""
-    where, name = getattr(hook, "__module__", None), getattr(hook, "__qualname__", "")
-    return any(where == known and name.startswith(start) for known, start in _HARMLESS_HOOKS)
 
 
 def replaced_preparation(model: PreTrainedModel) -> bool:
@@ -69,11 +82,6 @@ def replaced_preparation(model: PreTrainedModel) -> bool:
 def forward_inputs(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
     """The arguments of a class's forward, by name."""
     return inspect.signature(kind.forward).parameters
-
-
-def is_quantized(model: nn.Module) -> bool:
-    """Whether Transformers has quantized a model, or loaded it so."""
-    return getattr(model, QUANTIZER, None) is not None
 
 
 def has_loops_of_its_own(model: PreTrainedModel) -> bool:
@@ -91,6 +99,12 @@ def counts_positions_itself(model: PreTrainedModel) -> bool:
     return not is_stocks(model, "_prepare_position_ids_for_generation")
 
 
+def takes_media(model: PreTrainedModel) -> bool:
+    """Whether a model takes images, video or audio beside text."""
+    taken, default = model.input_modalities, PreTrainedModel.input_modalities
+    return any(each != default for each in ([taken] if isinstance(taken, str) else taken))
+
+
 def default_cache(model: PreTrainedModel, inputs: Mapping[str, inspect.Parameter]) -> DynamicCache | None:
     """The cache that generate() makes for a model whose forward takes `inputs`; None where the model makes its own."""
     takes_one = takes_cache(inputs) and model._supports_default_dynamic_cache()
@@ -104,16 +118,49 @@ def prepare_inputs(model: PreTrainedModel, input_ids: Tensor, length: int, input
     )
 
 
-def count_positions(
-    model: PreTrainedModel, modules: Iterable[nn.Module], input_ids: Tensor, attention_mask: Tensor | None
-) -> Tensor:
-    """The `position_ids` that generate() counts for a prompt. Notes that it writes to `modules` for that are undone."""
-    noted = [(module, getattr(module, _SHIFT)) for module in modules if hasattr(module, _SHIFT)]
+def takes_positions(model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> bool:
+    """Whether the `position_ids` among generate()'s keyword inputs for a prompt reach the model's forward.
+
+    Some types leave them out when they prepare a forward's inputs, and count for themselves (EXAONE 4.5, Kosmos-2.5).
+    """
+    if is_stocks(model, PREPARE_INPUTS) and PREPARE_INPUTS not in vars(model):
+        return True
+    return prepare_inputs(model, input_ids, input_ids.shape[1], inputs).get("position_ids") is not None
+
+
+@contextmanager
+def notes_undone(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within it generate() may write its notes to a model and its `modules`; at the end they are as before."""
+    places = [(module, _SHIFT) for module in modules if hasattr(module, _SHIFT)]
+    places += [(model, name) for name in _NOTES]
+    before = [getattr(module, name, places) for module, name in places]
     try:
-        return model._prepare_position_ids_for_generation(input_ids, {"attention_mask": attention_mask})
+        yield
     finally:
-        for module, shift in noted:
-            setattr(module, _SHIFT, shift)
+        for (module, name), value in zip(places, before, strict=True):
+            if value is not places:
+                setattr(module, name, value)
+            elif hasattr(module, name):
+                delattr(module, name)
+
+
+def unencoded(model: PreTrainedModel, inputs: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The `model_kwargs` of generate() after it has encoded a call's `inputs`, with nothing in place of codes."""
+    if model.config.is_encoder_decoder:
+        if model_kwargs.get("encoder_outputs") is None:
+            model_kwargs["encoder_outputs"] = BaseModelOutput(torch.zeros(len(inputs), 1, 1, device=inputs.device))
+        return model_kwargs
+    kinds = [kind for kind in ("image", "video") if kind in model.input_modalities]
+    if not kinds or _ENCODED not in inspect.signature(model.forward).parameters:
+        return model_kwargs
+    encoded, taken = model_kwargs.setdefault(_ENCODED, {}), set()
+    for kind in kinds:
+        encode = getattr(model.base_model, f"get_{kind}_features", None)
+        given = set() if encode is None else model_kwargs.keys() & inspect.signature(encode).parameters.keys()
+        if given & _IMAGES:
+            encoded[kind] = BaseModelOutput()
+        taken |= given
+    return {name: value for name, value in model_kwargs.items() if name not in taken}
 
 
 def new_tokens(config: GenerationConfig, columns: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from transformers import GenerationConfig, GenerationMixin
@@ -34,6 +34,12 @@ KNOWN_INPUTS = frozenset(
     }
 )
 
+# Inputs by which a processor tells images, video and audio (numbers above 0) from text (0). To a model that takes such
+# media, text alone is the same with zeros as without them. To GPT-2, which takes none, a token type is one more token.
+TOKEN_TYPES = frozenset({"mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids"})
+# Words in the names of inputs that hold images, video or audio. generate() may have encoded them already.
+_MEDIA = ("audio", "image", "input_features", "input_values", "mm_encoder", "pixel", "video")
+
 # Arguments of attention modules that change nothing in the mathematics of a relayed forward. Any other argument may
 # bias, mask or drop scores.
 HARMLESS_ARGUMENTS = frozenset(
@@ -60,14 +66,36 @@ KNOWN_ATTENTION = frozenset(
 # Arguments of generate() that may hold code of the caller: an object, or a list of them.
 CALLERS_CODE = ("custom_generate", "logits_processor", "prefix_allowed_tokens_fn", "stopping_criteria", "streamer")
 CRITERIA = "stopping_criteria"
+PAGED = "paged"  # the cache_implementation for which generate() hands over to continuous batching
+# Options of generate() that let it run forwards before its prefill, and those under which it otherwise does the same: a
+# model that assists itself has fewer layers meanwhile, also after an exception. Healing generates the prompts' ends.
+INSTEAD: dict[str, dict[str, Any]] = {
+    "assistant_early_exit": {"assistant_early_exit": None, "prompt_lookup_num_tokens": 1},
+    "token_healing": {"token_healing": False},
+}
 # All arguments of generate() that are no inputs of the model, options included.
-GENERATE_ARGUMENTS = frozenset(
-    {"input_ids", *inspect.signature(GenerationMixin.generate).parameters, *vars(GenerationConfig())}
-)
+_GENERATE = inspect.signature(GenerationMixin.generate)
+GENERATE_ARGUMENTS = frozenset({"input_ids", *_GENERATE.parameters, *vars(GenerationConfig())})
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
 # Words in a configuration's names for the probabilities that make a model random in training mode.
 RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
+
+
+def arguments_of(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of a model's generate(), by name, those of its `**kwargs` too.
+
+    A wrapper that takes `*args` hands them on to Transformers' own generate().
+
+    Raises:
+        TypeError: generate() has no such arguments.
+    """
+    signature = inspect.signature(generate)
+    if any(each.kind is each.VAR_POSITIONAL for each in signature.parameters.values()):
+        bound = _GENERATE.bind_partial(None, *args, **kwargs)
+    else:
+        bound = signature.bind_partial(*args, **kwargs)
+    return {**bound.arguments, **bound.arguments.get("kwargs", {})}
 
 
 def cache_name(inputs: Container[str]) -> str:
@@ -86,6 +114,11 @@ def takes_cache(inputs: Mapping[str, inspect.Parameter]) -> bool:
         rest = any(each.kind is each.VAR_KEYWORD for each in inputs.values())
         return rest and any(name in inputs for name in _OLD_NAMES)
     return "dict" not in str(found.annotation)
+
+
+def is_media(name: str) -> bool:
+    """Whether an input of that name holds images, video or audio, or belongs to them."""
+    return any(word in name for word in _MEDIA)
 
 
 def given_caches(inputs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ import transformers
 from transformers import DynamicCache, LlamaForCausalLM
 
 import relay_hf
+from relay_hf.model.known_code import unknown_hook
 from relay_hf.model.upstream import attention, behaviour, caches, masks, models, names, version
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of
@@ -29,12 +30,6 @@ def test_stocks_chunks_go_on_behind_a_returned_cache_since_5_21():
     assert (cache_of(second).get_seq_length() == columns + 1) == behaviour.CHUNKS_GO_ON
 
 
-def test_a_call_that_does_not_say_how_many_makes_the_default_number_of_tokens():
-    model = tiny_model("llama")
-    model.generation_config.eos_token_id = None
-    assert model.generate(torch.ones(1, 5, dtype=torch.int64)).shape[1] == 5 + behaviour.DEFAULT_NEW_TOKENS
-
-
 def test_a_cache_is_known_to_be_the_callers():
     model, inputs = tiny_model("llama"), prompts(20, (4, 4))
     given = DynamicCache(config=model.config)
@@ -53,10 +48,10 @@ def test_the_hooks_that_transformers_puts_on_models_are_known():
     model = tiny_model("llama")
     model(torch.ones(1, 3, dtype=torch.int64), output_hidden_states=True)
     model.enable_input_require_grads()
-    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    hooks = [(hook, module) for module in model.modules() for hook in module._forward_hooks.values()]
     assert len(hooks) > 1
-    assert all(map(models.is_harmless_hook, hooks))
-    assert not models.is_harmless_hook(lambda *args: None)
+    assert all(unknown_hook(*each) is None for each in hooks)
+    assert unknown_hook(lambda *args: None, model) is not None
 
 
 def test_a_models_attention_function_is_found_by_the_name_of_its_implementation():

@@ -34,7 +34,7 @@ OURS = {
         "module",
         "query",
     ),
-    *("cpu", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
+    *("args", "cpu", "dynamic", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
 }
 # As an attribute it is relay_hf's own word for a RelayCache; as text or as an argument it is Transformers'.
 AMBIGUOUS = {"cache"}
@@ -43,7 +43,8 @@ OF_OTHERS = {
     *("_C", "_call_impl", "_compiled_call_impl", "_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool"),
     *("_foreach_copy_", "_forward_hooks", "_forward_pre_hooks", "_make_wrapper_subclass", "_modules"),
     *("_non_persistent_buffers_set", "_parameters", "_scaled_dot_product_flash_attention_for_cpu", "_version"),
-    *("_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters", "_tokenizer"),
+    *("_fsdp_param_groups", "_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters"),
+    *("_orig_mod", "_tokenizer"),
     "_replace",  # of a named tuple, and public
     "_told",  # of a handle that an earlier version of relay_hf has pickled
 }

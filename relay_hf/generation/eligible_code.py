@@ -1,0 +1,77 @@
+"""Checks whether all code that runs inside a model acts token by token. Each refusal is a reason for the report."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from types import BuiltinFunctionType
+
+from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
+
+from ..config import RelayConfig
+from ..model.attention_choice import users_implementation
+from ..model.known_code import Trust, dependent_layers, unknown_attention, unknown_code, unknown_hook
+from ..model.upstream.attention import registered_attention, registered_mask
+from ..model.upstream.names import KNOWN_ATTENTION
+from ..model.view import ModelView
+from ..reasons import Reason, Refusal
+
+
+def code_refusal(view: ModelView, config: RelayConfig) -> Refusal | None:
+    """Why code inside the model forbids relaying, or None: it would see a prefix apart from the rows."""
+    trusted = _trust(view, config)
+    return _attention_refusal(view) or _module_refusal(view, trusted) or _hook_refusal(view, trusted)
+
+
+def _attention_refusal(view: ModelView) -> Refusal | None:
+    """Why the model's attention function may compute something else than attention, or None.
+
+    A relayed forward computes attention by the operator, and does not call that function.
+    """
+    for config in view.configs:
+        name = users_implementation(config)
+        if name is not None and name not in KNOWN_ATTENTION:
+            return Reason.ATTENTION.of(name=name)
+        for what, function in (("", registered_attention(name)), ("mask of the ", registered_mask(name))):
+            origin = None if function is None else unknown_attention(function, view.modules)
+            if origin is not None:
+                return Reason.ATTENTION_REPLACED.of(what=what, name=name, origin=origin)
+    if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
+        return Reason.SDPA_REPLACED.of()
+    return None
+
+
+def _module_refusal(view: ModelView, trusted: Trust) -> Refusal | None:
+    """Why the code of the model's modules forbids relaying, or None."""
+    unknown = unknown_code(view.model, view.modules, trusted)
+    if unknown is None:
+        for module, why in dependent_layers(view.modules):
+            if not trusted(module):
+                return Reason.QUANTIZED_BY_BATCH.of(module=type(module).__name__, name=view.names[module], why=why)
+        return None
+    if unknown.module is None:
+        return Reason.FUNCTION_REPLACED.of(function=unknown.what, origin=unknown.origin)
+    return Reason.UNKNOWN_CODE.of(what=unknown.what, name=view.names[unknown.module], origin=unknown.origin)
+
+
+def _hook_refusal(view: ModelView, trusted: Trust) -> Refusal | None:
+    """Why forward hooks forbid relaying, or None: a hook that reads or edits activations would see other shapes."""
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return Reason.HOOK_ON_ALL.of()
+    for module in view.modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                origin = None if view.is_own_hook(hook) else unknown_hook(hook, module)
+                if origin is not None and not trusted(module):
+                    return Reason.HOOK.of(module=type(module).__name__, name=view.names[module], origin=origin)
+    return None
+
+
+def _trust(view: ModelView, config: RelayConfig) -> Trust:
+    """Whether the user vouches for a module."""
+    vouched = config.trust
+    if callable(vouched):
+        return lambda module: bool(vouched(view.names[module], module))
+    if not vouched:
+        return lambda module: False
+    return lambda module: any(fnmatchcase(view.names[module], pattern) for pattern in vouched)

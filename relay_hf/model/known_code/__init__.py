@@ -1,0 +1,12 @@
+"""Which code inside a model is known to act token by token: it is recognised, because anything else may do otherwise.
+
+A relayed call puts a prefix through the model apart from the rows. That changes nothing for code that treats each token
+by itself. Code that looks at several tokens, or at the whole batch, would see other ones than in stock's call.
+"""
+
+from .attention import unknown_attention
+from .hooks import unknown_hook
+from .modules import Trust, Unknown, unknown_code
+from .quantizers import dependent_layers, is_quantized
+
+__all__ = ["Trust", "Unknown", "dependent_layers", "is_quantized", "unknown_attention", "unknown_code", "unknown_hook"]

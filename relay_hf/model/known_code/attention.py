@@ -1,0 +1,59 @@
+"""Attention functions that stand in Transformers' registries: whether they are its own, or hand over to its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import FunctionType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .callables import code_in
+from .origins import described, is_in, is_known
+
+
+class _Wrapper(NamedTuple):
+    """A wrapper that a package puts around every registered attention function when it is imported.
+
+    Attributes:
+        package, file, name: where its code is.
+        inside: the name that its closure has for the wrapped function.
+        idle: whether it hands over to the wrapped function, and does no more.
+    """
+
+    package: str
+    file: str
+    name: str
+    inside: str
+    idle: Callable[[Iterable[nn.Module]], bool]
+
+
+_WRAPPERS = (
+    # It masks keys that a press has marked on the module, behind a prefill.
+    _Wrapper(
+        "kvpress",
+        "attention_patch.py",
+        "attention_patch.<locals>.wrapper",
+        "func",
+        lambda modules: all(module.__dict__.get("masked_key_indices") is None for module in modules),
+    ),
+)
+
+
+def unknown_attention(function: Any, modules: Iterable[nn.Module]) -> str | None:
+    """The origin of an attention function that is neither Transformers' own nor hands over to one, or None."""
+    while (wrapper := _wrapper_of(function)) is not None and wrapper.idle(modules):
+        cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
+        function = cells[wrapper.inside].cell_contents
+    code = next((each for each in code_in(function) if not is_known(each.co_filename)), None)
+    if code is not None:
+        return described(code)
+    return None
+
+
+def _wrapper_of(function: Any) -> _Wrapper | None:
+    if not isinstance(function, FunctionType):
+        return None
+    code = function.__code__
+    found = (each for each in _WRAPPERS if is_in(code.co_filename, each.package, each.file))
+    return next((each for each in found if each.name == code.co_qualname), None)

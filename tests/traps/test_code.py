@@ -1,0 +1,355 @@
+"""Code in a model that is not known to act token by token: a user's own forwards, classes, wrappers and functions."""
+
+import copy
+import functools
+
+import pytest
+import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers.activations import ACT2FN
+from transformers.models.llama import modeling_llama
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+
+import relay_hf
+from relay_hf.generation import eligible_code
+from relay_hf.testing import prompts
+from tests.support.tiny_models import tiny_model
+
+from .compare import assert_relayed, assert_untouched, assert_wrong, beside_a_patched_copy, pair
+
+INPUTS = prompts(20, (3, 7, 1, 5))
+MLP = "model.layers.0.mlp"
+HERE = f"{__name__}."
+
+
+def steered(hidden):
+    """Moved by the mean of all tokens that go through at once."""
+    return hidden + 2.0 * hidden.mean(dim=1, keepdim=True)
+
+
+class Steered(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return steered(self.inner(hidden))
+
+
+class SteeredMLP(LlamaMLP):
+    def forward(self, hidden):
+        return steered(super().forward(hidden))
+
+
+class SteeringHook(ModelHook):
+    def post_forward(self, module, output):
+        return steered(output)
+
+
+class SteeringWeight(nn.Parameter):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        found = super().__torch_function__(function, types, args, kwargs or {})
+        return steered(found) if function is nn.functional.linear else found
+
+
+class Callable:
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, hidden):
+        return steered(self.function(hidden))
+
+
+def mlp_of(model):
+    return model.get_submodule(MLP)
+
+
+def replaced_forward(model):
+    forward = mlp_of(model).forward
+    mlp_of(model).forward = lambda hidden: steered(forward(hidden))
+
+
+def replaced_forward_that_looks_like_the_old_one(model):
+    forward = mlp_of(model).forward
+
+    @functools.wraps(forward)
+    def other(hidden):
+        return steered(forward(hidden))
+
+    mlp_of(model).forward = other
+
+
+def partial_forward(model):
+    def other(inner, hidden):
+        return steered(LlamaMLP.forward(inner, hidden))
+
+    mlp_of(model).forward = functools.partial(other, mlp_of(model))
+
+
+def callable_object(model):
+    mlp_of(model).forward = Callable(mlp_of(model).forward)
+
+
+def behind_a_decorator_of_pytorchs(model):
+    forward = mlp_of(model).forward
+    mlp_of(model).forward = torch.no_grad()(lambda hidden: steered(forward(hidden)))
+
+
+def compiled(model):
+    forward = mlp_of(model).forward
+    mlp_of(model).forward = torch.compile(lambda hidden: steered(forward(hidden)), backend="eager")
+
+
+def wrapper_module(model):
+    model.model.layers[0].mlp = Steered(mlp_of(model))
+
+
+def module_in_the_place_of_an_activation(model):
+    mlp_of(model).act_fn = Steered(mlp_of(model).act_fn)
+
+
+def another_class(model):
+    mlp_of(model).__class__ = SteeredMLP
+
+
+def hook_of_accelerates_kind(model):
+    add_hook_to_module(mlp_of(model), SteeringHook())
+
+
+def script(model):
+    class Scripted(nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + 2.0 * hidden.mean(dim=1, keepdim=True)
+
+    model.model.layers[0].mlp = nn.Sequential(mlp_of(model), torch.jit.script(Scripted())).eval()
+
+
+def weight_of_another_class(model):
+    mlp_of(model).down_proj.weight = SteeringWeight(mlp_of(model).down_proj.weight.data)
+
+
+UNKNOWN = {
+    replaced_forward: (MLP, "LlamaMLP.forward", f"{HERE}replaced_forward.<lambda>"),
+    replaced_forward_that_looks_like_the_old_one: (MLP, "LlamaMLP.forward", ".other"),
+    partial_forward: (MLP, "LlamaMLP.forward", f"{HERE}partial_forward.other"),
+    callable_object: (MLP, "LlamaMLP.forward", f"{HERE}Callable.__call__"),
+    behind_a_decorator_of_pytorchs: (MLP, "LlamaMLP.forward", ".<lambda>"),
+    compiled: (MLP, "LlamaMLP.forward", f"{HERE}compiled.<lambda>"),
+    wrapper_module: (MLP, "Steered", f"{HERE}Steered"),
+    module_in_the_place_of_an_activation: (f"{MLP}.act_fn", "Steered", f"{HERE}Steered"),
+    another_class: (MLP, "SteeredMLP", f"{HERE}SteeredMLP"),
+    hook_of_accelerates_kind: (MLP, "LlamaMLP._hf_hook", f"{HERE}SteeringHook.post_forward"),
+    script: (f"{MLP}.1", "RecursiveScriptModule", "torch.jit._script.RecursiveScriptModule"),
+    weight_of_another_class: (f"{MLP}.down_proj", "SteeringWeight", f"{HERE}SteeringWeight"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script. is deprecated")
+@pytest.mark.parametrize("change", UNKNOWN, ids=lambda change: change.__name__)
+def test_unknown_code_of_a_module_is_untouched_and_relayed_where_the_user_vouches_for_it(change):
+    name, what, origin = UNKNOWN[change]
+    models = pair("llama")
+    for model in models:
+        change(model)
+    assert_untouched(models, INPUTS, f"{what} (module {name!r}) runs ")
+    reason = models[1].relay.last.reason
+    assert origin in reason
+    assert f"trust=[{name!r}] vouches for it" in reason
+    # Here the user is wrong, which shows that the refusal is needed.
+    for trust in ([name], ["*.layers.0.mlp*"], lambda found, module: found.startswith(MLP)):
+        relay_hf.patch_model(models[1], trust=trust)
+        assert_wrong(models, INPUTS)
+    relay_hf.patch_model(models[1], trust=["model.layers.1.*", "model"])
+    assert_untouched(models, INPUTS, origin)
+
+
+def steering_on_a_class(monkeypatch):
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: steered(forward(self, hidden)))
+    return f"LlamaMLP (module {MLP!r}) runs {HERE}steering_on_a_class.<lambda>"
+
+
+def steering_in_a_file_of_models(monkeypatch):
+    rotate = modeling_llama.apply_rotary_pos_emb
+
+    def other(query, key, *args, **kwargs):
+        query, key = rotate(query, key, *args, **kwargs)
+        return query + 2.0 * query.mean(dim=2, keepdim=True), key
+
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", other)
+    return (
+        "the function transformers.models.llama.modeling_llama.apply_rotary_pos_emb was replaced by "
+        f"{HERE}steering_in_a_file_of_models.other"
+    )
+
+
+def steering_in_pytorch(monkeypatch):
+    activate = nn.functional.silu
+    monkeypatch.setattr(nn.functional, "silu", lambda *args, **kwargs: steered(activate(*args, **kwargs)))
+    return f"the function torch.nn.functional.silu was replaced by {HERE}steering_in_pytorch.<lambda>"
+
+
+@pytest.mark.parametrize("change", [steering_on_a_class, steering_in_a_file_of_models, steering_in_pytorch])
+def test_unknown_code_of_a_class_or_a_file_is_untouched(change, monkeypatch):
+    models = pair("llama")
+    reason = change(monkeypatch)
+    assert_untouched(models, INPUTS, reason)
+    monkeypatch.setattr(eligible_code, "_module_refusal", lambda *args: None)
+    assert_wrong(models, INPUTS)
+
+
+class Doubled(nn.Module):
+    """Of a weight: it sees no token."""
+
+    def forward(self, weight):
+        return 2.0 * weight
+
+
+def parametrized(model):
+    parametrize.register_parametrization(mlp_of(model).up_proj, "weight", Doubled())
+    parametrizations.weight_norm(mlp_of(model).down_proj)
+
+
+def compiled_by_pytorch(model):
+    mlp_of(model).forward = torch.compile(mlp_of(model).forward, backend="eager")
+    model.model.layers[1].mlp = torch.compile(model.model.layers[1].mlp, backend="eager")
+    model.model.norm.compile(backend="eager")
+
+
+def weights_computed_by_hooks(model):
+    prune.l1_unstructured(mlp_of(model).up_proj, "weight", amount=0.5)
+    weight_norm(mlp_of(model).down_proj)
+    nn.utils.spectral_norm(model.model.layers[1].mlp.up_proj).eval()
+
+
+def modules_of_pytorch(model):
+    model.model.layers[0].mlp = nn.Sequential(mlp_of(model), nn.LayerNorm(32), nn.Linear(32, 32)).eval()
+
+
+def names_set_by_hand(model):
+    mlp_of(model).forward = mlp_of(model).forward
+    mlp_of(model).__dict__["note"] = "a setting"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [parametrized, compiled_by_pytorch, weights_computed_by_hooks, modules_of_pytorch, names_set_by_hand],
+    ids=lambda change: change.__name__,
+)
+def test_known_code_is_relayed(change):
+    models = pair("llama")
+    for model in models:
+        torch.manual_seed(0)
+        change(model)
+    for _ in range(2):
+        assert torch.equal(*(model.generate(**INPUTS, max_new_tokens=8) for model in models))
+        assert models[1].relay.last.relayed, models[1].relay.last
+
+
+def test_weights_that_hooks_compute_are_never_stale():
+    models = pair("llama")
+    for model in models:
+        prune.l1_unstructured(mlp_of(model).up_proj, "weight", amount=0.5)
+    assert_relayed(models, INPUTS)
+    for model in models:
+        mlp_of(model).up_proj.weight_mask.fill_(1.0)
+    assert_relayed(models, INPUTS)
+
+
+def test_spectral_norm_in_training_mode_is_untouched():
+    """Each forward changes what the next one computes."""
+    models = pair("llama")
+    for model in models:
+        torch.manual_seed(0)
+        nn.utils.spectral_norm(model.model.layers[1].mlp.up_proj).train()
+    assert_untouched(models, INPUTS, "a forward hook on Linear (torch.nn.utils.spectral_norm.SpectralNorm.__call__)")
+
+
+class OwnLayer(LlamaDecoderLayer):
+    """Of the file that the model's own class is written in."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+class OwnModel(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        for layer in self.model.layers:
+            layer.__class__ = OwnLayer
+            layer.mlp.act_fn = ACT2FN["silu"]
+            layer.scale = identity
+
+
+def identity(hidden):
+    return hidden
+
+
+def test_a_model_of_the_users_own_is_relayed_with_the_layers_of_its_file_and_not_with_others():
+    torch.manual_seed(0)
+    models = beside_a_patched_copy(OwnModel(tiny_model("llama").config).eval())
+    assert_relayed(models, INPUTS)
+    # The same file, and no class: somebody has put it there.
+    for model in models:
+        replaced_forward(model)
+    assert_untouched(models, INPUTS, f"LlamaMLP.forward (module {MLP!r}) runs {HERE}replaced_forward.<lambda>")
+
+
+LAYERS = """
+from torch import nn
+
+class HubNorm(nn.LayerNorm):
+    def forward(self, hidden):
+        return super().forward(hidden)
+"""
+MODELING = """
+from transformers import LlamaForCausalLM
+from .layers_of_hub import HubNorm
+
+class HubModel(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.norm = HubNorm(config.hidden_size)
+        self.post_init()
+"""
+
+
+def test_code_from_the_hub_is_relayed_in_all_files_of_its_repository(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    model.config.auto_map = {"AutoModelForCausalLM": "modeling_of_hub.HubModel"}
+    model.save_pretrained(tmp_path)
+    (tmp_path / "layers_of_hub.py").write_text(LAYERS)
+    (tmp_path / "modeling_of_hub.py").write_text(MODELING)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    assert type(stock.model.norm).__name__ == "HubNorm"
+    assert_relayed((stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always")), INPUTS)
+
+
+@pytest.mark.parametrize("trust", ["model.layers.0.mlp", [3], 5, {"model"}], ids=repr)
+def test_what_the_user_vouches_for_is_a_list_of_names_or_a_function(trust):
+    with pytest.raises(TypeError, match="trust must be a list of names of modules"):
+        relay_hf.RelayConfig(trust=trust)
+
+
+def test_hooks_are_vouched_for_like_code():
+    models = pair("llama")
+    for model in models:
+        mlp_of(model).register_forward_hook(lambda module, inputs, output: 0.5 * output)
+    assert_untouched(models, INPUTS, f"a forward hook on LlamaMLP ({HERE}")
+    assert f"trust=[{MLP!r}] vouches for it" in models[1].relay.last.reason
+    relay_hf.patch_model(models[1], trust=[MLP])
+    assert_relayed(models, INPUTS)
+
+
+def test_what_is_kept_and_warm_ask_the_same():
+    _, ours = pair("llama")
+    another_class(ours)
+    with pytest.raises(relay_hf.RelayError, match=r"SteeredMLP \(module 'model.layers.0.mlp'\) runs "):
+        ours.relay.warm(INPUTS["input_ids"][0, :20])
+    relay_hf.patch_model(ours, trust=[MLP])
+    assert len(ours.relay.warm(INPUTS["input_ids"][0, :20])) == 20
