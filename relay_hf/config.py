@@ -32,8 +32,9 @@ class RelayConfig:
             is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
         trust: the modules for whose code and forward hooks you vouch: each treats every token by itself, as it would
             alone in its row. Names of modules, as `model.named_modules()` has them, or patterns of names
-            (`"model.layers.*.mlp"`); or a function of a name and its module. Code of Transformers, PyTorch,
-            accelerate, peft and TRL, and that of the model's own file, needs no such word.
+            (`"model.layers.*.mlp"`); or a function of a name and its module. `""` is the model itself, and the
+            functions of PyTorch and of files of models. Code of Transformers, PyTorch, accelerate, peft and TRL, and
+            that of the model's own file, needs no such word.
     """
 
     policy: Literal["auto", "always", "off"] = "auto"

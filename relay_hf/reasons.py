@@ -101,7 +101,10 @@ class Reason(Enum):
     ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
     ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by {origin}")
     SDPA_REPLACED = ("model", "torch.nn.functional.scaled_dot_product_attention was replaced")
-    FUNCTION_REPLACED = ("model", "the function {function} was replaced by {origin}, which may look at several tokens")
+    FUNCTION_REPLACED = (
+        "model",
+        "the function {function} was replaced by {origin}, which may look at several tokens; trust=[''] vouches for it",
+    )
     UNKNOWN_CODE = (
         "model",
         "{what} (module {name!r}) runs {origin}, which may look at several tokens; trust=[{name!r}] vouches for it",

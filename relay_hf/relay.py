@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from .attention.forward import enter, leave
 from .config import RelayConfig, check_count
 from .display import Shown, as_html, as_line
 from .errors import RelayError
-from .generation.call import GenerateCall, current_call, running, stop_if_dry
+from .generation.call import DryCall, GenerateCall, current_call, running, stop_if_dry
 from .generation.explain import explain, read_arguments
 from .generation.facts import CallArguments, CallFacts, PrefillInputs
 from .generation.findings import ModelFindings
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 # Attributes that a copy or a pickle of a handle leaves out: stores start empty, and locks belong to one process.
 _OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "store"})
 _DEFAULT_STORE_BYTES = 2**30
+
+Call = TypeVar("Call", bound=GenerateCall)
 
 
 class Relay:
@@ -242,7 +244,7 @@ class Relay:
         """
         stock = self.stock("generate")
         args, kwargs = read_arguments(input_ids, attention_mask, args, kwargs)
-        with self.open_call(CallArguments.of(stock, args, kwargs), dry=True) as call:
+        with self.open_dry_call(CallArguments.of(stock, args, kwargs)) as call:
             return explain(call, stock, args, kwargs)
 
     def __repr__(self) -> str:
@@ -289,9 +291,9 @@ class Relay:
     def encode(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
         """How generate() encodes images, and the inputs of an encoder-decoder model; a dry call encodes nothing."""
         call = current_call()
-        if call is None or call.stop is None:
-            return self.stock(ENCODE)(inputs_tensor, model_kwargs, *args, **kwargs)
-        return unencoded(self.model, inputs_tensor, model_kwargs)
+        if isinstance(call, DryCall):
+            return unencoded(self.model, inputs_tensor, model_kwargs)
+        return self.stock(ENCODE)(inputs_tensor, model_kwargs, *args, **kwargs)
 
     def prefill(
         self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], is_first_iteration: bool = True
@@ -301,7 +303,7 @@ class Relay:
         asked = PrefillInputs(input_ids, generation_config, model_kwargs, is_first_iteration)
         if call is None or call.facts.view.model is not self.model:  # a decoding loop, started without generate()
             return self.stock(PREFILL)(*asked)
-        if call.stop is not None:
+        if isinstance(call, DryCall):
             call.stop(asked)
         return prefill(call, self.stock(PREFILL), asked)
 
@@ -330,13 +332,21 @@ class Relay:
             return uncompiled.call(leave, self.model, output is not None)
         return leave(self.model, output is not None)
 
-    @contextmanager
-    def open_call(self, arguments: CallArguments | None = None, dry: bool = False) -> Iterator[GenerateCall]:
-        """Within it a generate() call runs, a dry one if `dry`, or another method that runs forwards like one."""
-        view, arguments = ModelView.of(self.model), arguments or CallArguments()
+    def open_call(self, arguments: CallArguments | None = None) -> AbstractContextManager[GenerateCall]:
+        """Within it a generate() call runs, or another method that runs forwards like one."""
+        return self._opened(GenerateCall(self._facts(arguments or CallArguments())))
+
+    def open_dry_call(self, arguments: CallArguments) -> AbstractContextManager[DryCall]:
+        """Within it a generate() call runs that computes nothing."""
+        return self._opened(DryCall(self._facts(arguments, dry=True)))
+
+    def _facts(self, arguments: CallArguments, dry: bool = False) -> CallFacts:
+        view = ModelView.of(self.model)
         self.findings.look(view.modules)
-        facts = CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments, dry)
-        call = GenerateCall(facts)
+        return CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments, dry)
+
+    @contextmanager
+    def _opened(self, call: Call) -> Iterator[Call]:
         try:
             with self._lock:
                 self._open.add(call)

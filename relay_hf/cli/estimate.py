@@ -91,8 +91,8 @@ def _decide(
     # Nothing is kept of a model without weights, and nothing looked up.
     with relay_hf.patched(model, policy=policy, max_store_bytes=0):
         relay = model.relay
-        stock = relay.stock["generate"]
-        with relay.open_call(CallArguments.of(stock, (ids,), options), dry=True) as call:
+        stock = relay.stock("generate")
+        with relay.open_dry_call(CallArguments.of(stock, (ids,), options)) as call:
             decision = dry_run(call, stock, (ids,), options, device).decision
             if not len(decision.prompts.ids):  # it was refused before they were read
                 decision.prompts = Prompts.of(ids, mask)

@@ -66,7 +66,6 @@ class GenerateCall:
         runner: runs the forwards after the prefill, by CUDA graphs where it can; None before.
         first_step: the decode step that comes next, if it is the first one; else None.
         static_step, capture: see `ForwardListener`.
-        stop: of a dry call: ends it, at its prefill with the inputs of that, or at a forward before it with None.
     """
 
     facts: CallFacts
@@ -81,7 +80,6 @@ class GenerateCall:
     first_step: FirstStep | None = None
     static_step: StaticStep | None = None
     capture: Capture | None = None
-    stop: Callable[[PrefillInputs | None], NoReturn] | None = None
 
     # -- of its forwards ---------------------------------------------------------------------------------------------
 
@@ -169,6 +167,17 @@ class GenerateCall:
         self.cache = self.static_step = self.recorder = None
 
 
+@dataclass(eq=False)
+class DryCall(GenerateCall):
+    """A call that ends where it would begin to compute.
+
+    Attributes:
+        stop: ends it, at its prefill with the inputs of that, or at a forward before it with None.
+    """
+
+    stop: Callable[[PrefillInputs | None], NoReturn] = field(init=False)
+
+
 def current_call() -> GenerateCall | None:
     """The call that runs in this context, or None."""
     found = listener.get()
@@ -178,7 +187,7 @@ def current_call() -> GenerateCall | None:
 def stop_if_dry() -> None:
     """End the call that runs in this context, if it is a dry one: something is about to be computed."""
     call = current_call()
-    if call is not None and call.stop is not None:
+    if isinstance(call, DryCall):
         call.stop(None)
 
 

@@ -18,7 +18,7 @@ from ..model.device import is_out_of_memory
 from ..model.upstream.models import notes_undone
 from ..model.upstream.names import INSTEAD, PAGED
 from ..report import RelayReport
-from .call import GenerateCall
+from .call import DryCall
 from .decide import decide
 from .decision import Decision
 from .facts import PrefillInputs
@@ -44,7 +44,7 @@ class Outlook(NamedTuple):
 
 
 def dry_run(
-    call: GenerateCall,
+    call: DryCall,
     stock: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -82,7 +82,7 @@ class _DryRun(TorchFunctionMode):
     The model's own forward ends it too, but generate() may run others before: of an encoder, or of an assistant.
     """
 
-    def __init__(self, call: GenerateCall, device: torch.device | None) -> None:
+    def __init__(self, call: DryCall, device: torch.device | None) -> None:
         super().__init__()
         self.call, self.device = call, device
         self.found: Outlook | None = None

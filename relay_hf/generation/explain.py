@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..prefix import outline
 from ..report import Explanation
-from .call import GenerateCall
+from .call import DryCall
 from .dry_run import dry_run
 
 _IDS, _MASK = "input_ids", "attention_mask"
@@ -35,9 +35,7 @@ def read_arguments(
     return args, kwargs
 
 
-def explain(
-    call: GenerateCall, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Explanation:
+def explain(call: DryCall, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:
     """The report of a call that is not run."""
     outlook, view = dry_run(call, stock, args, kwargs), call.facts.view
     found = Explanation(**vars(outlook.report), tree=outline(outlook.decision.runs))

@@ -314,6 +314,7 @@ def test_the_report_reads_as_one_line_and_is_logged(model, caplog):
 def test_tokens_through_the_model_are_those_of_the_report(model):
     """Counted at the embedding: the prefix once, then every row's own columns."""
     widths = []
+    relay_hf.patch_model(model, trust=["model.embed_tokens"])
     embed = model.model.embed_tokens.forward
     model.model.embed_tokens.forward = lambda ids: widths.append(tuple(ids.shape)) or embed(ids)
     generate(model, prompts(30, (2, 5)))

@@ -4,9 +4,9 @@ A relayed call puts a prefix through the model apart from the rows. That changes
 by itself. Code that looks at several tokens, or at the whole batch, would see other ones than in stock's call.
 """
 
-from .attention import unknown_attention
 from .hooks import unknown_hook
-from .modules import Trust, Unknown, unknown_code
 from .quantizers import dependent_layers, is_quantized
+from .registered import unknown_attention
+from .unknown import Trust, Unknown, unknown_code
 
 __all__ = ["Trust", "Unknown", "dependent_layers", "is_quantized", "unknown_attention", "unknown_code", "unknown_hook"]

@@ -13,7 +13,7 @@ from ..upstream.models import HARMLESS_HOOKS
 from .origins import described, is_in, is_known
 
 
-class _Known(NamedTuple):
+class _KnownHook(NamedTuple):
     """Hooks of a package.
 
     Attributes:
@@ -35,15 +35,15 @@ def _one_rank(hook: Any, module: nn.Module) -> bool:
     return groups is not None and all(group.mesh_info.mesh.size() == 1 for group in groups)
 
 
-_KNOWN = (
-    *(_Known("transformers", file, name) for file, name in HARMLESS_HOOKS),
+_HOOKS = (
+    *(_KnownHook("transformers", file, name) for file, name in HARMLESS_HOOKS),
     # They compute a weight from others. In training mode spectral normalization changes a buffer in each forward.
-    _Known("torch", "nn/utils/weight_norm.py", "WeightNorm."),
-    _Known("torch", "nn/utils/prune.py", "BasePruningMethod."),
-    _Known("torch", "nn/utils/spectral_norm.py", "SpectralNorm.", lambda hook, module: not module.training),
-    _Known("torch", "distributed/fsdp/_fully_shard/_fsdp_state.py", "FSDPState.", _one_rank),
+    _KnownHook("torch", "nn/utils/weight_norm.py", "WeightNorm."),
+    _KnownHook("torch", "nn/utils/prune.py", "BasePruningMethod."),
+    _KnownHook("torch", "nn/utils/spectral_norm.py", "SpectralNorm.", lambda hook, module: not module.training),
+    _KnownHook("torch", "distributed/fsdp/_fully_shard/_fsdp_state.py", "FSDPState.", _one_rank),
     # Quanto's activations have one scale, which was calibrated before.
-    _Known("optimum", "quanto/nn/qmodule.py", "QModuleMixin.quantize_"),
+    _KnownHook("optimum", "quanto/nn/qmodule.py", "QModuleMixin.quantize_"),
 )
 
 
@@ -52,7 +52,7 @@ def unknown_hook(hook: Any, module: nn.Module) -> str | None:
     code = _code_of(hook)
     if code is None:
         return f"{type(hook).__module__}.{type(hook).__qualname__}"
-    for known in _KNOWN:
+    for known in _HOOKS:
         if is_in(code.co_filename, known.package, known.file) and code.co_qualname.startswith(known.name):
             return None if known.holds(hook, module) else described(code)
     return described(code)

@@ -43,8 +43,11 @@ class Unknown:
 
 
 def unknown_code(model: nn.Module, modules: Sequence[nn.Module], trusted: Trust) -> Unknown | None:
-    """The first code of a model that is not known, or None. `trusted`: whether the user vouches for a module."""
-    kinds, known = [*dict.fromkeys(map(type, modules))], _Known(own_files(type(model)))
+    """The first code of a model that is not known, or None.
+
+    `trusted`: whether the user vouches for a module; for the model itself it means all functions that its files call.
+    """
+    kinds, known = [*dict.fromkeys(map(type, modules))], _KnownCode(own_files(type(model)))
     found = {kind: known.unknown_in_class(kind) for kind in (*kinds, *weight_kinds(modules))}
     unknown = {kind: origin for kind, origin in found.items() if origin is not None}
     if unknown:
@@ -57,10 +60,10 @@ def unknown_code(model: nn.Module, modules: Sequence[nn.Module], trusted: Trust)
     for module, name, code in known.unknown_attributes(model, modules):
         if not trusted(module):
             return Unknown(module, f"{type(module).__name__}.{name}", described(code))
-    return known.unknown_function(kinds)
+    return None if trusted(model) else known.unknown_function(kinds)
 
 
-class _Known:
+class _KnownCode:
     """The code that is known in one model: that of the known packages, and that of the model's own classes.
 
     Args:
