@@ -101,6 +101,7 @@ class Reason(Enum):
     ATTENTION = ("model", "the attention implementation {name!r} may compute something else than attention")
     ATTENTION_REPLACED = ("model", "the {what}attention implementation {name!r} was replaced by {origin}")
     SDPA_REPLACED = ("model", "torch.nn.functional.scaled_dot_product_attention was replaced")
+    EAGER_REPLACED = ("model", "eager_attention_forward of {module} was replaced by {origin}")
     FUNCTION_REPLACED = (
         "model",
         "the function {function} was replaced by {origin}, which may look at several tokens; trust=[''] vouches for it",

@@ -11,7 +11,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from ..config import RelayConfig
 from ..model.attention_choice import users_implementation
 from ..model.known_code import Trust, dependent_layers, unknown_attention, unknown_code, unknown_hook
-from ..model.upstream.attention import registered_attention, registered_mask
+from ..model.upstream.attention import eager_attention, registered_attention, registered_mask
 from ..model.upstream.names import KNOWN_ATTENTION
 from ..model.view import ModelView
 from ..reasons import Reason, Refusal
@@ -26,7 +26,7 @@ def code_refusal(view: ModelView, config: RelayConfig) -> Refusal | None:
 def _attention_refusal(view: ModelView) -> Refusal | None:
     """Why the model's attention function may compute something else than attention, or None.
 
-    A relayed forward computes attention by the operator, and does not call that function.
+    A relayed forward computes attention by the operator, and does not call that function. So nobody can vouch for it.
     """
     for config in view.configs:
         name = users_implementation(config)
@@ -38,6 +38,11 @@ def _attention_refusal(view: ModelView) -> Refusal | None:
                 return Reason.ATTENTION_REPLACED.of(what=what, name=name, origin=origin)
     if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
         return Reason.SDPA_REPLACED.of()
+    for kind in dict.fromkeys(map(type, view.modules)):
+        eager = eager_attention(kind)
+        origin = None if eager is None else unknown_attention(eager, view.modules, kind.__module__)
+        if origin is not None:
+            return Reason.EAGER_REPLACED.of(module=kind.__module__, origin=origin)
     return None
 
 

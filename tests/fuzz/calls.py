@@ -17,6 +17,7 @@ from relay_hf.model.upstream.names import CACHE
 from relay_hf.testing import PAD
 from tests.support.foretold import state_of
 
+from .caches import USES
 from .case import Case
 from .compare import Result
 from .models import Pair
@@ -108,6 +109,10 @@ def turns(case: Case, pair: Pair, options: dict[str, Any], first: Results) -> li
     if type(caches[0]) is not DynamicCache or not isinstance(caches[1], (DynamicCache, relay_hf.RelayCache)):
         return []
     inputs = _turn_inputs(case, first[0].output.sequences)
+    try:
+        caches = [USES[case.used](each) for each in caches] if case.used else caches
+    except (NotImplementedError, RuntimeError, ValueError):
+        return []  # a state can't be cropped
     if case.how == "copied":  # and then the original, which must not have noticed
         copies = copy.deepcopy(caches)
         return [

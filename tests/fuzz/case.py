@@ -29,6 +29,8 @@ class Case:
             the whole text is given again, "retold".
         second: inputs of the second pass, with the first one's prefix kept.
         change: how a weight is changed between the passes, or None.
+        inside: the code that is put into a layer of both models, by its name in `code.CODE`, or "".
+        used: what is done with the returned cache before the turn, by its name in `caches.USES`, or "".
     """
 
     number: int
@@ -43,6 +45,8 @@ class Case:
     how: str
     second: Batch
     change: str | None
+    inside: str
+    used: str
 
     def reproducer(self, dtype: str) -> str:
         """The line that runs it again."""
@@ -52,6 +56,8 @@ class Case:
 
 _PLAIN_MODES = ("greedy", "sampling", "return sequences", "beams", "beam sampling")
 CHANGES = ("add_", "data.mul_", "optimizer")
+INSIDE = ("forward", "class", "hook", "parametrized", "vouched")
+USES = ("read", "edited", "assigned", "cropped", "saved")
 
 
 def draw_model(number: int, types: Sequence[str]) -> tuple[str, int]:
@@ -86,12 +92,20 @@ def draw(number: int, types: Sequence[str]) -> Case:
         how=rng.choices(("returned", "copied", "dynamic", "retold"), (40, 20, 10, 30))[0],
         second=_second(rng, style, batch, mode),
         change=rng.choice(CHANGES) if rng.random() < 0.06 else None,
+        inside=_sometimes(f"inside {number}", 0.05, INSIDE),
+        used=_sometimes(f"used {number}", 0.5, USES),
     )
 
 
 def _policy(number: int) -> str:
     """Under "auto" a tiny model's call is seldom relayed: it shows what `explain` makes of the call's length."""
     return "auto" if random.Random(f"policy {number}").random() < 0.04 else "always"
+
+
+def _sometimes(what: str, often: float, names: Sequence[str]) -> str:
+    """One of the names, or "". It is drawn by itself, so that all else of a number's case stays what it was."""
+    rng = random.Random(what)
+    return rng.choice(names) if rng.random() < often else ""
 
 
 def _relay(rng: random.Random, prefix: int) -> dict[str, Any]:

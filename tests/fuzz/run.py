@@ -12,6 +12,7 @@ import relay_hf
 from . import models, precision
 from .calls import Results, both, prepare, turns
 from .case import Case, draw
+from .code import put_inside
 from .compare import Difference, compare, foretold
 from .options import shortened
 from .rows import Batch
@@ -107,7 +108,7 @@ class _Passes:
     def run(self) -> Difference | None:
         """The first pass that differs, if any."""
         case, pair = self.case, self.pair
-        with changed(case, pair) as change:
+        with put_inside(case, pair), changed(case, pair) as change:
             first = both(case, pair, case.batch.tensors(), self.options, (None, prepare(case, pair)))
             difference = self._judge("first", case.batch, first)
             if difference is None:

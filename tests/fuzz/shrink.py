@@ -17,6 +17,8 @@ _PLAIN: dict[str, Any] = {
     "start": "",
     "size": 0,
     "how": "returned",
+    "inside": "",
+    "used": "",
 }
 _BATCHES = ("batch", "second", "turn")
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from .callables import code_in
-from .origins import described, is_in, is_known
+from .origins import described, file_of, is_in, is_known
 
 
 class _Wrapper(NamedTuple):
@@ -40,15 +40,17 @@ _WRAPPERS = (
 )
 
 
-def unknown_attention(function: Any, modules: Iterable[nn.Module]) -> str | None:
-    """The origin of an attention function that is neither Transformers' own nor hands over to one, or None."""
+def unknown_attention(function: Any, modules: Iterable[nn.Module], home: str = "") -> str | None:
+    """The origin of an attention function that is neither Transformers' own nor hands over to one, or None.
+
+    `home`: the Python module of a model that may have attention of its own.
+    """
     while (wrapper := _wrapper_of(function)) is not None and wrapper.idle(modules):
         cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
         function = cells[wrapper.inside].cell_contents
-    code = next((each for each in code_in(function) if not is_known(each.co_filename)), None)
-    if code is not None:
-        return described(code)
-    return None
+    paths = {file_of(home)} - {None}
+    unknown = (code for code in code_in(function) if not is_known(code.co_filename) and code.co_filename not in paths)
+    return next(map(described, unknown), None)
 
 
 def _wrapper_of(function: Any) -> _Wrapper | None:
