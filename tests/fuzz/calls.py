@@ -111,8 +111,8 @@ def turns(case: Case, pair: Pair, options: dict[str, Any], first: Results) -> li
     inputs = _turn_inputs(case, first[0].output.sequences)
     try:
         caches = [USES[case.used](each) for each in caches] if case.used else caches
-    except (NotImplementedError, RuntimeError, ValueError):
-        return []  # a state can't be cropped
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
+        return []  # a state can be neither cropped nor iterated over
     if case.how == "copied":  # and then the original, which must not have noticed
         copies = copy.deepcopy(caches)
         return [
