@@ -219,8 +219,9 @@ class Relay:
             input_ids: `[B, L]` int64, or lists of ids: generate()'s first argument.
             attention_mask: `[B, L]`, a tensor. generate() takes it by name alone; any other object in the second place
                 is generate()'s own second argument, a `generation_config`.
-            *args, **kwargs: all other arguments of generate(), such as `max_new_tokens=64`, `num_beams=4` or a cache;
-                `input_ids` and `attention_mask` too may be given by name.
+            *args: generate()'s other arguments by position.
+            **kwargs: its arguments by name, such as `max_new_tokens=64`, `num_beams=4` or a cache; `input_ids` and
+                `attention_mask` too.
 
         Returns:
             The report that the call would have, with a `tree` of the runs that its rows share. Printed, it has an
