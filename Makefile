@@ -19,7 +19,8 @@ NOT_ON_FLOOR := $(addprefix tests/,kernels attention/test_triton_model.py fuzz_f
 	leaks/test_history.py leaks/test_rows.py cache_utils/test_looped.py test_pickles.py model/upstream/test_names.py)
 # What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
 ON_5_23 := $(addprefix tests/,generation/test_exactness.py generation/test_conversation.py generation/test_untouched.py \
-	cache_utils/test_cache.py cache_utils/test_recurrent.py graphs/test_graphs.py model/upstream models \
+	generation/test_explain.py generation/test_first_step.py cache_utils/test_cache.py cache_utils/test_recurrent.py \
+	cache_utils/test_returned.py graphs/test_graphs.py model/upstream models traps/test_code.py \
 	$(addprefix modes/test_,caches.py contexts.py custom_loops.py inputs.py kinds.py outputs.py turns.py))
 # Up to ten seconds each to compile: one family shows that the compiler takes another Transformers. The fuzzer's own
 # tests are of the fuzzer.

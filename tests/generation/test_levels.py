@@ -260,7 +260,7 @@ def test_rows_of_a_cache_change_with_their_segments():
 def test_explain_finds_the_levels_that_a_call_shares():
     ours = pair("llama")[1]
     ours.relay.clear()
-    report = ours.relay.explain(**batch(NESTED))
+    report = ours.relay.explain(**batch(NESTED), max_new_tokens=4)
     generate(ours, batch(NESTED))
     last = ours.relay.last
     assert (report.levels, report.prefix_length, report.reason) == (last.levels, last.prefix_length, last.reason)
@@ -272,15 +272,15 @@ def test_explain_draws_the_tree():
     ours = pair("llama")[1]
     ours.relay.clear()
     tree = ["20 tokens, 6 rows (0-5)", "  11 tokens, 2 rows (0, 2)", "  8 tokens, 3 rows (1, 4-5)"]
-    assert ours.relay.explain(**batch(NESTED)).tree.splitlines() == tree
+    assert ours.relay.explain(**batch(NESTED), max_new_tokens=4).tree.splitlines() == tree
     generate(ours, batch(NESTED[:2]))
     tree[0] += ", kept from before"
-    assert str(ours.relay.explain(**batch(NESTED))).splitlines()[1:] == tree
+    assert str(ours.relay.explain(**batch(NESTED), max_new_tokens=4)).splitlines()[1:] == tree
     ours.relay.clear()
     generate(ours, batch(NESTED[:1]))
     tree[1:2] = ["  11 tokens, 2 rows (0, 2), kept from before"]
-    assert ours.relay.explain(**batch(NESTED)).tree.splitlines() == tree
-    nothing = ours.relay.explain(torch.arange(3, 33).view(3, 10))
+    assert ours.relay.explain(**batch(NESTED), max_new_tokens=4).tree.splitlines() == tree
+    nothing = ours.relay.explain(torch.arange(3, 33).view(3, 10), max_new_tokens=4)
     assert (nothing.tree, "\n" in repr(nothing)) == ("", False)
     assert ours.relay.last.levels == 0  # and of a call that was run, the report stays one line
     assert "\n" not in repr(ours.relay.last)
