@@ -239,6 +239,7 @@ class Relay:
           the model is unfit), and so goes on as stock;
         - a loop of the caller's (`custom_generate`) runs a forward before a prefill, or more prefills than one. Such a
           loop runs here up to the first of these;
+        - code of the caller's or a wrapper of generate() runs forwards in another thread, which are not stopped;
         - `token_healing` generates another end of the prompts first;
         - a wrapper changes the model while its own generate() runs, as peft's prompt learning does. `explain` is that
           of the model inside.

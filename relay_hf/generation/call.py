@@ -28,6 +28,7 @@ from ..model.device import is_out_of_memory
 from ..model.upstream.caches import mark_as_users
 from ..report import RelayReport
 from .facts import CallFacts, PrefillInputs
+from .findings import failure_of
 from .notices import guarded
 from .row_recorder import RowRecorder
 
@@ -130,7 +131,10 @@ class GenerateCall:
             first, self.first_step = self.first_step, None
         if missed is None:
             return None
-        if first is None or not isinstance(missed, UnfitModelError):
+        if not isinstance(missed, UnfitModelError):
+            raise missed
+        if first is None:
+            self.facts.findings.learn(failure_of(missed), self.facts.view.modules, sure=True)
             raise missed
         return first.rerun(self, missed, inputs)
 

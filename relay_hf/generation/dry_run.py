@@ -67,8 +67,11 @@ def dry_run(
     if kwargs.get("cache_implementation") != PAGED:  # its forwards run in a thread of their own
         args = tuple(map(_spared, args))
         kwargs = {name: _spared(value) for name, value in kwargs.items()} | _other_options(view.model, args, kwargs)
-        with notes_undone(view.model, view.modules), suppress(_Stopped), run:
-            stock(*args, **kwargs)
+        try:
+            with notes_undone(view.model, view.modules), suppress(_Stopped), run:
+                stock(*args, **kwargs)
+        finally:
+            del call.stop  # it refers to the call, and the run to kept prefixes
     return run.found or run.without_prefill()
 
 

@@ -37,11 +37,11 @@ def run_again(
 
     Raises:
         UnfitModelError: `missed`. A returned cache does not tell what it held before. A decoding loop that is not
-            Transformers' may hold the cache in ways of its own.
+            Transformers' may hold the cache in ways of its own. Hooks on the model itself would run twice.
     """
     facts, relayed, report = call.facts, call.cache, call.report
     view, refused = facts.view, failure_of(missed)
-    other_loop = facts.arguments.own_loop or has_loops_of_its_own(view.model)
+    other_loop = facts.arguments.own_loop or has_loops_of_its_own(view.model) or view.has_other_hooks
     if before is None or other_loop or relayed is None or report is None:
         facts.findings.learn(refused, view.modules, sure=True)
         raise missed

@@ -100,6 +100,12 @@ class ModelView:
         handle = vars(self.model).get("relay")
         return handle is not None and getattr(hook, "__self__", None) is handle
 
+    @property
+    def has_other_hooks(self) -> bool:
+        """Whether somebody else has put forward hooks on the model itself."""
+        hooks = (*self.model._forward_pre_hooks.values(), *self.model._forward_hooks.values())
+        return not all(map(self.is_own_hook, hooks))
+
 
 def _forward_inputs(model: nn.Module) -> Mapping[str, inspect.Parameter]:
     forward = model.forward

@@ -4,7 +4,9 @@ The mode matrix (`tests/modes`) and the fuzzer ask it before each of their calls
 """
 
 import copy
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ import relay_hf
 from relay_hf.testing import VOCABULARY, prompts
 from tests.modes import loops
 from tests.support.foretold import FORETOLD, differences, state_of
-from tests.support.generating import CACHE, cache_of
+from tests.support.generating import CACHE, cache_of, generate
 from tests.support.model_snapshot import snapshot
 from tests.support.tiny_models import tiny_model
 from tests.traps import images
@@ -242,3 +244,17 @@ def test_embeddings_in_the_place_of_ids():
     embedded = ours.get_input_embeddings()(INPUTS["input_ids"]).detach()
     inputs = {"inputs_embeds": embedded, "attention_mask": INPUTS["attention_mask"]}
     assert "'inputs_embeds'" in foretold(ours, inputs, max_new_tokens=3).reason
+
+
+def test_nothing_of_what_is_kept_stays_alive_for_an_explanation():
+    """Without the garbage collector, which does not know how much memory a tensor holds."""
+    ours = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    generate(ours, INPUTS)
+    kept = weakref.ref(next(iter(ours.relay.prefixes)).run)
+    gc.disable()
+    try:
+        assert ours.relay.explain(**INPUTS, max_new_tokens=2).prefix_tokens_reused
+        ours.relay.clear()
+        assert kept() is None
+    finally:
+        gc.enable()

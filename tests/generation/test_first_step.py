@@ -290,3 +290,39 @@ def test_a_plain_model_keeps_nothing_of_the_prompt_behind_its_first_step():
     generate(ours, PADDED, logits_processor=LogitsProcessorList([Look()]))
     assert ours.relay.last.relayed
     assert held == [True] + 11 * [False]
+
+
+def test_with_hooks_on_the_model_a_miss_raises_once_and_the_model_is_marked():
+    """They would run a second time."""
+    stock, ours = pair()
+    for model in (stock, ours):
+        model.register_forward_hook(lambda module, inputs, outputs: outputs.__setitem__("logits", -outputs.logits))
+    with pytest.raises(relay_hf.RelayError, match="not all attention goes through"):
+        generate(ours, PADDED)
+    assert torch.equal(generate(ours, PADDED), generate(stock, PADDED))
+    assert_left_to_stock(ours, MISSED)
+
+
+class FastLaterAttention(FastLlamaAttention):
+    """Of which a single query takes another way from some length on."""
+
+    def forward(self, hidden_states, *args, **kwargs):
+        if kwargs[CACHE].get_seq_length(self.layer_idx) < LATER:
+            return LlamaAttention.forward(self, hidden_states, *args, **kwargs)
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+class FastLater(FastLlama):
+    attention = FastLaterAttention
+
+
+LATER = PADDED["input_ids"].shape[1] + 3
+
+
+def test_a_later_miss_raises_once_and_the_model_is_marked():
+    stock = FastLater.tiny()
+    ours = relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=["*"])
+    with pytest.raises(relay_hf.RelayError, match="not all attention goes through"):
+        generate(ours, PADDED)
+    assert torch.equal(generate(ours, PADDED), generate(stock, PADDED))
+    assert_left_to_stock(ours, MISSED)
