@@ -82,15 +82,16 @@ _LAYERS = (
 _OTHERS = (("transformers", "/integrations/"), ("torch", "/ao/"))
 
 
-def is_quantizers(kind: type) -> bool:
-    """Whether a class, of a module or of a weight, is in the table."""
-    return _layer_of(kind) is not None
+def package_of(kind: type) -> str:
+    """The package of the quantizer that a class, of a module or of a weight, is of; empty if it is not in the table."""
+    layer = _layer_of(kind)
+    return "" if layer is None else layer.package
 
 
 def is_unknown_quantizers(kind: type) -> bool:
     """Whether a class of a known package is a quantizer's, and not in the table."""
     path = (file_of(kind.__module__) or "").replace("\\", "/")
-    return any(is_in(path, package) and folder in path for package, folder in _OTHERS) and not is_quantizers(kind)
+    return any(is_in(path, package) and folder in path for package, folder in _OTHERS) and not package_of(kind)
 
 
 def puts_forward_on(code: CodeType) -> bool:
