@@ -15,6 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 import relay_hf
 from relay_hf.generation import eligible_code
+from relay_hf.model.attention_choice import ATTENTION_NAME
+from relay_hf.model.upstream.attention import ATTENTION_FUNCTIONS
 from relay_hf.testing import prompts
 from tests.support.tiny_models import tiny_model
 
@@ -267,6 +269,18 @@ def test_known_code_is_relayed(change):
     for _ in range(2):
         assert torch.equal(*(model.generate(**INPUTS, max_new_tokens=8) for model in models))
         assert models[1].relay.last.relayed, models[1].relay.last
+
+
+def test_a_wrapper_of_all_attention_functions_may_pass_their_arguments_by_position(monkeypatch):
+    """It wraps the one that relayed forwards use too, as kvpress does when it is imported after a model is patched."""
+    models = pair("llama")
+    ours = ATTENTION_FUNCTIONS[ATTENTION_NAME]
+
+    def wrapper(module, query, key, value, attention_mask, dropout, scaling, **kwargs):
+        return ours(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+    monkeypatch.setitem(ATTENTION_FUNCTIONS, ATTENTION_NAME, wrapper)
+    assert_relayed(models, INPUTS)
 
 
 def test_weights_that_hooks_compute_are_never_stale():
