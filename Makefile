@@ -59,8 +59,9 @@ test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of e
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
 
-test-clients: .venv/.clients ## the libraries that call generate(), unmodified: lm-evaluation-harness, TRL, peft, accelerate
+test-clients: .venv/.clients .venv-apart/.ready ## the libraries that call generate() or change models, unmodified
 	.venv/bin/python -m pytest tests/clients
+	.venv-apart/bin/python -m pytest tests/clients/apart
 
 notebooks: .venv/.docs ## run the notebooks from clean kernels and write their outputs
 	.venv/bin/python -m tests.notebooks
@@ -127,12 +128,16 @@ clean: ## remove the virtual environments and the site
 # An environment over the first one: a path file lends it all that is there, and what its own requirements name is
 # installed beside, where Python looks first. A path file lends no editable install, so it has one of its own. pip comes
 # from the first one too. `pip check` is not run here: it would judge the clients, which may be lent and do not run here.
+# A client is built from source, which needs PyTorch.
 .venv-%/.ready: requirements/%.txt .venv/.ready
 	$(PYTHON) -m venv --clear --without-pip .venv-$*
 	.venv/bin/python -c '$(SITE)' > "$$(.venv-$*/bin/python -c '$(SITE)')/first.pth"
-	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
+	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation -r $<
 	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# What these clients import is lent by the others.
+.venv-apart/.ready: .venv/.clients
 
 # Not over the first one: what clients bring would be lent too, and asks for later versions than the lowest. So does
 # import-linter, which no test runs.

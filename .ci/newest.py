@@ -22,10 +22,14 @@ PIN = re.search(r"^transformers==(.+)$", (ROOT / "requirements/pins.txt").read_t
 WANTED = "transformers<6"
 # The tests of a client, and the package that has to be content with this Transformers.
 CLIENTS = {
+    "test_constrained.py": "xgrammar",
     "test_lm_eval.py": "lm_eval",
+    "test_nnsight.py": "nnsight",
     "test_offload.py": "accelerate",
     "test_peft.py": "peft",
+    "test_peft_tuners.py": "peft",
     "test_pipeline.py": "",
+    "test_quantizers.py": "compressed_tensors",
     "test_streaming.py": "",
     "test_trl.py": "trl",
 }
