@@ -7,7 +7,7 @@ PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 DOCS := requirements/docs.txt
-CLIENTS := requirements/clients.txt
+LENDERS := .venv
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # What another Transformers does not change, so that it is not run a second time: the sweeps, kernels, the store and the
@@ -51,7 +51,7 @@ test-5.23: .venv-5.23/.ready ## what the name of the cache touches, with the las
 	.venv-5.23/bin/python -m pytest $(PYTEST) -m "not sweep" $(ON_5_23) --ignore tests/model/upstream/test_names.py \
 		'$(COMPILES)[llama-compile_forward-True]'
 
-test-newest: .venv/.clients ## the core tests, with the newest Transformers that the package index serves
+test-newest: .venv-clients/.ready ## the core tests, with the newest Transformers that the package index serves
 	.venv/bin/python .ci/newest.py
 
 test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of everything; writes requirements/bounds.json
@@ -60,8 +60,9 @@ test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of e
 test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
 
-test-clients: .venv/.clients ## the libraries that call generate(), unmodified: lm-evaluation-harness, TRL, peft, accelerate
-	.venv/bin/python -m pytest tests/clients
+test-clients: .venv-clients/.ready .venv-apart/.ready ## the libraries that call generate() or change models, unmodified
+	.venv-clients/bin/python -m pytest tests/clients
+	.venv-apart/bin/python -m pytest tests/clients/apart
 
 notebooks: .venv/.docs ## run the notebooks from clean kernels and write their outputs
 	.venv/bin/python -m tests.notebooks
@@ -116,26 +117,27 @@ clean: ## remove the virtual environments and the site
 	.venv/bin/python -m compileall -qq --workers 0 "$$(.venv/bin/python -c '$(SITE)')" || true
 	touch $@
 
-# What the site and the clients bring is imported a few times: compiling all of it takes longer than that saves.
+# What the site brings is imported a few times: compiling all of it takes longer than that saves.
 .venv/.docs: .venv/.ready $(DOCS)
 	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS) -r $(DOCS)
 	touch $@
 
-.venv/.clients: .venv/.ready $(CLIENTS)
-	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS) -r $(CLIENTS)
-	touch $@
-
 # An environment over the first one: a path file lends it all that is there, and what its own requirements name is
 # installed beside, where Python looks first. A path file lends no editable install, so it has one of its own. pip comes
-# from the first one too. `pip check` is not run here: it would judge the clients, which may be lent and do not run here.
+# from the first one too. Some clients are built from source, and one of them needs PyTorch for that.
 .venv-%/.ready: requirements/%.txt .venv/.ready
 	$(PYTHON) -m venv --clear --without-pip .venv-$*
-	.venv/bin/python -c '$(SITE)' > "$$(.venv-$*/bin/python -c '$(SITE)')/first.pth"
-	.venv-$*/bin/python -m pip install --quiet --no-deps -r $<
+	for lender in $(LENDERS); do $$lender/bin/python -c '$(SITE)'; done \
+		> "$$(.venv-$*/bin/python -c '$(SITE)')/lent.pth"
+	.venv-$*/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation -r $<
 	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# Not over the first one: what clients bring would be lent too, and asks for later versions than the lowest. So does
+# The clients are not in the first environment: Transformers imports the quantizers wherever it finds them.
+.venv-apart/.ready: private LENDERS := .venv-clients .venv
+.venv-apart/.ready: .venv-clients/.ready
+
+# Not over the first one: what the site brings would be lent too, and asks for later versions than the lowest. So does
 # import-linter, which no test runs.
 .venv-bounds/.ready: requirements/bounds.txt requirements/floor.txt $(PINS) pyproject.toml
 	$(PYTHON) -m venv --clear .venv-bounds

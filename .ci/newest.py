@@ -17,15 +17,20 @@ from lane import CORE, READS_SOURCES, ROOT, run
 from packaging.version import Version
 
 HERE, ENVIRONMENT = ROOT / ".venv", ROOT / ".venv-newest"
+LENDERS = (ROOT / ".venv-clients", HERE)
 PYTHON = ENVIRONMENT / "bin" / "python"
 PIN = re.search(r"^transformers==(.+)$", (ROOT / "requirements/pins.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
 WANTED = "transformers<6"
 # The tests of a client, and the package that has to be content with this Transformers.
 CLIENTS = {
+    "test_constrained.py": "xgrammar",
     "test_lm_eval.py": "lm_eval",
+    "test_nnsight.py": "nnsight",
     "test_offload.py": "accelerate",
     "test_peft.py": "peft",
+    "test_peft_tuners.py": "peft",
     "test_pipeline.py": "",
+    "test_quantizers.py": "compressed_tensors",
     "test_streaming.py": "",
     "test_trl.py": "trl",
 }
@@ -57,15 +62,15 @@ def newest() -> str:
 
 
 def install(version: str) -> str | None:
-    """Make an environment over the first one, with that Transformers and what it requires. None, or what is wrong."""
+    """Make an environment over those of the pins and the clients, with that Transformers. None, or what is wrong."""
     # As Makefile's rule does, for requirements that are known only now.
     subprocess.run([HERE / "bin" / "python", "-m", "venv", "--clear", "--without-pip", ENVIRONMENT], check=True)
     site = ["-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    first, own = (
-        subprocess.run([each, *site], capture_output=True, text=True, check=True).stdout.strip()
-        for each in (HERE / "bin" / "python", PYTHON)
+    own, *lent = (
+        subprocess.run([each / "bin" / "python", *site], capture_output=True, text=True, check=True).stdout.strip()
+        for each in (ENVIRONMENT, *LENDERS)
     )
-    (Path(own) / "first.pth").write_text(f"{first}\n", encoding="utf-8")
+    (Path(own) / "lent.pth").write_text("".join(f"{each}\n" for each in lent), encoding="utf-8")
     for arguments in (
         ["--upgrade", f"transformers=={version}"],
         ["--no-deps", "--no-build-isolation", "--editable", "."],

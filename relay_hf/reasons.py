@@ -129,6 +129,7 @@ class Reason(Enum):
     INFERENCE_PARAMETERS = ("model", "the parameters were made in inference mode")
     PARAMETER_KIND = ("model", "a parameter is a {kind}")
     SEVERAL_DEVICES = ("model", "the model lies on several devices")
+    SHARDED = ("model", "FSDP shards the parameters")
     # What policy "auto" knows about its costs.
     DEVICE_COST = ("model", "policy 'auto': what calls cost on {device} is not known; policy='always' relays")
     DEVICE_UNMEASURED = (

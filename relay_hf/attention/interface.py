@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from ..errors import RelayError
 from ..model.attention_choice import ATTENTION_NAME, users_implementation
-from ..model.upstream.attention import AttentionArguments, attention_function, layer_index, register_attention
+from ..model.upstream.attention import (
+    POSITIONAL_ARGUMENTS,
+    AttentionArguments,
+    attention_function,
+    layer_index,
+    register_attention,
+)
 from .compiled import traced
 from .context import active_context
 from .layer import AttentionRequest, Operands, ScoreSettings, attend_layer
@@ -27,7 +33,13 @@ def register() -> None:
 
 
 def relay_attention_forward(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *positional: float | None,
+    **arguments: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the layer's segments and own KV.
 
@@ -37,6 +49,8 @@ def relay_attention_forward(
         key: `[B, Hkv, S, D]`, own keys as attention sees them.
         value: `[B, Hkv, S, Dv]`.
         attention_mask: the mask that `relay_mask` gave the model for this kind of layer.
+        *positional: the dropout, and the scaling. Models give them by name. kvpress wraps each registered attention
+            function in one that does not.
         **arguments: the other arguments that the module passes along; see `AttentionArguments`.
 
     Returns:
@@ -45,6 +59,8 @@ def relay_attention_forward(
     Raises:
         RelayError: the layer asks for something that a relayed forward can't compute.
     """
+    if positional:
+        arguments.update(zip(POSITIONAL_ARGUMENTS[: len(positional)], positional, strict=True))
     compiling = torch.compiler.is_compiling()
     context = None if compiling else active_context()
     if context is None and not compiling:

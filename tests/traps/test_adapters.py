@@ -163,3 +163,13 @@ def test_an_adapter_that_tokens_activate_is_untouched():
     inputs = {name: value.clone() for name, value in INPUTS.items()}
     inputs["input_ids"][0, -3:-1] = torch.tensor([5, 6])
     assert_untouched(wrapped(activated), inputs, HOOK)
+
+
+def test_adapters_that_are_mixed_by_row_are_untouched():
+    """Poly mixes its adapters by each row's task, of which its hooks tell its layers."""
+
+    def mixed():
+        return peft.PolyConfig(**_KIND, r=4, n_tasks=2, n_skills=2, target_modules=["q_proj"], init_weights=False)
+
+    hook = "a forward hook on Linear (peft.tuners.poly.model.PolyModel."
+    assert_untouched(wrapped(mixed), INPUTS, hook, task_ids=torch.tensor([0, 1, 0, 1]))

@@ -15,6 +15,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
 import relay_hf
 from relay_hf.generation import eligible_code
+from relay_hf.model.attention_choice import ATTENTION_NAME
+from relay_hf.model.upstream.attention import ATTENTION_FUNCTIONS
 from relay_hf.testing import prompts
 from tests.support.tiny_models import tiny_model
 
@@ -104,6 +106,11 @@ def compiled(model):
     mlp_of(model).forward = torch.compile(lambda hidden: steered(forward(hidden)), backend="eager")
 
 
+def what_calls_the_forward(model):
+    called = mlp_of(model)._call_impl
+    mlp_of(model)._call_impl = lambda hidden: steered(called(hidden))
+
+
 def wrapper_module(model):
     model.model.layers[0].mlp = Steered(mlp_of(model))
 
@@ -139,6 +146,7 @@ UNKNOWN = {
     callable_object: (MLP, "LlamaMLP.forward", f"{HERE}Callable.__call__"),
     behind_a_decorator_of_pytorchs: (MLP, "LlamaMLP.forward", ".<lambda>"),
     compiled: (MLP, "LlamaMLP.forward", f"{HERE}compiled.<lambda>"),
+    what_calls_the_forward: (MLP, "LlamaMLP._call_impl", f"{HERE}what_calls_the_forward.<lambda>"),
     wrapper_module: (MLP, "Steered", f"{HERE}Steered"),
     module_in_the_place_of_an_activation: (f"{MLP}.act_fn", "Steered", f"{HERE}Steered"),
     another_class: (MLP, "SteeredMLP", f"{HERE}SteeredMLP"),
@@ -235,10 +243,22 @@ def names_set_by_hand(model):
     mlp_of(model).__dict__["note"] = "a setting"
 
 
+def what_no_forward_runs(model):
+    mlp_of(model).train = lambda mode=True: mlp_of(model)
+    mlp_of(model).up_proj.extra_repr = lambda: "as a quantizer prints it"
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated")
 @pytest.mark.parametrize(
     "change",
-    [parametrized, compiled_by_pytorch, weights_computed_by_hooks, modules_of_pytorch, names_set_by_hand],
+    [
+        parametrized,
+        compiled_by_pytorch,
+        weights_computed_by_hooks,
+        modules_of_pytorch,
+        names_set_by_hand,
+        what_no_forward_runs,
+    ],
     ids=lambda change: change.__name__,
 )
 def test_known_code_is_relayed(change):
@@ -249,6 +269,18 @@ def test_known_code_is_relayed(change):
     for _ in range(2):
         assert torch.equal(*(model.generate(**INPUTS, max_new_tokens=8) for model in models))
         assert models[1].relay.last.relayed, models[1].relay.last
+
+
+def test_a_wrapper_of_all_attention_functions_may_pass_their_arguments_by_position(monkeypatch):
+    """It wraps the one that relayed forwards use too, as kvpress does when it is imported after a model is patched."""
+    models = pair("llama")
+    ours = ATTENTION_FUNCTIONS[ATTENTION_NAME]
+
+    def wrapper(module, query, key, value, attention_mask, dropout, scaling, **kwargs):
+        return ours(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+
+    monkeypatch.setitem(ATTENTION_FUNCTIONS, ATTENTION_NAME, wrapper)
+    assert_relayed(models, INPUTS)
 
 
 def test_weights_that_hooks_compute_are_never_stale():

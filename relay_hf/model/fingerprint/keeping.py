@@ -11,12 +11,17 @@ from ..known_code import is_quantized
 
 # They compute the same in training mode. resize_token_embeddings() leaves the modules that it makes in that mode.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
+# FSDP derives the classes of what it shards. Where it gathers a parameter anew, after an optimizer has changed the
+# shards, the tensor and its count of changes are as before, and its memory may be.
+_SHARDING = "torch.distributed.fsdp."
 
 
 def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal | None:
     """Why prefixes of this model live for one call only, or None when they may be kept."""
     if is_quantized(model, modules):
         return Reason.QUANTIZED.of()
+    if any(kind.__module__.startswith(_SHARDING) for kind in {*map(type, modules)}):
+        return Reason.SHARDED.of()
     device = None
     for module in modules:
         if module.training and type(module) not in _NEVER_RANDOM:

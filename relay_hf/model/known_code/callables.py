@@ -17,8 +17,9 @@ _NO_CODE = (BuiltinFunctionType, MethodWrapperType, type)
 _COMPILED = "_torchdynamo_orig_callable"
 _METHODS = ("__call__", "__getattr__", "__getattribute__")  # those that a forward may run, of methods with such names
 _DESCRIPTORS = (property, staticmethod, classmethod, partialmethod)
-# generate(), train() and the like are run by no forward. Tracers wrap them.
-_AROUND_FORWARDS = {name for base in (*GenerationMixin.__mro__, nn.Module) for name in vars(base)} - {"forward"}
+# generate(), train(), extra_repr() and the like are run by no forward. Tracers and quantizers replace them.
+_AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)}
+_AROUND_FORWARDS |= {name for name in vars(nn.Module) if name[0] != "_"} - {"forward"}
 _MOST = 100  # entries of a container that a closure holds: more are data
 
 
@@ -27,13 +28,17 @@ def code_in(value: Any) -> Iterator[CodeType]:
     yield from _code(value, set())
 
 
+def may_run(name: str) -> bool:
+    """Whether a forward may run what a class, or an instance, has by this name."""
+    return name in _METHODS or (name[:2] != "__" and name not in _AROUND_FORWARDS)
+
+
 def methods(kind: type) -> list[Any]:
     """The functions in a class's body that a forward may run, in whatever kind of wrapper."""
     return [
         value
         for name, value in vars(kind).items()
-        if (name in _METHODS or (name[:2] != "__" and name not in _AROUND_FORWARDS))
-        and (callable(value) or isinstance(value, _DESCRIPTORS))
+        if may_run(name) and (callable(value) or isinstance(value, _DESCRIPTORS))
     ]
 
 

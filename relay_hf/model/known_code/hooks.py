@@ -42,6 +42,8 @@ _HOOKS = (
     _KnownHook("torch", "nn/utils/prune.py", "BasePruningMethod."),
     _KnownHook("torch", "nn/utils/spectral_norm.py", "SpectralNorm.", lambda hook, module: not module.training),
     _KnownHook("torch", "distributed/fsdp/_fully_shard/_fsdp_state.py", "FSDPState.", _one_rank),
+    # It decompresses the weights in the first forward, and goes.
+    _KnownHook("compressed_tensors", "model_compressors/model_compressor.py", "ModelCompressor.add_decompress_hook."),
     # Quanto's activations have one scale, which was calibrated before.
     _KnownHook("optimum", "quanto/nn/qmodule.py", "QModuleMixin.quantize_"),
 )

@@ -11,6 +11,8 @@ from types import CodeType
 
 # Their modules act token by token, or are checked by name (`quantizers.py`, `hooks.py`).
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl")
+# But for these files. Lily chooses among its experts by what all tokens of a batch ask for.
+_SEVERAL_TOKENS = (("peft", "tuners/lily/layer.py"),)
 _HELPERS = ("relay_hf", "typing_extensions")
 # Where models from the Hub bring code of their own: a repository is a folder of it.
 _FROM_THE_HUB = "transformers_modules"
@@ -26,6 +28,8 @@ def is_in(path: str, package: str, file: str = "") -> bool:
 @cache
 def is_known(path: str) -> bool:
     """Whether the code of a file is of one of the known packages, of Python itself, or of this library."""
+    if any(is_in(path, package, file) for package, file in _SEVERAL_TOKENS):
+        return False
     if any(is_in(path, package) for package in (*PACKAGES, *_HELPERS)):
         return True
     library = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep

@@ -20,12 +20,17 @@ from torch import nn
 from ..upstream.models import QUANTIZED_LAYERS, QUANTIZER
 from .origins import file_of, is_in, is_known
 
-# compressed-tensors puts a forward on each module, which does what this attribute of the module says.
+# compressed-tensors puts a forward on each module, which does what this attribute of the module says. When it has
+# decompressed a model it puts one around that, which moves tensors between devices.
 _SCHEME = "quantization_scheme"
-_SCHEMES_FORWARD = ("compressed_tensors", "quantization/lifecycle/forward.py", "set_forward_quantized.<locals>.")
+_FORWARDS = (
+    ("compressed_tensors", "quantization/lifecycle/forward.py", "set_forward_quantized.<locals>."),
+    ("compressed_tensors", "offload/module.py", "offload_module.<locals>."),
+)
 _PLAIN_KINDS = {nn.Parameter, torch.Tensor, type(None)}
 _PLAIN_WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _BY_BATCH = "which scales a batch by what is in it"
+_BY_ROW = ("PerGroup", "PerRow", "PerToken")
 
 
 def _outliers(module: Any) -> str | None:
@@ -38,7 +43,9 @@ def _by_granularity(weight: Any) -> str | None:
     activations = weight.act_quant_kwargs
     if activations is None or getattr(weight, "act_quant_scale", None) is not None:
         return None
-    return None if type(activations.granularity).__name__ in ("PerRow", "PerToken") else _BY_BATCH
+    granularity = activations.granularity
+    kind = type(granularity).__name__
+    return None if kind in _BY_ROW or (kind == "PerBlock" and granularity.block_size[0] == 1) else _BY_BATCH
 
 
 def _by_token(weight: Any) -> str | None:
@@ -67,13 +74,33 @@ class _Layer(NamedTuple):
     dependent: Callable[[Any], str | None] = lambda found: None
 
 
+# Their activations are not quantized, or row by row.
+_TORCHAOS = frozenset(
+    {"Int4PlainInt32Tensor", "Int4PreshuffledTensor", "Int4Tensor", "Int4TilePackedTo4dTensor", "IntxOpaqueTensor"}
+)
+_BITSANDBYTES = frozenset(
+    {
+        *("Embedding4bit", "Embedding8bit", "EmbeddingFP4", "EmbeddingNF4"),
+        *("Int8Params", "Linear4bit", "LinearFP4", "LinearNF4", "Params4bit"),
+    }
+)
+# GPTQ and AWQ: weights alone are quantized. The names are those of releases 5 and 7.
+_GPTQMODELS = frozenset(
+    f"{method}{kernel}{end}"
+    for method in ("", "Awq")
+    for kernel in ("ExllamaV2", "Marlin", "Torch", "TritonV2")
+    for end in ("Linear", "QuantLinear")
+)
+
 _LAYERS = (
     _Layer("bitsandbytes", frozenset({"Linear8bitLt"}), dependent=_outliers),
-    _Layer("bitsandbytes", frozenset({"Int8Params", "Linear4bit", "LinearFP4", "LinearNF4", "Params4bit"})),
+    _Layer("bitsandbytes", _BITSANDBYTES),
+    _Layer("gptqmodel", _GPTQMODELS),
     _Layer("hqq", frozenset({"HQQLinear"})),
     _Layer("optimum", frozenset({"QLayerNorm", "QLinear", "WeightQBitsTensor", "WeightQBytesTensor"})),
     _Layer("torchao", frozenset({"Float8Tensor", "Int8Tensor"}), dependent=_by_granularity),
     _Layer("torchao", frozenset({"IntxUnpackedToInt8Tensor"}), dependent=_by_token),
+    _Layer("torchao", _TORCHAOS),
     _Layer("torch", frozenset({"Linear"}), "ao/nn/quantized/dynamic/modules/linear.py", lambda found: _BY_BATCH),
     _Layer("torch", frozenset({"Linear", "LinearPackedParams"}), "ao/nn/quantized/modules/linear.py"),
     *(_Layer("transformers", frozenset(names), file) for file, names in QUANTIZED_LAYERS.items()),
@@ -82,21 +109,22 @@ _LAYERS = (
 _OTHERS = (("transformers", "/integrations/"), ("torch", "/ao/"))
 
 
-def is_quantizers(kind: type) -> bool:
-    """Whether a class, of a module or of a weight, is in the table."""
-    return _layer_of(kind) is not None
+def package_of(kind: type) -> str:
+    """The package of the quantizer that a class, of a module or of a weight, is of; empty if it is not in the table."""
+    layer = _layer_of(kind)
+    return "" if layer is None else layer.package
 
 
 def is_unknown_quantizers(kind: type) -> bool:
     """Whether a class of a known package is a quantizer's, and not in the table."""
     path = (file_of(kind.__module__) or "").replace("\\", "/")
-    return any(is_in(path, package) and folder in path for package, folder in _OTHERS) and not is_quantizers(kind)
+    return any(is_in(path, package) and folder in path for package, folder in _OTHERS) and not package_of(kind)
 
 
 def puts_forward_on(code: CodeType) -> bool:
-    """Whether a forward that was put on a module is one that quantizes as the module's scheme says."""
-    package, file, name = _SCHEMES_FORWARD
-    return is_in(code.co_filename, package, file) and code.co_qualname.startswith(name)
+    """Whether a forward that was put on a module is a quantizer's, which does what the module's scheme says."""
+    found = (name for package, file, name in _FORWARDS if is_in(code.co_filename, package, file))
+    return any(map(code.co_qualname.startswith, found))
 
 
 def dependent_layers(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str]]:

@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
-from .callables import code_in, methods
-from .origins import described, file_of, is_known, own_files
-from .quantizers import is_quantizers, is_unknown_quantizers, puts_forward_on, weight_kinds
+from .callables import code_in, may_run, methods
+from .origins import described, file_of, is_in, is_known, own_files
+from .quantizers import is_unknown_quantizers, package_of, puts_forward_on, weight_kinds
 
 _WRAPPERS_OBJECT = "_hf_hook"  # accelerate's wrapper of a forward calls its methods
 _GENERAL = GENERAL_CLASSES | {*nn.Parameter.__mro__}
@@ -76,8 +76,10 @@ class _KnownCode:
 
     def unknown_in_class(self, kind: type) -> str | None:
         """The origin of what is unknown in a class, or None. Only an own class may have code of the own files."""
-        if is_quantizers(kind):
-            return None
+        package = package_of(kind)
+        if package:
+            code = self._unknown(getattr(kind, "forward", None), _NONE, package)
+            return None if code is None else described(code)
         if is_unknown_quantizers(kind):
             return f"{kind.__module__}.{kind.__qualname__}"
         for base in kind.__mro__:
@@ -105,13 +107,13 @@ class _KnownCode:
         for module in modules:
             if is_plain_linear(module):
                 continue
-            members = module.__dict__
+            members, package = module.__dict__, package_of(type(module))
             for name in own_names(members) if module is not model else _OF_THE_MODEL:
                 value = members.get(name)
-                if callable(value):
+                if callable(value) and may_run(name):
                     # A function of the model's own file may be what its class has put there, but no method's place.
                     files = _NONE if hasattr(type(module), name) else self._files
-                    code = self._unknown(value, files)
+                    code = self._unknown(value, files, package)
                 elif name == _WRAPPERS_OBJECT:
                     code = next(filter(None, (self._unknown(each, _NONE) for each in _all_hooks(value))), None)
                 else:
@@ -135,14 +137,21 @@ class _KnownCode:
                 return Unknown(None, f"{functional.__name__}.{name}", described(code))
         return None
 
-    def _unknown(self, value: Any, files: frozenset[str]) -> CodeType | None:
-        """The first code in a callable that is of no known package, of none of `files`, and of no own class."""
+    def _unknown(self, value: Any, files: frozenset[str], package: str = "") -> CodeType | None:
+        """The first code in a callable that is of no known package, of none of `files`, and of no own class.
+
+        Args:
+            value: the callable.
+            files: whose code is known too.
+            package: a quantizer whose code is known too; empty for none.
+        """
         if type(value) is FunctionType and value.__closure__ is None:  # most are such, and take 0.2 us
             found: Iterable[CodeType] = (value.__code__,)
         else:
             found = code_in(value)
         for code in found:
-            known = is_known(code.co_filename) or code.co_filename in files or code in self._own
+            path = code.co_filename
+            known = is_known(path) or path in files or code in self._own or (package and is_in(path, package))
             if not known and not puts_forward_on(code):
                 return code
         return None

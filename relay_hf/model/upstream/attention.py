@@ -19,6 +19,7 @@ ATTENTION_FIELD = "_attn_implementation_internal"
 # Eager attention is in no registry: each model's file has its own function of this name.
 _EAGER = "eager_attention_forward"
 _REGISTRY = "ALL_ATTENTION_FUNCTIONS"
+POSITIONAL_ARGUMENTS = ("dropout", "scaling")  # of each registered attention function, behind the mask
 
 
 def register_attention(name: str, attention: Callable[..., Any], mask: Callable[..., Any]) -> None:

@@ -34,9 +34,10 @@ HARMLESS_HOOKS = (
     ("modeling_utils.py", "PreTrainedModel.enable_input_require_grads."),
 )
 # Transformers' own quantized layers that treat every row by itself, by file: activations have no scale, a fixed one, or
-# one for each token. The first ones are tried in the tests; the others run on GPUs alone, and were read.
+# one for each token. The first two files are tried in the tests; the others run on GPUs alone, and were read.
 QUANTIZED_LAYERS = {
     "integrations/gemma_quant.py": ("QuantizedEmbedding", "QuantizedLinear"),
+    "integrations/bitnet.py": ("AutoBitLinear", "BitLinear"),
     "integrations/finegrained_fp8.py": ("FP8Linear",),
     "integrations/fbgemm_fp8.py": ("FbgemmFp8Linear",),
     "integrations/compressed_tensors.py": ("CompressedTensorsFP8Linear",),
