@@ -145,7 +145,8 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
         expected = read.cumsum(axis=1) - 1
     # M-RoPE's types count in planes (text, time, height, width), in which text has the same positions.
     given_rows, width = (1, 1, *position_ids.shape)[-2:]
-    fits = position_ids.dim() in (2, 3) and width == columns and (prompts.attended is None or given_rows == rows)
+    planes = position_ids.dim() == 3 and counts_positions_itself(facts.view.model)
+    fits = (planes or position_ids.dim() == 2) and width == columns and (prompts.attended is None or given_rows == rows)
     if fits and bool(((position_ids.cpu().numpy() == expected) | ~read).all()):
         return None
     if _has_numbers(mask):

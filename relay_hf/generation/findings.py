@@ -43,7 +43,7 @@ class ModelFindings:
         """Forget what was learnt of the model of `modules`, if it was changed since then."""
         if self.refusal is None and not self.leaves_out_positions:
             return  # the look takes 0.4 ms for 423 modules
-        made_up = make_up(modules)
+        made_up = _make_up(modules)
         if self._made_up is None:
             self._made_up = made_up
         elif self._made_up != made_up:
@@ -56,7 +56,7 @@ class ModelFindings:
         """
         self.unexplained += not sure
         if sure or self.unexplained >= _ERRORS:
-            self._made_up = make_up(modules)
+            self._made_up = _make_up(modules)
             self.refusal = refusal
 
     def is_news(self, reason: str) -> bool:
@@ -73,6 +73,14 @@ class ModelFindings:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def _make_up(modules: Sequence[nn.Module]) -> list[Hashable] | None:
+    """What the modules are made of; None if it can't be looked at, as a weak reference to what is gone."""
+    try:
+        return make_up(modules)
+    except Exception:
+        return None
 
 
 def failure_of(error: Exception, lacking: bool = False) -> Refusal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial, partialmethod
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, MethodWrapperType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import GenerationMixin
 
+from ..upstream.names import INPUTS_OF_FORWARDS
 from .origins import is_in
 
 _NO_CODE = (BuiltinFunctionType, MethodWrapperType, type)
@@ -18,14 +19,14 @@ _COMPILED = "_torchdynamo_orig_callable"
 _METHODS = ("__call__", "__getattr__", "__getattribute__")  # those that a forward may run, of methods with such names
 _DESCRIPTORS = (property, staticmethod, classmethod, partialmethod)
 # generate(), train(), extra_repr() and the like are run by no forward. Tracers and quantizers replace them.
-_AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)}
+_AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)} - INPUTS_OF_FORWARDS
 _AROUND_FORWARDS |= {name for name in vars(nn.Module) if name[0] != "_"} - {"forward"}
 _MOST = 100  # entries of a container that a closure holds: more are data
 
 
-def code_in(value: Any) -> Iterator[CodeType]:
-    """All code that a callable may run, as far as it holds it itself."""
-    yield from _code(value, set())
+def code_in(value: Any, known: Collection[int] = ()) -> Iterator[CodeType]:
+    """All code that a callable may run, as far as it holds it itself. `known`: ids of objects to pass by."""
+    yield from _code(value, set(), known)
 
 
 def may_run(name: str) -> bool:
@@ -42,40 +43,43 @@ def methods(kind: type) -> list[Any]:
     ]
 
 
-def _code(value: Any, seen: set[int]) -> Iterator[CodeType]:
-    if isinstance(value, _NO_CODE) or id(value) in seen:
+def _code(value: Any, seen: set[int], known: Collection[int]) -> Iterator[CodeType]:
+    if isinstance(value, _NO_CODE) or id(value) in seen or id(value) in known:
         return
     seen.add(id(value))
     if isinstance(value, FunctionType):
         yield value.__code__
         original = getattr(value, _COMPILED, None)
         if original is not None and is_in(value.__code__.co_filename, "torch"):
-            yield from _code(original, seen)
+            yield from _code(original, seen, known)
         else:
-            yield from _held([cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)], seen)
+            yield from _held([cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)], seen, known)
     elif isinstance(value, MethodType):
-        yield from _held((value.__func__, value.__self__), seen)
+        owner = value.__self__  # a class, of torch.autograd.Function.apply
+        yield from _held((value.__func__, *(_of_class(owner) if isinstance(owner, type) else (owner,))), seen, known)
     elif isinstance(value, partial | partialmethod):
-        yield from _held((value.func, *value.args, *value.keywords.values()), seen)
+        yield from _held((value.func, *value.args, *value.keywords.values()), seen, known)
     elif isinstance(value, property):
-        yield from _held((value.fget,), seen)
+        yield from _held((value.fget,), seen, known)
     elif isinstance(value, nn.Module):
-        yield from _held((*_of_class(type(value)), vars(value).get("forward")), seen)
+        hooks = (*value._forward_pre_hooks.values(), *value._forward_hooks.values())
+        own = [each for name, each in vars(value).items() if name == "forward" or name[:1] != "_"]
+        yield from _held((*_of_class(type(value)), *own, *hooks, *value._modules.values()), seen, known)
     elif hasattr(value, "__wrapped__") and not isinstance(vars(type(value)).get("__call__"), FunctionType):
-        yield from _code(value.__wrapped__, seen)  # static methods, functools.lru_cache
+        yield from _code(value.__wrapped__, seen, known)  # static methods, functools.lru_cache
     else:
-        yield from _held((*_of_class(type(value)), *getattr(value, "__dict__", {}).values()), seen)
+        yield from _held((*_of_class(type(value)), *getattr(value, "__dict__", {}).values()), seen, known)
 
 
-def _held(values: Any, seen: set[int]) -> Iterator[CodeType]:
+def _held(values: Any, seen: set[int], known: Collection[int]) -> Iterator[CodeType]:
     """The code in values that other code holds: in callables, and in containers of a few of them."""
     for value in values:
         if isinstance(value, list | tuple | set | frozenset | dict):
             if len(value) <= _MOST and id(value) not in seen:
                 seen.add(id(value))
-                yield from _held(value.values() if isinstance(value, dict) else value, seen)
+                yield from _held(value.values() if isinstance(value, dict) else value, seen, known)
         elif callable(value) or isinstance(value, _DESCRIPTORS):
-            yield from _code(value, seen)
+            yield from _code(value, seen, known)
 
 
 def _of_class(kind: type) -> list[Any]:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from functools import cache
+from functools import cache, lru_cache
 from types import CodeType
 
 # Their modules act token by token, or are checked by name (`quantizers.py`, `hooks.py`).
@@ -51,6 +51,7 @@ def _folders(package: str) -> tuple[str, ...]:
     return tuple(os.path.realpath(folder) + os.sep for folder in folders)
 
 
+@lru_cache(256)
 def described(code: CodeType) -> str:
     """A function's code in words, for a reason: its name, and where it is from."""
     name, path = code.co_qualname.replace("<locals>.", ""), code.co_filename

@@ -15,13 +15,15 @@ from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 
 from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
+from ..upstream.names import INPUTS_OF_FORWARDS
 from .callables import code_in, may_run, methods
 from .origins import described, file_of, is_in, is_known, own_files
 from .quantizers import is_unknown_quantizers, package_of, puts_forward_on, weight_kinds
 
 _WRAPPERS_OBJECT = "_hf_hook"  # accelerate's wrapper of a forward calls its methods
 _GENERAL = GENERAL_CLASSES | {*nn.Parameter.__mro__}
-_OF_THE_MODEL = ("forward", _WRAPPERS_OBJECT)
+_OF_THE_MODEL = ("forward", _WRAPPERS_OBJECT, *INPUTS_OF_FORWARDS)
+_RUN_BY_ALL = ("__call__", "_call_impl", "_wrapped_call_impl", "__getattr__")  # methods of every module
 _NONE: frozenset[str] = frozenset()
 
 Trust = Callable[[nn.Module], bool]
@@ -47,7 +49,7 @@ def unknown_code(model: nn.Module, modules: Sequence[nn.Module], trusted: Trust)
 
     `trusted`: whether the user vouches for a module; for the model itself it means all functions that its files call.
     """
-    kinds, known = [*dict.fromkeys(map(type, modules))], _KnownCode(own_files(type(model)))
+    kinds, known = [*dict.fromkeys(map(type, modules))], _KnownCode(own_files(type(model)), modules)
     found = {kind: known.unknown_in_class(kind) for kind in (*kinds, *weight_kinds(modules))}
     unknown = {kind: origin for kind, origin in found.items() if origin is not None}
     if unknown:
@@ -68,10 +70,12 @@ class _KnownCode:
 
     Args:
         files: the model's own files.
+        modules: its modules, each of which is looked at by itself.
     """
 
-    def __init__(self, files: frozenset[str]) -> None:
+    def __init__(self, files: frozenset[str], modules: Iterable[nn.Module]) -> None:
         self._files = files
+        self._modules = frozenset(map(id, modules))
         self._own: set[CodeType] = set()  # of the model's own classes
 
     def unknown_in_class(self, kind: type) -> str | None:
@@ -102,7 +106,7 @@ class _KnownCode:
     ) -> Iterator[tuple[nn.Module, str, CodeType]]:
         """What instances have in place of a method, or beside: each with its module, its name, and its unknown code.
 
-        Of the model itself only its forward: what else is put on it, such as another generate(), runs around forwards.
+        Of the model itself only its forward, and what makes its inputs: another generate(), say, runs around forwards.
         """
         for module in modules:
             if is_plain_linear(module):
@@ -129,12 +133,15 @@ class _KnownCode:
                 continue
             namespace = vars(sys.modules.get(name, functional))
             for function in _functions(name):
-                code = self._unknown(namespace.get(function), self._files)
+                code = self._unknown(namespace.get(function), self._files if path in self._files else _NONE)
                 if code is not None:
                     return Unknown(None, f"{name}.{function}", described(code))
-        for name, function in vars(functional).items():
-            if type(function) is FunctionType and (code := self._unknown(function, _NONE)) is not None:
-                return Unknown(None, f"{functional.__name__}.{name}", described(code))
+        for owner, names in ((functional, vars(functional)), (nn.Module, _RUN_BY_ALL)):
+            for name in names:
+                value = vars(owner)[name]
+                code = self._unknown(value, _NONE) if callable(value) and not isinstance(value, type) else None
+                if code is not None:
+                    return Unknown(None, f"{owner.__name__}.{name}", described(code))
         return None
 
     def _unknown(self, value: Any, files: frozenset[str], package: str = "") -> CodeType | None:
@@ -148,7 +155,7 @@ class _KnownCode:
         if type(value) is FunctionType and value.__closure__ is None:  # most are such, and take 0.2 us
             found: Iterable[CodeType] = (value.__code__,)
         else:
-            found = code_in(value)
+            found = code_in(value, self._modules)
         for code in found:
             path = code.co_filename
             known = is_known(path) or path in files or code in self._own or (package and is_in(path, package))

@@ -25,7 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from . import caches
 from .attention import ATTENTION_FIELD
 from .fact import Fact, arguments, mentions, takes
-from .models import ENCODE, PREFILL, PREPARE_INPUTS, QUANTIZER
+from .models import ENCODE, PREFILL, PREPARE_INPUTS, QUANTIZER, is_librarys
 from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION
 from .version import MINOR
 
@@ -189,7 +189,7 @@ FACTS = (
     Fact(
         "the kinds of RoPE, of which dynamic and longrope change with the length of a text",
         ["dynamic", "linear", "llama3", "longrope", "proportional", "yarn"],
-        lambda: sorted(ROPE_INIT_FUNCTIONS),
+        lambda: sorted(name for name, make in ROPE_INIT_FUNCTIONS.items() if is_librarys(make.__module__)),
     ),
     Fact("a configuration's field for its RoPE", True, lambda: hasattr(LlamaConfig(), "rope_parameters")),
     Fact(

@@ -235,7 +235,8 @@ def rope_limit(config: object) -> int | None:
     nested = [value for value in parameters.values() if isinstance(value, dict)]
     limits: list[int | None] = []
     for rope in nested or [parameters]:
-        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+        kind = str(rope.get("rope_type"))
+        if kind in _LENGTH_DEPENDENT_ROPE or "dynamic" in kind:  # Transformers goes by the word, for a user's kinds too
             limits.append(rope.get(_ORIGINAL_CONTEXT))
             limits += [getattr(config, name, None) for name in (_ORIGINAL_CONTEXT, _CONTEXT)]
     return min((limit for limit in limits if limit is not None), default=None)

@@ -78,6 +78,16 @@ _GENERATE = inspect.signature(GenerationMixin.generate)
 GENERATE_ARGUMENTS = frozenset({"input_ids", *_GENERATE.parameters, *vars(GenerationConfig())})
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
+# Methods of generate() that make a forward's inputs.
+INPUTS_OF_FORWARDS = frozenset(
+    {
+        "_prepare_position_ids_for_generation",
+        "_update_model_kwargs_for_generation",
+        "create_masks_for_generate",
+        "prepare_inputs_for_generation",
+    }
+)
+
 # Words in a configuration's names for the probabilities that make a model random in training mode.
 RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 
