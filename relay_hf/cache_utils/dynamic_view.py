@@ -47,20 +47,31 @@ class DynamicView(DynamicCache):
         """Let what somebody has written to keys and values count, and forget those that were read; before a use."""
         self.join_if_changed()
         if self.rows.shown:
-            for layer in self.kv_layers.values():
-                layer.forget()
-            self.rows.shown = False
+            with self.rows.lock:
+                self.rows.shown = False
+                for layer in self.kv_layers.values():
+                    layer.forget()
 
     def join_if_changed(self) -> None:
         """Go on as Transformers' own layers if keys or values were written to, or assigned."""
-        if not self.rows.shown:
-            return
-        if any(not isinstance(layer, RelayLayer) or layer.is_changed() for layer in self.kv_layers.values()):
-            for layer in self.kv_layers.values():
+        if self.rows.shown:
+            with self.rows.lock:
+                if self.is_changed():
+                    self.join()
+
+    def is_changed(self) -> bool:
+        """Whether keys or values were written to, or assigned, since the cache was used last."""
+        layers = self.kv_layers.values() if self.rows.shown else ()
+        return any(not isinstance(layer, RelayLayer) or layer.is_changed() for layer in layers)
+
+    def join(self) -> None:
+        """Go on as Transformers' own layers, which hold whole rows."""
+        with self.rows.lock:
+            for layer in self.layers:
                 if isinstance(layer, RelayLayer):
                     layer.become_stock()
             self._sort_layers()
-            self.rows, self.is_joined, self.traceable = RowLayout(), True, False
+            self.rows, self.is_joined, self.traceable = RowLayout(lock=self.rows.lock), True, False
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of: after a change these are the joined rows."""

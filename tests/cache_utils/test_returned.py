@@ -229,7 +229,7 @@ def test_replicas_are_gathered_alike(case):
 def test_a_call_joins_nothing(options, monkeypatch):
     """What a caller may read costs no step of a call anything."""
     joins, joined = [], RelayLayer.joined
-    monkeypatch.setattr(RelayLayer, "joined", lambda layer, part: joins.append(part) or joined(layer, part))
+    monkeypatch.setattr(RelayLayer, "joined", lambda layer, part, *own: joins.append(part) or joined(layer, part, *own))
     model = pair("llama")[1]
     cache = cache_of(generate(model, FLAT, return_dict_in_generate=True, **options))
     assert (model.relay.last.relayed, joins) == (True, [])
