@@ -11,12 +11,17 @@ from transformers import DynamicCache
 
 import relay_hf
 from relay_hf.cache_utils import RelayCache
+from relay_hf.model.view import ModelView
 from tests.support.generating import CACHE, cache_of, generate
 
 from .returned import CASES, FLAT, WIDTH, assert_same_rows, assert_same_turn, filled, more, pair
 
-JOINED = "keys or values of the returned cache were changed, or it was cropped into its prefix"
+JOINED = (
+    "a returned cache of whole rows: keys or values were changed, it was cropped into its prefix, or an earlier call "
+    "on it was not relayed"
+)
 CONTINUED = "a returned cache, continued"
+CONTINUED_AS = "; continued on a DynamicCache"
 PLACE = (..., slice(-4, -2), slice(None))  # columns that every row attends to, in a window too
 
 
@@ -398,3 +403,50 @@ def test_a_column_stored_by_hand_counts_after_a_read(case, edit):
     reason = {"nothing": CONTINUED, "in_place": JOINED}[edit]
     if case != "both":  # its states lack the column
         assert_same_turn(case, ours, stocks, sequences, mask, reason)
+
+
+@pytest.mark.parametrize("case", ["plain", "windows", "both"])
+@pytest.mark.parametrize("step", ["in_place", "one_layer", "assigned", "nothing"])
+def test_a_change_within_a_turn_that_is_not_relayed_counts(case, step):
+    """The cache stays the caller's own object within the call too, and shows what stock's does."""
+    stocks, ours, sequences, mask = filled(case)
+    found, lengths = [], []
+    for model, cache in zip(pair_of(case), (stocks, ours), strict=True):
+
+        def change(ids, scores, cache=cache):
+            lengths.append((cache.get_seq_length(), kv_layers(cache)[0].keys.shape))
+            EDITS.get(step, list)(cache)
+            return scores
+
+        options = {"output_hidden_states": True, "logits_processor": [change]}
+        found.append(more(model, cache, sequences, mask, **options))
+    assert lengths[: len(lengths) // 2] == lengths[len(lengths) // 2 :]
+    torch.testing.assert_close(torch.stack(found[1].logits), torch.stack(found[0].logits), atol=1e-4, rtol=1e-4)
+    last = pair_of(case)[1].relay.last
+    assert last.reason == "output_hidden_states=True needs every prompt token in every row" + CONTINUED_AS, last
+    assert cache_of(found[1]) is ours
+    assert_same_rows(ours, stocks, torch.nn.functional.pad(mask, (0, 8), value=1))
+    sequences, mask = found[0].sequences, torch.nn.functional.pad(mask, (0, 8), value=1)
+    assert_same_turn(case, ours, stocks, sequences, mask, JOINED)
+
+
+def test_a_cache_of_states_alone_stays_the_callers_within_a_turn():
+    stock, model = pair("mamba")
+    held = []
+    for each in (stock, model):
+        first = generate(each, FLAT, return_dict_in_generate=True)
+        name = ModelView.of(model).cache_name
+        cache = next(value for value in first.values() if isinstance(value, DynamicCache))
+        states = []
+        inputs = {"input_ids": torch.nn.functional.pad(first.sequences, (0, 1), value=7)}
+
+        def read(ids, scores, cache=cache, states=states):
+            states.append(cache.layers[0].recurrent_states[0].clone())
+            return scores
+
+        for _ in range(2):
+            out = generate(each, inputs, **{name: cache}, logits_processor=[read], return_dict_in_generate=True)
+            assert any(value is cache for value in out.values())
+        held.append(torch.stack(states))
+    torch.testing.assert_close(*held, atol=1e-4, rtol=1e-4)
+    assert model.relay.last.reason.startswith("a returned cache of recurrent layers alone"), model.relay.last

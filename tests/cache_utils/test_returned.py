@@ -18,7 +18,10 @@ from tests.support.tiny_models import tiny_model
 from .returned import CASES, FLAT, assert_same_rows, assert_same_turn, filled, more, outcome, pair
 
 CONTINUED = "a returned cache, continued"
-JOINED = "keys or values of the returned cache were changed, or it was cropped into its prefix"
+JOINED = (
+    "a returned cache of whole rows: keys or values were changed, it was cropped into its prefix, or an earlier call "
+    "on it was not relayed"
+)
 ITERABLE = [case for case in CASES if case != "recurrent"]  # stock's recurrent layers have no keys to iterate over
 
 
