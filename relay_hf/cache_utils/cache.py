@@ -95,7 +95,7 @@ class RelayCache(DynamicView):
         self.in_static_step = False
         stocks = [*template.layers, *(template.layers[index] for index in looped_layers(text))]
         Cache.__init__(self, layers=[_counterpart(layer, self.rows) for layer in stocks])
-        self._sort_layers()
+        self.sort_layers()
 
     @property
     def is_filled(self) -> bool:

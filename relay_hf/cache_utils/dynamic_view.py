@@ -27,7 +27,8 @@ class DynamicView(DynamicCache):
         gathered = isinstance(config, Iterable) and not isinstance(config, PreTrainedConfig)
         return DynamicCache(config) if gathered else super().__new__(cls)
 
-    def _sort_layers(self) -> None:
+    def sort_layers(self) -> None:
+        """Note which layers hold what."""
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
 
@@ -70,7 +71,7 @@ class DynamicView(DynamicCache):
             for layer in self.layers:
                 if isinstance(layer, RelayLayer):
                     layer.become_stock()
-            self._sort_layers()
+            self.sort_layers()
             self.rows, self.is_joined, self.traceable = RowLayout(lock=self.rows.lock), True, False
 
     def __getstate__(self) -> dict[str, Any]:
