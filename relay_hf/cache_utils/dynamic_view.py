@@ -31,6 +31,7 @@ class DynamicView(DynamicCache):
         """Note which layers hold what."""
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
+        self._sorted = [*self.layers]
 
     @property
     def is_compileable(self) -> bool:
@@ -54,14 +55,16 @@ class DynamicView(DynamicCache):
                     layer.forget()
 
     def join_if_changed(self) -> None:
-        """Go on as Transformers' own layers if keys or values were written to, or assigned."""
-        if self.rows.shown:
+        """Go on as Transformers' own layers if keys or values were written to, or assigned, or layers replaced."""
+        if self.rows.shown or self.layers != self._sorted:  # lists of the same layers are compared by identity
             with self.rows.lock:
                 if self.is_changed():
                     self.join()
 
     def is_changed(self) -> bool:
-        """Whether keys or values were written to, or assigned, since the cache was used last."""
+        """Whether keys or values were written to or assigned, or layers replaced, since the cache was used last."""
+        if self.layers != self._sorted:
+            return True
         layers = self.kv_layers.values() if self.rows.shown else ()
         return any(not isinstance(layer, RelayLayer) or layer.is_changed() for layer in layers)
 
@@ -78,6 +81,11 @@ class DynamicView(DynamicCache):
         """What copies and pickles are made of: after a change these are the joined rows."""
         self.join_if_changed()
         return {**vars(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy knows its own layers."""
+        self.__dict__.update(state)
+        self.sort_layers()
 
     def to_dynamic(self) -> DynamicCache:
         """The same content as a DynamicCache, which any model can use.
