@@ -77,10 +77,16 @@ class RowLayout:
             new = state.index_select(0, order.to(state.device))
             return new if state.is_inference() else state.copy_(new)
 
-        self.change_rows(reordered)
+        self._change(reordered)
 
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
+        """Repeat or select rows, as `change` does along a tensor's first dimension."""
+        self._change(change)
+        self.__post_init__()
+        if self.own_start is not None and not self.own_start.any():
+            self.own_start = None
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.changes += 1
         self.own_start = None if self.own_start is None else change(self.own_start)
         self.holes = None if self.holes is None else change(self.holes)
