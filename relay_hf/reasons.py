@@ -77,7 +77,8 @@ class Reason(Enum):
     CACHE_LONGER = ("call", "attention_mask ends before what the returned cache holds")
     RETURNED_JOINED = (
         "call",
-        "keys or values of the returned cache were changed, or it was cropped into its prefix",
+        "a returned cache of whole rows: keys or values were changed, it was cropped into its prefix, or an earlier "
+        "call on it was not relayed",
     )
     RETURNED_OF_STATES = ("call", "a returned cache of recurrent layers alone; continued on a DynamicCache")
     # What the model's author has it do by default.

@@ -186,7 +186,7 @@ def test_positions_that_generate_counts_otherwise_are_not_the_callers(monkeypatc
     monkeypatch.setattr(
         GenerationMixin, "_prepare_position_ids_for_generation", lambda *args, **kwargs: counted(*args, **kwargs) + 1
     )
-    model = patched()
+    model = relay_hf.patch_model(patched(), trust=[""])
     generate(model, INPUTS)
     assert model.relay.last.reason == "generate() counts positions otherwise than from the attention mask"
     assert model.relay.last.reason_source == "transformers"

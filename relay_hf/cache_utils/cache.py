@@ -95,7 +95,7 @@ class RelayCache(DynamicView):
         self.in_static_step = False
         stocks = [*template.layers, *(template.layers[index] for index in looped_layers(text))]
         Cache.__init__(self, layers=[_counterpart(layer, self.rows) for layer in stocks])
-        self._sort_layers()
+        self.sort_layers()
 
     @property
     def is_filled(self) -> bool:
@@ -195,12 +195,13 @@ class RelayCache(DynamicView):
 
     def _check_unchanged(self, layer_idx: int) -> None:
         layer = self.layers[layer_idx]
-        if not isinstance(layer, RelayLayer) or layer.is_changed():
-            raise RelayError(
-                f"keys or values of layer {layer_idx} of this RelayCache were changed while a forward runs. Change "
-                "them between forwards, or give the model what the cache's to_dynamic() returns."
-            )
-        layer.forget()  # they will lack what this forward stores
+        with self.rows.lock:
+            if not isinstance(layer, RelayLayer) or layer.is_changed():
+                raise RelayError(
+                    f"keys or values of layer {layer_idx} of this RelayCache were changed while a forward runs. Change "
+                    "them between forwards, or give the model what the cache's to_dynamic() returns."
+                )
+            layer.forget()  # they will lack what this forward stores
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """How many columns attention sees after `query_length` more, and the caller's column of the first one.
@@ -239,22 +240,25 @@ class RelayCache(DynamicView):
             RuntimeError: a layer is recurrent, and does not record its past; or is Transformers' own, and its window
                 has dropped tokens.
         """
-        self.join_if_changed()
-        super().crop(tokens_to_remove)
-        self.join_if_changed()
-        if self.rows.holes is not None:
-            self.rows.holes = self.rows.holes[:, : next(iter(self.kv_layers.values())).own_length]
+        with self.rows.lock:
+            self.join_if_changed()
+            super().crop(tokens_to_remove)
+            self.join_if_changed()
+            if self.rows.holes is not None:
+                self.rows.holes = self.rows.holes[:, : next(iter(self.kv_layers.values())).own_length]
 
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
-        if self.is_joined:
-            RelayCache.__init__(self, self.config)
-            self.is_joined = False
-        super().reset()
-        self._lay_out(RowLayout())
+        with self.rows.lock:
+            if self.is_joined:
+                RelayCache.__init__(self, self.config)
+                self.is_joined = False
+            super().reset()
+            self._lay_out(RowLayout())
 
     def _lay_out(self, rows: RowLayout) -> None:
         rows.whole_rows = architecture_of(self.config.get_text_config(decoder=True)).own_attention
+        rows.lock = self.rows.lock
         self.rows = rows
         for layer in self.kv_layers.values():
             layer.rows = rows
@@ -265,16 +269,18 @@ class RelayCache(DynamicView):
         Args:
             beam_idx: `[B]` int64.
         """
-        self.take_over()
-        self._select_users(beam_idx)
-        super().reorder_cache(beam_idx)
-        self.rows.reorder(beam_idx)
+        with self.rows.lock:
+            self.take_over()
+            self._select_users(beam_idx)
+            super().reorder_cache(beam_idx)
+            self.rows.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times, its copies behind it: `B` rows become `B * repeats`; segments stay."""
-        self.take_over()
-        super().batch_repeat_interleave(repeats)
-        self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
+        with self.rows.lock:
+            self.take_over()
+            super().batch_repeat_interleave(repeats)
+            self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some of the rows.
@@ -284,10 +290,11 @@ class RelayCache(DynamicView):
         """
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
-        self.take_over()
-        self._select_users(indices)
-        super().batch_select_indices(indices)
-        self.rows.change_rows(lambda state: state[indices.to(state.device)])
+        with self.rows.lock:
+            self.take_over()
+            self._select_users(indices)
+            super().batch_select_indices(indices)
+            self.rows.change_rows(lambda state: state[indices.to(state.device)])
 
     def _select_users(self, indices: Tensor) -> None:
         """Let row i use the segments of row `indices[i]`; the segments do not move."""

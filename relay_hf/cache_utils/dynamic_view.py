@@ -27,9 +27,11 @@ class DynamicView(DynamicCache):
         gathered = isinstance(config, Iterable) and not isinstance(config, PreTrainedConfig)
         return DynamicCache(config) if gathered else super().__new__(cls)
 
-    def _sort_layers(self) -> None:
+    def sort_layers(self) -> None:
+        """Note which layers hold what."""
         self.kv_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, RelayLayer)}
         self.state_layers = {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
+        self._sorted = [*self.layers]
 
     @property
     def is_compileable(self) -> bool:
@@ -47,25 +49,43 @@ class DynamicView(DynamicCache):
         """Let what somebody has written to keys and values count, and forget those that were read; before a use."""
         self.join_if_changed()
         if self.rows.shown:
-            for layer in self.kv_layers.values():
-                layer.forget()
-            self.rows.shown = False
+            with self.rows.lock:
+                self.rows.shown = False
+                for layer in self.kv_layers.values():
+                    layer.forget()
 
     def join_if_changed(self) -> None:
-        """Go on as Transformers' own layers if keys or values were written to, or assigned."""
-        if not self.rows.shown:
-            return
-        if any(not isinstance(layer, RelayLayer) or layer.is_changed() for layer in self.kv_layers.values()):
-            for layer in self.kv_layers.values():
+        """Go on as Transformers' own layers if keys or values were written to, or assigned, or layers replaced."""
+        if self.rows.shown or self.layers != self._sorted:  # lists of the same layers are compared by identity
+            with self.rows.lock:
+                if self.is_changed():
+                    self.join()
+
+    def is_changed(self) -> bool:
+        """Whether keys or values were written to or assigned, or layers replaced, since the cache was used last."""
+        if self.layers != self._sorted:
+            return True
+        layers = self.kv_layers.values() if self.rows.shown else ()
+        return any(not isinstance(layer, RelayLayer) or layer.is_changed() for layer in layers)
+
+    def join(self) -> None:
+        """Go on as Transformers' own layers, which hold whole rows."""
+        with self.rows.lock:
+            for layer in self.layers:
                 if isinstance(layer, RelayLayer):
                     layer.become_stock()
-            self._sort_layers()
-            self.rows, self.is_joined, self.traceable = RowLayout(), True, False
+            self.sort_layers()
+            self.rows, self.is_joined, self.traceable = RowLayout(lock=self.rows.lock), True, False
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of: after a change these are the joined rows."""
         self.join_if_changed()
         return {**vars(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy knows its own layers."""
+        self.__dict__.update(state)
+        self.sort_layers()
 
     def to_dynamic(self) -> DynamicCache:
         """The same content as a DynamicCache, which any model can use.

@@ -14,7 +14,7 @@ from ..kernels.segment import Segment
 from .columns import join_columns
 from .prefix_kv import LayerKV
 from .row_layout import RowLayout
-from .stock_view import StockView
+from .stock_view import ShownRows, StockView
 
 # A full buffer grows by half: slack stays under 50% of what is held, and n tokens cost under 3n copies.
 _GROWTH = 1.5
@@ -91,6 +91,10 @@ class RelayLayer(StockView):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
+        if self._shown:
+            self.settle()
+            if not isinstance(self, RelayLayer):
+                return self.update(key_states, value_states, *args, **kwargs)
         end = self.own_length + key_states.shape[2]
         if self._buffers is not None and len(key_states) != len(self._buffers[0]):
             raise RelayError(f"the cache holds {len(self._buffers[0])} rows, and is given {len(key_states)}")
@@ -137,9 +141,9 @@ class RelayLayer(StockView):
             part = LayerKV.joined([self.shared.pop(), part])
         self.shared.append(part)
 
-    def joined(self, part: int) -> Tensor:
+    def joined(self, part: int, own_length: int | None = None) -> Tensor:
         """Stored keys (part 0) or values (1) in the caller's columns: `[B, H, offset + S, D]`, zero in padding."""
-        own = self.own()[part]
+        own = self.own()[part][:, :, :own_length]
         shared = [[each.stored[part][None] for each in self.shared if _used_by(each, row)] for row in range(len(own))]
         return join_columns(own, 2, self.rows.offset, self.rows.own_start, shared)
 
@@ -269,7 +273,11 @@ class RelayLayer(StockView):
         return {**vars(self), **compact, "_shown": self._shown if self.is_changed() else {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({"_shown": {}, **state})  # an earlier version of 0.1.0 showed own keys and values only
+        shown = {  # an earlier version of 0.1.0 showed own keys and values only, and a later one kept no columns
+            part: each if isinstance(each, ShownRows) else ShownRows(each, state["own_length"])
+            for part, each in state.get("_shown", {}).items()
+        }
+        self.__dict__.update({**state, "_shown": shown})
 
     def __deepcopy__(self, memo: dict) -> RelayLayer:
         new = RelayLayer(copy.deepcopy(self.rows, memo), self.sliding_window)
@@ -279,7 +287,8 @@ class RelayLayer(StockView):
     def _copy_into(self, new: RelayLayer) -> None:
         new.shared = list(self.shared)
         new.own_length, new._dropped = self.own_length, self._dropped
-        new._shown = {part: tensor.clone() for part, tensor in self._shown.items()} if self.is_changed() else {}
+        if self.is_changed():
+            new._shown = {part: each._replace(tensor=each.tensor.clone()) for part, each in self._shown.items()}
         if self._buffers is not None:
             new._buffers = self._buffers
             new.move_out()

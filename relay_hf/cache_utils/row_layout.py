@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class RowLayout:
         spare: bytes that a layer may take for columns that it does not need yet.
         changes: how often the rows were changed; a change may have written to `own_start` and `holes` in place.
         shown: a layer has shown keys or values, which somebody may have changed since, or is Transformers' own by now.
+        lock: held while keys and values are shown, compared or dropped, and while rows are changed. A forward that adds
+            columns does not take it.
         whole_rows: the model gets keys and values of whole rows, in the caller's columns, as split tensors.
     """
 
@@ -39,14 +42,20 @@ class RowLayout:
     whole_rows: bool = False
     changes: int = 0
     shown: bool = False
+    lock: Any = field(default_factory=RLock, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:
             self.shared_length = self.shared_length[0]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "lock"}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Pickles of an earlier version of 0.1.0 call `whole_rows` "parted"."""
         self.__dict__.update({"whole_rows" if name == "parted" else name: value for name, value in state.items()})
+        self.lock = RLock()
 
     @property
     def padded(self) -> bool:
@@ -68,10 +77,16 @@ class RowLayout:
             new = state.index_select(0, order.to(state.device))
             return new if state.is_inference() else state.copy_(new)
 
-        self.change_rows(reordered)
+        self._change(reordered)
 
     def change_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Repeat, select or reorder the rows, as `change` does along a tensor's first dimension."""
+        """Repeat or select rows, as `change` does along a tensor's first dimension."""
+        self._change(change)
+        self.__post_init__()
+        if self.own_start is not None and not self.own_start.any():
+            self.own_start = None
+
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.changes += 1
         self.own_start = None if self.own_start is None else change(self.own_start)
         self.holes = None if self.holes is None else change(self.holes)

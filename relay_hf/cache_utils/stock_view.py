@@ -3,19 +3,31 @@
 They are joined when somebody reads them, and remembered until the cache is used further. Whoever has written to them by
 then, or has assigned others, has a layer of Transformers' own in place of this one: his content counts, and nothing of
 it is shared any more.
+
+Another thread may read them while a forward adds columns. So each remembers how many own columns it was made of, and is
+compared with a new join of exactly as many.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..errors import RelayError
 from ..model.upstream.caches import CacheLayerMixin, stock_layer
 from .row_layout import RowLayout
 
 _NAMES = ("keys", "values")
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class ShownRows(NamedTuple):
+    """Whole rows that somebody has read, and the number of own columns that they were made of."""
+
+    tensor: Tensor
+    own_length: int
 
 
 class StockView(CacheLayerMixin):
@@ -23,10 +35,14 @@ class StockView(CacheLayerMixin):
 
     rows: RowLayout
     sliding_window: int | None
-    _shown: dict[int, Tensor]  # the whole rows that were read: keys (0), values (1)
+    own_length: int
+    _shown: dict[int, ShownRows]  # the whole rows that were read: keys (0), values (1)
 
-    def joined(self, part: int) -> Tensor:
-        """Stored keys (part 0) or values (1) in the caller's columns, `[B, H, L, D]`, in a new tensor."""
+    def joined(self, part: int, own_length: int | None = None) -> Tensor:
+        """Stored keys (part 0) or values (1) in the caller's columns, `[B, H, L, D]`, in a new tensor.
+
+        `own_length`: only so many own columns, the first ones; None: all.
+        """
         raise NotImplementedError
 
     @property
@@ -88,14 +104,33 @@ class StockView(CacheLayerMixin):
         """Become what `to_stock` returns. It is still the same object, for whoever holds it."""
         self.crop_shown(removed)
         stock = self.to_stock(removed)
-        for part, tensor in self._shown.items():
-            setattr(stock, _NAMES[part], tensor)
+        for part, shown in self._shown.items():
+            setattr(stock, _NAMES[part], shown.tensor)
         self.rows.shown = True
         self.__class__, self.__dict__ = type(stock), vars(stock)
 
     def is_changed(self) -> bool:
-        """Whether somebody has written to the whole rows that were shown."""
-        return any(not _same(tensor, self._whole(part)) for part, tensor in self._shown.items())
+        """Whether somebody has written to the whole rows that were shown.
+
+        Raises:
+            RelayError: somebody has, and the layer has stored more since.
+        """
+        with self.rows.lock:
+            changed = [each for part, each in self._shown.items() if not _same(each.tensor, self._whole(part, each[1]))]
+            if any(each.own_length != self.own_length for each in changed):
+                raise RelayError(
+                    "keys or values of this RelayCache were changed while a forward runs. Change them between "
+                    "forwards, or give the model what the cache's to_dynamic() returns."
+                )
+            return bool(changed)
+
+    def settle(self) -> None:
+        """Become stock's layer if the whole rows that were shown were written to, else drop them."""
+        with self.rows.lock:
+            if self.is_changed():
+                self.become_stock()
+            else:
+                self.forget()
 
     def forget(self) -> None:
         """Drop the whole rows that were shown."""
@@ -106,28 +141,40 @@ class StockView(CacheLayerMixin):
         if removed and self.sliding_window is not None and self.get_seq_length() >= self.sliding_window:
             self.forget()  # columns will be in the window that were not shown
         elif removed:
-            shown = self._shown.items()
-            self._shown = {part: tensor[:, :, : max(tensor.shape[2] - removed, 0)] for part, tensor in shown}
+            self._shown = {
+                part: ShownRows(tensor[:, :, : max(tensor.shape[2] - removed, 0)], own_length - removed)
+                for part, (tensor, own_length) in self._shown.items()
+                if own_length == self.own_length
+            }
 
     def _show(self, part: int) -> Tensor | None:
-        if not self.is_initialized:
-            return None
-        if part not in self._shown:
-            self._shown[part] = self._whole(part)
-            self.rows.shown = True
-        return self._shown[part]
+        with self.rows.lock:
+            own_length, shown = self.own_length, self._shown.get(part)
+            if not self.is_initialized or not (own_length or self.rows.own_start is None):
+                return None  # its first columns are yet to be stored
+            if shown is None or shown.own_length != own_length:
+                shown = self._shown[part] = ShownRows(self._whole(part, own_length), own_length)
+                self.rows.shown = True
+            return shown.tensor
 
     def _assign(self, part: int, tensor: Tensor | None) -> None:
-        if tensor is None or tensor is not self._shown.get(part):  # what was read may be assigned again, as peft does
-            self.become_stock()
-            setattr(self, _NAMES[part], tensor)
+        with self.rows.lock:
+            shown = self._shown.get(part)
+            if tensor is None or shown is None or tensor is not shown.tensor:  # peft assigns what it has read
+                self.become_stock()
+                setattr(self, _NAMES[part], tensor)
 
-    def _whole(self, part: int) -> Tensor:
-        return self.joined(part) if self.sliding_window is None else self.joined(part)[:, :, 1 - self.sliding_window :]
+    def _whole(self, part: int, own_length: int) -> Tensor:
+        whole = self.joined(part, own_length)
+        return whole if self.sliding_window is None else whole[:, :, 1 - self.sliding_window :]
 
     def _empty_stock(self) -> Any:
         return stock_layer(self.sliding_window)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype is other.dtype and one.device == other.device and torch.equal(one, other)
+    """Whether two tensors hold the same bits. NaN is no number that equals itself."""
+    if one.dtype is not other.dtype or one.device != other.device:
+        return False
+    bits = _BITS[one.element_size()]
+    return torch.equal(one.view(bits), other.view(bits))

@@ -141,10 +141,9 @@ class GenerateCall:
     # -- of its caches -----------------------------------------------------------------------------------------------
 
     def stand_in_for(self, given: RelayCache) -> DynamicCache:
-        """A DynamicCache in the place of the caller's RelayCache, which takes over its content when the call ends."""
+        """A DynamicCache in the place of the caller's empty RelayCache, which takes over its content at the end."""
         dynamic = given.to_dynamic()
         mark_as_users(dynamic)  # so generate() leaves no token in it that it does not return
-        given.reset()  # otherwise its tokens would be held twice
         self.stand_in = (given, dynamic)
         return dynamic
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -159,13 +158,23 @@ def _spared(value: Any) -> Any:
     generate() marks a cache, writes to a streamer, and takes options out of a dictionary.
     """
     if isinstance(value, Cache):
-        spare = copy.copy(value)
+        spare = _shell(value)
         for name, part in vars(value).items():
             if isinstance(part, Cache):  # a decoder's, beside an encoder's
                 setattr(spare, name, _spared(part))
         if "layers" in vars(value):
-            spare.layers = [copy.copy(layer) for layer in value.layers]
+            spare.layers = [_shell(layer) for layer in value.layers]
+        if isinstance(value, RelayCache):
+            spare.is_joined = value.is_joined or value.is_changed()
+            spare.sort_layers()
         return spare
     if isinstance(value, dict):
         return dict(value)
     return _Mute() if hasattr(value, "put") and hasattr(value, "end") else value
+
+
+def _shell(value: Any) -> Any:
+    """An object with the same attributes. A copy of our cache would join changed rows, and one of our layers own KV."""
+    shell = object.__new__(type(value))
+    vars(shell).update(vars(value))
+    return shell

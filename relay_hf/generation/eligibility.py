@@ -145,7 +145,7 @@ def position_refusal(facts: CallFacts, asked: PrefillInputs, prompts: Prompts, p
         expected = read.cumsum(axis=1) - 1
     # M-RoPE's types count in planes (text, time, height, width), in which text has the same positions.
     given_rows, width = (1, 1, *position_ids.shape)[-2:]
-    planes = position_ids.dim() == 3 and counts_positions_itself(facts.view.model)
+    planes = position_ids.dim() == 3 and len(position_ids) > 1
     fits = (planes or position_ids.dim() == 2) and width == columns and (prompts.attended is None or given_rows == rows)
     if fits and bool(((position_ids.cpu().numpy() == expected) | ~read).all()):
         return None

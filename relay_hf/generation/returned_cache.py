@@ -1,4 +1,4 @@
-"""A call on a RelayCache that an earlier call has filled: it continues on that cache, or on a DynamicCache instead."""
+"""A call on a RelayCache that an earlier call has filled: it continues on that cache, or on it as a DynamicCache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..errors import RelayError
 from ..graphs import own_copy
 from ..model.device import on_host
 from ..model.upstream.behaviour import CHUNKS_GO_ON
+from ..model.upstream.caches import attending
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
 from .call import GenerateCall
@@ -26,7 +27,7 @@ class Continuation(NamedTuple):
     """How a call goes on from a returned cache.
 
     Attributes:
-        report: the report of the call; if it is not relayed, it goes on from a DynamicCache.
+        report: the report of the call; if it is not relayed, the cache goes on as a DynamicCache.
         holes: the rows' own columns that may be attended to, on the host; None for all.
     """
 
@@ -35,13 +36,17 @@ class Continuation(NamedTuple):
 
 
 def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayReport:
-    """Make a returned cache ready for the call. If the call can't be relayed, a DynamicCache takes its place."""
+    """Make a returned cache ready for the call.
+
+    If the call can't be relayed, the cache holds whole rows from now on, in layers of Transformers' own. It is still
+    the caller's own object, which his code may read and change between the steps of the call, as it may stock's.
+    """
     cache.take_over()
     view, rows = call.facts.view, cache.rows
     report, holes = continuation(call.facts, cache, asked)
     if not report.relayed:
-        if not cache.is_joined:  # else stock goes on with the caller's cache itself
-            asked.inputs[view.cache_name] = call.stand_in_for(cache)
+        if not cache.is_joined:
+            cache.join()
         return report
     rows.holes = None if holes is None else holes.to(asked.input_ids.device)
     if rows.own_start is not None and rows.own_start.is_inference():
@@ -55,7 +60,7 @@ def go_on(call: GenerateCall, cache: RelayCache, asked: PrefillInputs) -> RelayR
 def continuation(facts: CallFacts, cache: RelayCache, asked: PrefillInputs) -> Continuation:
     """How a call goes on from a returned cache. Nothing is changed yet."""
     input_ids = asked.input_ids
-    if not (cache.kv_layers or cache.is_joined):  # a cache of states alone does not know how many columns it has seen
+    if not attending(cache):  # a cache of states alone does not know how many columns it has seen
         return Continuation(RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids)))
     past, mask = cache.get_seq_length(), asked.inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))

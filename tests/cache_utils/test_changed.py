@@ -9,12 +9,17 @@ from transformers import DynamicCache
 
 import relay_hf
 from relay_hf.cache_utils import RelayCache
+from relay_hf.model.view import ModelView
 from tests.support.generating import CACHE, cache_of, generate
 
 from .returned import CASES, FLAT, WIDTH, assert_same_rows, assert_same_turn, filled, more, pair
 
-JOINED = "keys or values of the returned cache were changed, or it was cropped into its prefix"
+JOINED = (
+    "a returned cache of whole rows: keys or values were changed, it was cropped into its prefix, or an earlier call "
+    "on it was not relayed"
+)
 CONTINUED = "a returned cache, continued"
+CONTINUED_AS = "; continued on a DynamicCache"
 PLACE = (..., slice(-4, -2), slice(None))  # columns that every row attends to, in a window too
 
 
@@ -265,7 +270,7 @@ def test_a_change_between_two_steps_counts_from_the_next_one_on(step, beams):
 def test_a_row_whose_cache_was_changed_is_not_kept_with_its_answer():
     stock = pair("llama")[0]
     one = {name: part[1:2] for name, part in FLAT.items()}
-    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", min_prefix_length=4)
+    model = relay_hf.patch_model(copy.deepcopy(stock), policy="always", min_prefix_length=4, trust=[""])
     between, kept = model._update_model_kwargs_for_generation, []
     for change in (list, in_place, assigned):
         model.relay.clear()
@@ -318,3 +323,76 @@ def test_reading_while_a_forward_runs_is_none():
     assert_same_rows(ours, stocks, mask)
     ours.take_over()
     assert not ours.is_joined
+
+
+@pytest.mark.parametrize("case", ["plain", "windows", "both"])
+@pytest.mark.parametrize("step", ["in_place", "one_layer", "assigned", "nothing"])
+def test_a_change_within_a_turn_that_is_not_relayed_counts(case, step):
+    """The cache stays the caller's own object within the call too, and shows what stock's does."""
+    stocks, ours, sequences, mask = filled(case)
+    found, lengths = [], []
+    for model, cache in zip(pair_of(case), (stocks, ours), strict=True):
+
+        def change(ids, scores, cache=cache):
+            lengths.append((cache.get_seq_length(), kv_layers(cache)[0].keys.shape))
+            EDITS.get(step, list)(cache)
+            return scores
+
+        options = {"output_hidden_states": True, "logits_processor": [change]}
+        found.append(more(model, cache, sequences, mask, **options))
+    assert lengths[: len(lengths) // 2] == lengths[len(lengths) // 2 :]
+    torch.testing.assert_close(torch.stack(found[1].logits), torch.stack(found[0].logits), atol=1e-4, rtol=1e-4)
+    last = pair_of(case)[1].relay.last
+    assert last.reason == "output_hidden_states=True needs every prompt token in every row" + CONTINUED_AS, last
+    assert cache_of(found[1]) is ours
+    assert_same_rows(ours, stocks, torch.nn.functional.pad(mask, (0, 8), value=1))
+    sequences, mask = found[0].sequences, torch.nn.functional.pad(mask, (0, 8), value=1)
+    assert_same_turn(case, ours, stocks, sequences, mask, JOINED)
+
+
+def test_a_cache_of_states_alone_stays_the_callers_within_a_turn():
+    stock, model = pair("mamba")
+    held = []
+    for each in (stock, model):
+        first = generate(each, FLAT, return_dict_in_generate=True)
+        name = ModelView.of(model).cache_name
+        cache = next(value for value in first.values() if isinstance(value, DynamicCache))
+        states = []
+        inputs = {"input_ids": torch.nn.functional.pad(first.sequences, (0, 1), value=7)}
+
+        def read(ids, scores, cache=cache, states=states):
+            states.append(cache.layers[0].recurrent_states[0].clone())
+            return scores
+
+        for _ in range(2):
+            out = generate(each, inputs, **{name: cache}, logits_processor=[read], return_dict_in_generate=True)
+            assert any(value is cache for value in out.values())
+        held.append(torch.stack(states))
+    torch.testing.assert_close(*held, atol=1e-4, rtol=1e-4)
+    assert model.relay.last.reason.startswith("a returned cache of recurrent layers alone"), model.relay.last
+
+
+def replaced(cache, how):
+    layers = cache.layers
+    if how == "copies":
+        cache.layers = [copy.deepcopy(layer) for layer in layers]
+    elif how == "one copy":
+        layers[-1] = copy.deepcopy(layers[-1])
+    elif how == "swapped":
+        layers[0], layers[1] = layers[1], layers[0]
+    elif how == "another cache's":
+        layers[0] = copy.deepcopy(cache).layers[0]
+    elif how == "stock's own":
+        layers[0] = cache.to_dynamic().layers[0] if isinstance(cache, RelayCache) else layers[0]
+
+
+@pytest.mark.parametrize("how", ["copies", "one copy", "swapped", "another cache's", "stock's own"])
+@pytest.mark.parametrize("case", ["plain", "levels", "windows", "latents", "recurrent", "both"])
+def test_layers_that_the_user_replaces_count(case, how):
+    stocks, ours, sequences, mask = filled(case)
+    if (case, how) == ("recurrent", "swapped"):
+        how = "copies"  # its layers are of two kinds
+    for cache in (stocks, ours):
+        replaced(cache, how)
+    assert_same_turn(case, ours, stocks, sequences, mask, JOINED)
+    assert ours.is_joined

@@ -12,13 +12,16 @@ import relay_hf
 from relay_hf.cache_utils import RelayCache, RelayLayer
 from relay_hf.model.upstream.caches import BOTH_LAYERS, KV_LAYERS, STATE_LAYERS
 from relay_hf.testing import prompts
-from tests.support.generating import cache_of, generate
+from tests.support.generating import CACHE, cache_of, generate
 from tests.support.tiny_models import tiny_model
 
 from .returned import CASES, FLAT, assert_same_rows, assert_same_turn, filled, more, outcome, pair
 
 CONTINUED = "a returned cache, continued"
-JOINED = "keys or values of the returned cache were changed, or it was cropped into its prefix"
+JOINED = (
+    "a returned cache of whole rows: keys or values were changed, it was cropped into its prefix, or an earlier call "
+    "on it was not relayed"
+)
 ITERABLE = [case for case in CASES if case != "recurrent"]  # stock's recurrent layers have no keys to iterate over
 
 
@@ -229,7 +232,7 @@ def test_replicas_are_gathered_alike(case):
 def test_a_call_joins_nothing(options, monkeypatch):
     """What a caller may read costs no step of a call anything."""
     joins, joined = [], RelayLayer.joined
-    monkeypatch.setattr(RelayLayer, "joined", lambda layer, part: joins.append(part) or joined(layer, part))
+    monkeypatch.setattr(RelayLayer, "joined", lambda layer, part, *own: joins.append(part) or joined(layer, part, *own))
     model = pair("llama")[1]
     cache = cache_of(generate(model, FLAT, return_dict_in_generate=True, **options))
     assert (model.relay.last.relayed, joins) == (True, [])
@@ -271,3 +274,33 @@ def test_offload_and_prefetch_do_nothing_where_all_is_on_the_host():
             layer.prefetch()
     assert all(isinstance(layer, RelayLayer) for layer in ours.layers)
     assert_same_turn("plain", ours, stocks, sequences, mask, CONTINUED)
+
+
+def without_mask(model, cache, sequences):
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "eos_token_id": None, "return_dict_in_generate": True}
+    return generate(
+        model, {"input_ids": torch.nn.functional.pad(sequences, (0, 3), value=7)}, **{CACHE: cache}, **options
+    )
+
+
+@pytest.mark.parametrize("change", ["select", "repeat"])
+def test_rows_that_are_left_without_padding_need_no_mask(change):
+    stocks, ours, sequences, _ = filled("plain")
+    whole = torch.tensor([1])  # the longest prompt
+    for cache in (stocks, ours):
+        cache.batch_select_indices(whole)
+        if change == "repeat":
+            cache.batch_repeat_interleave(2)
+    assert (ours.rows.own_start, ours.rows.padded) == (None, False)
+    sequences = sequences[whole].repeat(len(ours.layers[0].keys), 1)
+    expected, got = (without_mask(m, c, sequences) for m, c in zip(pair("llama"), (stocks, ours), strict=True))
+    assert torch.equal(got.sequences, expected.sequences)
+    assert pair("llama")[1].relay.last.reason == CONTINUED, pair("llama")[1].relay.last
+    assert_same_rows(ours, stocks, torch.ones(len(sequences), stocks.get_seq_length()))
+
+
+def test_rows_whose_shared_lengths_are_equal_after_a_selection_have_one():
+    ours = filled("levels")[1]
+    assert isinstance(ours.rows.shared_length, tuple)
+    ours.batch_select_indices(torch.tensor([0]))
+    assert isinstance(ours.rows.shared_length, int)

@@ -258,3 +258,25 @@ def test_nothing_of_what_is_kept_stays_alive_for_an_explanation():
         assert kept() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_a_returned_cache_is_neither_copied_nor_joined(edit, monkeypatch):
+    ours = patched()
+    first = ours.generate(**INPUTS, max_new_tokens=3, min_new_tokens=3, return_dict_in_generate=True)
+    cache = cache_of(first)
+    if edit:
+        cache.layers[0].keys.mul_(2)
+    turn = {"input_ids": torch.nn.functional.pad(first.sequences, (0, 3), value=5)}
+    turn["attention_mask"] = torch.nn.functional.pad(INPUTS["attention_mask"], (0, 6), value=1)
+    before = [(layer, type(layer), vars(layer).copy()) for layer in cache.layers]
+    rows, attributes = vars(cache.rows).copy(), vars(cache).copy()
+    monkeypatch.setattr(relay_hf.RelayCache, "__getstate__", lambda cache: pytest.fail("the cache was copied"))
+    monkeypatch.setattr(type(cache.layers[0]), "__getstate__", lambda layer: pytest.fail("a layer was copied"))
+    said = ours.relay.explain(**turn, **{CACHE: cache}, max_new_tokens=2)
+    monkeypatch.undo()
+    assert all(type(layer) is kind and vars(layer) == held for layer, kind, held in before)
+    assert (vars(cache.rows), vars(cache)) == (rows, attributes)
+    ours.generate(**turn, **{CACHE: cache}, max_new_tokens=2)
+    assert differences(said, ours.relay.last) == []
+    assert ours.relay.last.relayed != edit

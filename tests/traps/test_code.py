@@ -2,13 +2,14 @@
 
 import copy
 import functools
+import weakref
 
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
 from transformers.activations import ACT2FN
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
@@ -139,6 +140,27 @@ def weight_of_another_class(model):
     mlp_of(model).down_proj.weight = SteeringWeight(mlp_of(model).down_proj.weight.data)
 
 
+def bound_method_of_a_hidden_container(model):
+    inner = nn.Sequential(mlp_of(model), Steered(nn.Identity()))
+    mlp_of(model).forward = copy.deepcopy(inner).forward
+
+
+def bound_method_of_a_changed_copy(model):
+    shadow = copy.deepcopy(mlp_of(model))
+    shadow.act_fn = Steered(shadow.act_fn)
+    mlp_of(model).forward = shadow.forward
+
+
+class SteeringFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden):
+        return steered(hidden)
+
+
+def autograd_function(model):
+    mlp_of(model).forward = SteeringFunction.apply
+
+
 UNKNOWN = {
     replaced_forward: (MLP, "LlamaMLP.forward", f"{HERE}replaced_forward.<lambda>"),
     replaced_forward_that_looks_like_the_old_one: (MLP, "LlamaMLP.forward", ".other"),
@@ -147,6 +169,9 @@ UNKNOWN = {
     behind_a_decorator_of_pytorchs: (MLP, "LlamaMLP.forward", ".<lambda>"),
     compiled: (MLP, "LlamaMLP.forward", f"{HERE}compiled.<lambda>"),
     what_calls_the_forward: (MLP, "LlamaMLP._call_impl", f"{HERE}what_calls_the_forward.<lambda>"),
+    bound_method_of_a_hidden_container: (MLP, "LlamaMLP.forward", f"{HERE}Steered.forward"),
+    bound_method_of_a_changed_copy: (MLP, "LlamaMLP.forward", f"{HERE}Steered.forward"),
+    autograd_function: (MLP, "LlamaMLP.forward", f"{HERE}SteeringFunction.forward"),
     wrapper_module: (MLP, "Steered", f"{HERE}Steered"),
     module_in_the_place_of_an_activation: (f"{MLP}.act_fn", "Steered", f"{HERE}Steered"),
     another_class: (MLP, "SteeredMLP", f"{HERE}SteeredMLP"),
@@ -201,7 +226,46 @@ def steering_in_pytorch(monkeypatch):
     return f"the function torch.nn.functional.silu was replaced by {HERE}steering_in_pytorch.<lambda>"
 
 
-@pytest.mark.parametrize("change", [steering_on_a_class, steering_in_a_file_of_models, steering_in_pytorch])
+def steering_by_an_object_in_pytorch(monkeypatch):
+    monkeypatch.setattr(nn.functional, "silu", Callable(nn.functional.silu))
+    return f"the function torch.nn.functional.silu was replaced by {HERE}Callable.__call__"
+
+
+def steering_in_every_module(monkeypatch):
+    call = nn.Module.__call__
+
+    def other(self, *args, **kwargs):
+        found = call(self, *args, **kwargs)
+        return steered(found) if type(self) is LlamaMLP else found
+
+    monkeypatch.setattr(nn.Module, "__call__", other)
+    return f"the function Module.__call__ was replaced by {HERE}steering_in_every_module.other"
+
+
+def other_inputs(monkeypatch):
+    prepare = GenerationMixin.prepare_inputs_for_generation
+
+    def other(self, *args, **kwargs):
+        inputs = prepare(self, *args, **kwargs)
+        ids = inputs["input_ids"]
+        inputs["input_ids"] = (ids + ids.sum(dim=1, keepdim=True)) % 97
+        return inputs
+
+    monkeypatch.setattr(LlamaForCausalLM, "prepare_inputs_for_generation", other, raising=False)
+    return f"LlamaForCausalLM (module '') runs {HERE}other_inputs.other"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        steering_on_a_class,
+        steering_in_a_file_of_models,
+        steering_in_pytorch,
+        steering_by_an_object_in_pytorch,
+        steering_in_every_module,
+        other_inputs,
+    ],
+)
 def test_unknown_code_of_a_class_or_a_file_is_untouched(change, monkeypatch):
     models = pair("llama")
     reason = change(monkeypatch)
@@ -330,6 +394,45 @@ def test_a_model_of_the_users_own_is_relayed_with_the_layers_of_its_file_and_not
     for model in models:
         replaced_forward(model)
     assert_untouched(models, INPUTS, f"LlamaMLP.forward (module {MLP!r}) runs {HERE}replaced_forward.<lambda>")
+
+
+def test_a_model_of_the_users_own_does_not_make_its_file_known_in_the_place_of_others(monkeypatch):
+    torch.manual_seed(0)
+    models = beside_a_patched_copy(OwnModel(tiny_model("llama").config).eval())
+    assert_untouched(models, INPUTS, steering_in_a_file_of_models(monkeypatch))
+
+
+def test_an_attribute_that_cannot_be_looked_at_is_no_error_of_the_call():
+    class Gone:
+        pass
+
+    models = pair("llama")
+    for model in models:
+        vars(model.model.layers[0])["owner"] = weakref.proxy(Gone())
+    for _ in range(3):
+        assert torch.equal(*(model.generate(**INPUTS, max_new_tokens=4) for model in models))
+        assert "a relayed prefill raised ReferenceError" in models[1].relay.last.reason
+
+
+class Odd:
+    """It hides what it wraps."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, hidden):
+        return self.function(hidden)
+
+    @property
+    def __wrapped__(self):
+        raise ValueError("not for you")
+
+
+def test_code_that_cannot_be_looked_at_is_untouched():
+    models = pair("llama")
+    for model in models:
+        mlp_of(model).forward = Odd(mlp_of(model).forward)
+    assert_untouched(models, INPUTS, "the model's code could not be looked at: ValueError: not for you")
 
 
 LAYERS = """

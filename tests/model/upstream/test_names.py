@@ -40,7 +40,14 @@ OURS = {
 AMBIGUOUS = {"cache"}
 # What others than Transformers keep to themselves: PyTorch, accelerate, peft, tokenizers.
 OF_OTHERS = {
-    *("_C", "_call_impl", "_compiled_call_impl", "_cuda_clearCublasWorkspaces", "_cuda_endAllocateToPool"),
+    *(
+        "_C",
+        "_call_impl",
+        "_wrapped_call_impl",
+        "_compiled_call_impl",
+        "_cuda_clearCublasWorkspaces",
+        "_cuda_endAllocateToPool",
+    ),
     *("_foreach_copy_", "_forward_hooks", "_forward_pre_hooks", "_make_wrapper_subclass", "_modules"),
     *("_non_persistent_buffers_set", "_parameters", "_scaled_dot_product_flash_attention_for_cpu", "_version"),
     *("_fsdp_param_groups", "_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters"),
