@@ -111,6 +111,7 @@ class Reason(Enum):
         "model",
         "{what} (module {name!r}) runs {origin}, which may look at several tokens; trust=[{name!r}] vouches for it",
     )
+    CACHE_REPLACED = ("model", "a method of {kind} was replaced by {origin}, which a relayed call would not run")
     CODE_RAISED = ("model", "the model's code could not be looked at: {error}: {message}")
     QUANTIZED_BY_BATCH = ("model", "a quantized layer, {module} (module {name!r}), {why}")
     HOOK_ON_ALL = ("model", "a forward hook on all modules would see the prefix apart from the rows")

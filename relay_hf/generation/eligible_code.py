@@ -10,8 +10,9 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from ..config import RelayConfig
 from ..model.attention_choice import users_implementation
-from ..model.known_code import Trust, dependent_layers, unknown_attention, unknown_code, unknown_hook
-from ..model.upstream.attention import eager_attention, registered_attention, registered_mask
+from ..model.known_code import Trust, dependent_layers, unknown_attention, unknown_class, unknown_code, unknown_hook
+from ..model.upstream.attention import eager_attention, registered_attention, registered_experts, registered_mask
+from ..model.upstream.caches import CACHE_CLASSES
 from ..model.upstream.names import KNOWN_ATTENTION
 from ..model.view import ModelView
 from ..reasons import Reason, Refusal
@@ -41,6 +42,10 @@ def _attention_refusal(view: ModelView) -> Refusal | None:
                 return Reason.ATTENTION_REPLACED.of(what=what, name=name, origin=origin)
     if not isinstance(nn.functional.scaled_dot_product_attention, BuiltinFunctionType):
         return Reason.SDPA_REPLACED.of()
+    for cache in CACHE_CLASSES:
+        origin = unknown_class(cache)
+        if origin is not None:
+            return Reason.CACHE_REPLACED.of(kind=cache.__name__, origin=origin)
     for kind in dict.fromkeys(map(type, view.modules)):
         eager = eager_attention(kind)
         origin = None if eager is None else unknown_attention(eager, view.modules, kind.__module__)
@@ -51,6 +56,11 @@ def _attention_refusal(view: ModelView) -> Refusal | None:
 
 def _module_refusal(view: ModelView, trusted: Trust) -> Refusal | None:
     """Why the code of the model's modules forbids relaying, or None."""
+    for config in view.configs if not trusted(view.model) else ():
+        name, function = registered_experts(config) or ("", None)
+        origin = None if function is None else unknown_attention(function, view.modules)
+        if origin is not None:
+            return Reason.FUNCTION_REPLACED.of(function=f"of experts {name!r}", origin=origin)
     unknown = unknown_code(view.model, view.modules, trusted)
     if unknown is None:
         for module, why in dependent_layers(view.modules):

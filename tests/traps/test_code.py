@@ -11,6 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune, weight_norm
 from transformers import AutoModelForCausalLM, GenerationMixin, LlamaForCausalLM
 from transformers.activations import ACT2FN
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, batched_mm_experts_forward
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 
@@ -488,3 +490,26 @@ def test_what_is_kept_and_warm_ask_the_same():
         ours.relay.warm(INPUTS["input_ids"][0, :20])
     relay_hf.patch_model(ours, trust=[MLP])
     assert len(ours.relay.warm(INPUTS["input_ids"][0, :20])) == 20
+
+
+def test_another_implementation_of_experts_is_untouched(monkeypatch):
+    def other(self, hidden, *args, **kwargs):
+        return steered(batched_mm_experts_forward(self, hidden, *args, **kwargs)[None])[0]
+
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "steered", other)
+    models = pair("mixtral")
+    for model in models:
+        model.set_experts_implementation("steered")
+    origin = "test_another_implementation_of_experts_is_untouched.other"
+    assert_untouched(models, INPUTS, f"the function of experts 'steered' was replaced by {HERE}{origin}")
+
+
+def test_a_cache_that_was_changed_for_all_is_untouched(monkeypatch):
+    update = DynamicLayer.update
+
+    def other(self, keys, values, *args, **kwargs):
+        return update(self, keys.round(decimals=1), values, *args, **kwargs)
+
+    models = pair("llama")
+    monkeypatch.setattr(DynamicLayer, "update", other)
+    assert_untouched(models, INPUTS, "a method of DynamicLayer was replaced by")

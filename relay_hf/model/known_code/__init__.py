@@ -7,6 +7,15 @@ by itself. Code that looks at several tokens, or at the whole batch, would see o
 from .hooks import unknown_hook
 from .quantizers import dependent_layers, is_quantized
 from .registered import unknown_attention
-from .unknown import Trust, Unknown, unknown_code
+from .unknown import Trust, Unknown, unknown_class, unknown_code
 
-__all__ = ["Trust", "Unknown", "dependent_layers", "is_quantized", "unknown_attention", "unknown_code", "unknown_hook"]
+__all__ = [
+    "Trust",
+    "Unknown",
+    "dependent_layers",
+    "is_quantized",
+    "unknown_attention",
+    "unknown_class",
+    "unknown_code",
+    "unknown_hook",
+]

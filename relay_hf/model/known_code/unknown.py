@@ -65,6 +65,11 @@ def unknown_code(model: nn.Module, modules: Sequence[nn.Module], trusted: Trust)
     return None if trusted(model) else known.unknown_function(kinds)
 
 
+def unknown_class(kind: type) -> str | None:
+    """The origin of what is unknown in a class of a known package, or None."""
+    return _KnownCode(_NONE, ()).unknown_in_class(kind)
+
+
 class _KnownCode:
     """The code that is known in one model: that of the known packages, and that of the model's own classes.
 

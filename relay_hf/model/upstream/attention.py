@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as EXPERTS_FUNCTIONS
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASK_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as ATTENTION_FUNCTIONS
 
@@ -44,6 +45,13 @@ def registered_attention(name: str | None) -> Any:
 def registered_mask(name: str | None) -> Any:
     """The function that makes masks for an implementation, or None: then attention gets none."""
     return MASK_FUNCTIONS.get(name)
+
+
+def registered_experts(config: PreTrainedConfig) -> tuple[str, Any] | None:
+    """The name of the implementation of experts that a configuration names, and its function; None if it names none."""
+    name = getattr(config, "_experts_implementation", None)
+    function = EXPERTS_FUNCTIONS.get(name) if isinstance(name, str) else None
+    return None if function is None else (name, function)
 
 
 def eager_attention(kind: type[nn.Module]) -> Any:

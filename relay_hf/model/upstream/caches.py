@@ -65,6 +65,10 @@ def keeps_state(cache: Cache | None) -> bool:
     return cache is not None and any(isinstance(layer, LinearAttentionLayer) for layer in cache.layers)
 
 
+# The classes of the cache that generate() makes. A relayed call has its own in their place.
+CACHE_CLASSES = (Cache, DynamicCache, *KV_LAYERS)
+
+
 def attending(cache: Cache | None) -> float:
     """The share of a cache's layers that keep keys and values."""
     layers = [] if cache is None else cache.layers
