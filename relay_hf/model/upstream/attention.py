@@ -49,8 +49,8 @@ def registered_mask(name: str | None) -> Any:
 
 def registered_experts(config: PreTrainedConfig) -> tuple[str, Any] | None:
     """The name of the implementation of experts that a configuration names, and its function; None if it names none."""
-    name = getattr(config, "_experts_implementation", None)
-    function = EXPERTS_FUNCTIONS.get(name) if isinstance(name, str) else None
+    name = str(getattr(config, "_experts_implementation", None))
+    function = EXPERTS_FUNCTIONS.get(name)
     return None if function is None else (name, function)
 
 
