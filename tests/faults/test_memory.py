@@ -29,7 +29,7 @@ MEMORY = pytest.mark.parametrize("kind", ["memory", "cpu memory"])
 
 def patched_pair(**options):
     stock = tiny_model("llama")
-    return stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always", **options)
+    return stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always", trust=[""], **options)
 
 
 def held():
