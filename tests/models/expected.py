@@ -239,7 +239,6 @@ EXPECTED_OF_TEXT = {
     "hyperclovax_vision_v2": ONE_LENGTH,
     "idefics2": RELAYED,
     "idefics3": RELAYED,
-    "inkling_mm_model": STATE_SHARED,
     "internvl": RELAYED,
     "kosmos-2.5": ONE_LENGTH,
     "lfm2_vl": RELAYED,
