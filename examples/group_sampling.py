@@ -47,7 +47,7 @@ def main() -> int:
 
     stock, _ = showcase.timed("stock", samples)
     relay_hf.patch_model(model)
-    print(model.relay.explain(rows["input_ids"], rows["attention_mask"]).tree)
+    print(model.relay.explain(rows["input_ids"], rows["attention_mask"], max_new_tokens=NEW).tree)
     tokens, sampler = showcase.timed("relay_hf", samples)
 
     mask = torch.cat([rows["attention_mask"], torch.ones_like(tokens[:, -NEW:])], dim=1)
