@@ -9,7 +9,8 @@ import sysconfig
 from functools import cache, lru_cache
 from types import CodeType
 
-# Their modules act token by token, or are checked by name (`quantizers.py`, `hooks.py`).
+# Their modules are taken to act token by token, as Transformers' models use them; some are checked by name
+# (`quantizers.py`, `hooks.py`).
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "trl")
 # But for these files. Lily chooses among its experts by what all tokens of a batch ask for.
 _SEVERAL_TOKENS = (("peft", "tuners/lily/layer.py"),)
