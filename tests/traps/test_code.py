@@ -451,7 +451,7 @@ from .layers_of_hub import HubNorm
 class HubModel(LlamaForCausalLM):
     def __init__(self, config):
         super().__init__(config)
-        self.model.norm = HubNorm(config.hidden_size)
+        self.model.norm = HubNorm(config.hidden_size, bias=False)
         self.post_init()
 """
 
