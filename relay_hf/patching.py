@@ -15,7 +15,8 @@ from .config import RelayConfig
 from .errors import RelayError
 from .model.generating import generating_model
 from .model.upstream import drift
-from .model.upstream.models import ENCODE, PREFILL
+from .model.upstream.models import ENCODE
+from .model.upstream.names import PREFILL
 from .relay import Relay
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -107,6 +107,12 @@ class Reason(Enum):
         "model",
         "the function {function} was replaced by {origin}, which may look at several tokens; trust=[''] vouches for it",
     )
+    OPERATOR = (
+        "model",
+        "an operator of PyTorch's, {operator}, was given other code, which may look at several tokens; trust=[''] "
+        "vouches for it",
+    )
+    MODE = ("model", "a mode is around the call, {mode}, which may look at several tokens; trust=[''] vouches for it")
     UNKNOWN_CODE = (
         "model",
         "{what} (module {name!r}) runs {origin}, which may look at several tokens; trust=[{name!r}] vouches for it",

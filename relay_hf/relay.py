@@ -29,7 +29,8 @@ from .generation.save_load import load_prefixes, save_prefixes
 from .generation.warm import read_prefix, warm
 from .graphs import GraphPool
 from .model.device import device_of
-from .model.upstream.models import ENCODE, PREFILL, unencoded
+from .model.upstream.models import ENCODE, unencoded
+from .model.upstream.names import PREFILL
 from .model.view import ModelView
 from .prefix import KeptPrefix
 from .prefix.store import PrefixStore

@@ -342,9 +342,7 @@ def test_bad_input_names_the_argument_and_leaves_the_model(thing, options, error
     ("owner", "name"),
     [
         (GenerationMixin, "generate"),
-        (GenerationMixin, "_prefill"),
         (LlamaForCausalLM, "generate"),
-        (LlamaForCausalLM, "_prefill"),
         (LlamaForCausalLM, "train"),
     ],
 )
@@ -364,7 +362,7 @@ def test_a_wrapper_on_the_class_counts_while_it_is_there(owner, name, monkeypatc
         model.train(False)
         return calls.count(name)
 
-    expected = 2 if name == "generate" else 1
+    expected = 2 if name == "generate" else 1  # of train
     with monkeypatch.context() as context:
         context.setattr(owner, name, traced, raising=False)
         model = relay_hf.patch_model(tiny_model("llama"), policy="always")
@@ -373,6 +371,25 @@ def test_a_wrapper_on_the_class_counts_while_it_is_there(owner, name, monkeypatc
     with monkeypatch.context() as context:
         context.setattr(owner, name, traced, raising=False)
         assert count(model) == expected
+
+
+@pytest.mark.parametrize("owner", [GenerationMixin, LlamaForCausalLM])
+def test_a_wrapper_of_the_prefill_on_the_class_is_called_in_every_call(owner, monkeypatch):
+    """It may change what the prefill returns. A relayed prefill would not come to it."""
+    method, calls = GenerationMixin._prefill, []
+
+    def traced(self, *args, **kwargs):
+        calls.append(1)
+        return method(self, *args, **kwargs)
+
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    monkeypatch.setattr(owner, "_prefill", traced, raising=False)
+    generate(model, INPUTS)
+    assert (len(calls), model.relay.last.relayed) == (1, False)
+    assert "test_a_wrapper_of_the_prefill_on_the_class_is_called_in_every_call.traced" in model.relay.last.reason
+    monkeypatch.undo()
+    generate(model, INPUTS)
+    assert (len(calls), model.relay.last.relayed) == (1, True)
 
 
 def test_options_given_through_a_wrapper_of_any_arguments_are_known(monkeypatch):

@@ -10,7 +10,16 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from ..config import RelayConfig
 from ..model.attention_choice import users_implementation
-from ..model.known_code import Trust, dependent_layers, unknown_attention, unknown_class, unknown_code, unknown_hook
+from ..model.known_code import (
+    Trust,
+    dependent_layers,
+    mode_around,
+    replaced_operator,
+    unknown_attention,
+    unknown_class,
+    unknown_code,
+    unknown_hook,
+)
 from ..model.upstream.attention import eager_attention, registered_attention, registered_experts, registered_mask
 from ..model.upstream.caches import CACHE_CLASSES
 from ..model.upstream.names import KNOWN_ATTENTION
@@ -61,6 +70,12 @@ def _module_refusal(view: ModelView, trusted: Trust) -> Refusal | None:
         origin = None if function is None else unknown_attention(function, view.modules)
         if origin is not None:
             return Reason.FUNCTION_REPLACED.of(function=f"of experts {name!r}", origin=origin)
+    if not trusted(view.model):
+        mode, operator = mode_around(), replaced_operator()
+        if mode is not None:
+            return Reason.MODE.of(mode=mode)
+        if operator is not None:
+            return Reason.OPERATOR.of(operator=operator)
     unknown = unknown_code(view.model, view.modules, trusted)
     if unknown is None:
         for module, why in dependent_layers(view.modules):

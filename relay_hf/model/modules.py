@@ -11,7 +11,7 @@ from .upstream.models import INITIALIZED_MARK, PASSING_ATTRIBUTES
 
 # Classes whose own methods take no part in a forward.
 GENERAL_CLASSES = frozenset({object, nn.Module, *PreTrainedModel.__mro__})
-_MODULE, _LINEAR = [*vars(nn.Module())], len(vars(nn.Linear(1, 1, device="meta")))
+_MODULE, _LINEAR = [*vars(nn.Module())], {*vars(nn.Linear(1, 1, device="meta"))}
 
 
 def all_modules(model: nn.Module) -> list[nn.Module]:
@@ -28,8 +28,8 @@ def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module is a Linear with no more attributes than nn.Linear sets. Its forward reads none of these."""
     if type(module) is not nn.Linear:
         return False
-    members = module.__dict__
-    return len(members) - (INITIALIZED_MARK in members) == _LINEAR
+    members = module.__dict__.keys()
+    return members == _LINEAR or members - {INITIALIZED_MARK} == _LINEAR
 
 
 def own_names(members: dict[str, Any]) -> list[str]:

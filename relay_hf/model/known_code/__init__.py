@@ -5,6 +5,7 @@ by itself. Code that looks at several tokens, or at the whole batch, would see o
 """
 
 from .hooks import unknown_hook
+from .pytorch import mode_around, replaced_operator
 from .quantizers import dependent_layers, is_quantized
 from .registered import unknown_attention
 from .unknown import Trust, Unknown, unknown_class, unknown_code
@@ -14,6 +15,8 @@ __all__ = [
     "Unknown",
     "dependent_layers",
     "is_quantized",
+    "mode_around",
+    "replaced_operator",
     "unknown_attention",
     "unknown_class",
     "unknown_code",

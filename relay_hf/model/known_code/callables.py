@@ -1,57 +1,77 @@
-"""Follows a callable through wrappers, closures, partials and bound objects to all code that it may run."""
+"""Follows a callable through wrappers, closures, partials and bound objects to all functions that it may run."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from functools import partial, partialmethod
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, MethodWrapperType
-from typing import Any
+from types import FunctionType, GenericAlias, MethodType, NoneType, UnionType
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedConfig
 
-from ..upstream.names import INPUTS_OF_FORWARDS
+from ..compiling import ORIGINAL
+from ..upstream.names import CALLERS_OF_FORWARDS
 from .origins import is_in
 
-_NO_CODE = (BuiltinFunctionType, MethodWrapperType, type)
-# torch.compile keeps under this name what it was given. All else that its wrapper holds is the compiler's.
-_COMPILED = "_torchdynamo_orig_callable"
-_METHODS = ("__call__", "__getattr__", "__getattribute__")  # those that a forward may run, of methods with such names
-_DESCRIPTORS = (property, staticmethod, classmethod, partialmethod)
+_BACKEND = "_torchdynamo_orig_backend"  # what torch.compile's functions around a backend keep the next one under
+# Methods of such names that no forward runs, though no name says so.
+_AROUND_OBJECTS = frozenset(
+    f"__{name}__"
+    for name in (
+        *("class_getitem", "copy", "deepcopy", "del", "dir", "doc", "format", "getstate", "init", "init_subclass"),
+        *("new", "post_init", "reduce", "reduce_ex", "repr", "setstate", "sizeof", "str", "subclasshook"),
+    )
+)
 # generate(), train(), extra_repr() and the like are run by no forward. Tracers and quantizers replace them.
-_AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)} - INPUTS_OF_FORWARDS
+_AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)} - CALLERS_OF_FORWARDS
 _AROUND_FORWARDS |= {name for name in vars(nn.Module) if name[0] != "_"} - {"forward"}
-_MOST = 100  # entries of a container that a closure holds: more are data
+_MOST = 100  # entries of a container that code holds: more are data
+_CONTAINERS = (list, tuple, set, frozenset, dict)
+# Values of these classes, and configurations, run nothing.
+_DATA = frozenset(
+    {bool, bytes, complex, float, int, str, type, GenericAlias, NoneType, TypeVar, UnionType}
+    | {nn.Parameter, torch.Tensor, torch.device, torch.dtype, torch.layout, torch.memory_format, torch.Size}
+)
+_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # torch.ops, with code in any language
+_OF_ALL = frozenset({object, nn.Module, torch.Tensor, *torch.Tensor.__mro__})
 
 
-def code_in(value: Any, known: Collection[int] = ()) -> Iterator[CodeType]:
-    """All code that a callable may run, as far as it holds it itself. `known`: ids of objects to pass by."""
-    yield from _code(value, set(), known)
+def functions_in(value: Any, known: Collection[int] = ()) -> Iterator[Any]:
+    """All functions that run when a value is used, as far as it holds them itself, and callables without Python's code.
+
+    `known`: ids of objects to pass by.
+    """
+    seen: set[int] = set()
+    for each in _entries(value) if type(value) in _CONTAINERS else (value,):
+        yield from _functions(each, seen, known)
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value runs nothing."""
+    return type(value) in _DATA or isinstance(value, PreTrainedConfig | type)
 
 
 def may_run(name: str) -> bool:
     """Whether a forward may run what a class, or an instance, has by this name."""
-    return name in _METHODS or (name[:2] != "__" and name not in _AROUND_FORWARDS)
+    return name not in _AROUND_OBJECTS and name not in _AROUND_FORWARDS
 
 
 def methods(kind: type) -> list[Any]:
-    """The functions in a class's body that a forward may run, in whatever kind of wrapper."""
-    return [
-        value
-        for name, value in vars(kind).items()
-        if may_run(name) and (callable(value) or isinstance(value, _DESCRIPTORS))
-    ]
+    """What stands in a class's body and a forward may run, in whatever kind of wrapper."""
+    return [value for name, value in vars(kind).items() if may_run(name) and not is_data(value)]
 
 
-def _code(value: Any, seen: set[int], known: Collection[int]) -> Iterator[CodeType]:
-    if isinstance(value, _NO_CODE) or id(value) in seen or id(value) in known:
+def _functions(value: Any, seen: set[int], known: Collection[int]) -> Iterator[Any]:
+    if is_data(value) or id(value) in seen or id(value) in known:
         return
     seen.add(id(value))
     if isinstance(value, FunctionType):
-        yield value.__code__
-        original = getattr(value, _COMPILED, None)
+        yield value
+        original = getattr(value, ORIGINAL, None)  # all else that torch.compile's wrapper holds is the compiler's
         if original is not None and is_in(value.__code__.co_filename, "torch"):
-            yield from _code(original, seen, known)
+            yield from _held((original, _backend_of(value)), seen, known)
         else:
             yield from _held([cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)], seen, known)
     elif isinstance(value, MethodType):
@@ -66,25 +86,43 @@ def _code(value: Any, seen: set[int], known: Collection[int]) -> Iterator[CodeTy
         own = [each for name, each in vars(value).items() if name == "forward" or name[:1] != "_"]
         yield from _held((*_of_class(type(value)), *own, *hooks, *value._modules.values()), seen, known)
     elif hasattr(value, "__wrapped__") and not isinstance(vars(type(value)).get("__call__"), FunctionType):
-        yield from _code(value.__wrapped__, seen, known)  # static methods, functools.lru_cache
+        yield from _functions(value.__wrapped__, seen, known)  # static methods, functools.lru_cache
     else:
-        yield from _held((*_of_class(type(value)), *getattr(value, "__dict__", {}).values()), seen, known)
+        if isinstance(value, _OPERATORS) or (callable(value) and not isinstance(type(value).__call__, FunctionType)):
+            yield value
+        held = _held((*_of_class(type(value)), *getattr(value, "__dict__", {}).values()), seen, known)
+        yield from (each for each in held if isinstance(each, FunctionType))
 
 
-def _held(values: Any, seen: set[int], known: Collection[int]) -> Iterator[CodeType]:
-    """The code in values that other code holds: in callables, and in containers of a few of them."""
+def _held(values: Any, seen: set[int], known: Collection[int]) -> Iterator[Any]:
+    """What values run that other code holds: callables, and containers of a few of them."""
     for value in values:
-        if isinstance(value, list | tuple | set | frozenset | dict):
-            if len(value) <= _MOST and id(value) not in seen:
+        if type(value) in _CONTAINERS:
+            if id(value) not in seen:
                 seen.add(id(value))
-                yield from _held(value.values() if isinstance(value, dict) else value, seen, known)
-        elif callable(value) or isinstance(value, _DESCRIPTORS):
-            yield from _code(value, seen, known)
+                yield from _held(_entries(value), seen, known)
+        elif callable(value) or hasattr(type(value), "__get__"):
+            yield from _functions(value, seen, known)
+
+
+def _entries(container: Any) -> Any:
+    if len(container) > _MOST:
+        return ()
+    return container.values() if isinstance(container, dict) else container
 
 
 def _of_class(kind: type) -> list[Any]:
-    """The methods of a class, with those that it inherits, but for what every module has."""
-    return [method for base in kind.__mro__ if base not in (object, nn.Module) for method in methods(base)]
+    """The methods of a class, with those that it inherits, but for what every module and tensor has."""
+    return [method for base in kind.__mro__ if base not in _OF_ALL for method in methods(base)]
+
+
+def _backend_of(compiled: FunctionType) -> Any:
+    """The backend that a user gave torch.compile, or PyTorch's own."""
+    cells = dict(zip(compiled.__code__.co_freevars, compiled.__closure__ or (), strict=True))
+    backend = cells["callback"].cell_contents if "callback" in cells else None
+    while hasattr(backend, _BACKEND):
+        backend = getattr(backend, _BACKEND)
+    return backend
 
 
 def _is_filled(cell: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..upstream.models import HARMLESS_HOOKS
-from .origins import described, is_in, is_known
+from .origins import described, file_of, is_in, is_known
 
 
 class _KnownHook(NamedTuple):
@@ -53,9 +53,13 @@ def unknown_hook(hook: Any, module: nn.Module) -> str | None:
     """The origin of a forward hook of `module` that is not known, or None."""
     code = _code_of(hook)
     if code is None:
-        return f"{type(hook).__module__}.{type(hook).__qualname__}"
+        return described(type(hook))
+    owner = getattr(hook, "__self__", None if isinstance(hook, FunctionType | partial) else hook)
     for known in _HOOKS:
         if is_in(code.co_filename, known.package, known.file) and code.co_qualname.startswith(known.name):
+            # A user's class may inherit a package's hook, and change what it calls.
+            if owner is not None and not is_in(file_of(type(owner).__module__) or "", known.package):
+                return described(type(owner))
             return None if known.holds(hook, module) else described(code)
     return described(code)
 

@@ -6,8 +6,13 @@ import importlib.util
 import os
 import sys
 import sysconfig
+from collections.abc import Collection
 from functools import cache, lru_cache
-from types import CodeType
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch.nn import functional
 
 # Their modules are taken to act token by token, as Transformers' models use them; some are checked by name
 # (`quantizers.py`, `hooks.py`).
@@ -17,6 +22,15 @@ _SEVERAL_TOKENS = (("peft", "tuners/lily/layer.py"),)
 _HELPERS = ("relay_hf", "typing_extensions")
 # Where models from the Hub bring code of their own: a repository is a folder of it.
 _FROM_THE_HUB = "transformers_modules"
+# Functions without Python code that act on each element by itself. They stand for activations.
+_ELEMENTWISE = frozenset(
+    {
+        *("erf", "exp", "gelu", "hardtanh", "log_sigmoid", "logsigmoid", "relu", "relu_", "selu", "sigmoid"),
+        *("softplus", "square", "tanh"),
+    }
+)
+_KNOWN = {id(vars(owner).get(name)) for owner in (torch, functional) for name in _ELEMENTWISE} - {id(None)}
+_KNOWN |= {id(torch._C._disabled_torch_function_impl)}  # of parameters, and of other classes of tensors
 
 
 @cache
@@ -38,6 +52,13 @@ def is_known(path: str) -> bool:
     return of_python or path.startswith("<frozen ")
 
 
+def is_known_function(function: Any, files: Collection[str] = ()) -> bool:
+    """Whether a function is of a known package, or of `files`; or is without Python code, and known by name."""
+    if isinstance(function, FunctionType):
+        return is_known(function.__code__.co_filename) or function.__code__.co_filename in files
+    return id(function) in _KNOWN
+
+
 @cache
 def _folders(package: str) -> tuple[str, ...]:
     try:
@@ -52,9 +73,17 @@ def _folders(package: str) -> tuple[str, ...]:
     return tuple(os.path.realpath(folder) + os.sep for folder in folders)
 
 
+def described(found: Any) -> str:
+    """What was found, in words for a reason: the name of a function, or of its code, and where it is from."""
+    code = found if isinstance(found, CodeType) else getattr(found, "__code__", None)
+    if isinstance(code, CodeType):
+        return _described(code)
+    kind = found if hasattr(found, "__qualname__") else type(found)
+    return f"{getattr(kind, '__module__', None) or type(found).__module__}.{kind.__qualname__}"
+
+
 @lru_cache(256)
-def described(code: CodeType) -> str:
-    """A function's code in words, for a reason: its name, and where it is from."""
+def _described(code: CodeType) -> str:
     name, path = code.co_qualname.replace("<locals>.", ""), code.co_filename
     for module_name, module in list(sys.modules.items()):
         if getattr(module, "__dict__", {}).get("__file__") == path:
@@ -65,6 +94,14 @@ def described(code: CodeType) -> str:
 def file_of(module_name: str) -> str | None:
     """The file of the Python module `module_name`, or None."""
     return getattr(sys.modules.get(module_name), "__file__", None)
+
+
+@cache
+def code_of(module_name: str) -> CodeType | None:
+    """The code of a Python module's file, whatever stands in the module by now; None if there is no such file."""
+    spec = getattr(sys.modules.get(module_name), "__spec__", None)
+    get_code = getattr(getattr(spec, "loader", None), "get_code", None)
+    return None if get_code is None else get_code(module_name)
 
 
 def own_files(kind: type) -> frozenset[str]:

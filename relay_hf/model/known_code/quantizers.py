@@ -127,6 +127,11 @@ def puts_forward_on(code: CodeType) -> bool:
     return any(map(code.co_qualname.startswith, found))
 
 
+def is_of_scheme(value: Any) -> bool:
+    """Whether an attribute of a module belongs to the scheme by which `dependent_layers` judges it."""
+    return is_in(file_of(type(value).__module__) or "", "compressed_tensors")
+
+
 def dependent_layers(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
     """The layers that make a row depend on its batch, each with the reason, in words."""
     table = _checks(modules)
@@ -155,8 +160,9 @@ def is_quantized(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
 
 
 def weight_kinds(modules: Sequence[nn.Module]) -> set[type]:
-    """The classes of all parameters, but for plain ones."""
-    return {type(weight) for module in modules for weight in module._parameters.values()} - _PLAIN_KINDS
+    """The classes of all parameters and buffers, but for plain ones."""
+    kinds = {type(weight) for module in modules for weight in module._parameters.values()}
+    return (kinds | {type(buffer) for module in modules for buffer in module._buffers.values()}) - _PLAIN_KINDS
 
 
 def _checks(modules: Sequence[nn.Module]) -> dict[type, Callable[[Any], str | None]]:

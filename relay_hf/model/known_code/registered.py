@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .callables import code_in
-from .origins import described, file_of, is_in, is_known
+from .callables import functions_in
+from .namespaces import replaced
+from .origins import described, file_of, is_in, is_known_function
 
 
 class _Wrapper(NamedTuple):
@@ -48,9 +49,15 @@ def unknown_attention(function: Any, modules: Iterable[nn.Module], home: str = "
     while (wrapper := _wrapper_of(function)) is not None and wrapper.idle(modules):
         cells = dict(zip(function.__code__.co_freevars, function.__closure__, strict=True))
         function = cells[wrapper.inside].cell_contents
-    paths = {file_of(home)} - {None}
-    unknown = (code for code in code_in(function) if not is_known(code.co_filename) and code.co_filename not in paths)
-    return next(map(described, unknown), None)
+    files = {file_of(home) or ""}
+    functions = {}
+    for each in functions_in(function):
+        if not is_known_function(each, files):
+            return described(each)
+        if isinstance(each, FunctionType):
+            functions[each.__code__] = each
+    found = replaced(functions, files, owners=())  # PyTorch's functions are looked at with all of the model's code
+    return None if found is None else f"one that uses {found[1]} as {found[0]}"
 
 
 def _wrapper_of(function: Any) -> _Wrapper | None:

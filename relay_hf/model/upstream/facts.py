@@ -25,8 +25,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from . import caches
 from .attention import ATTENTION_FIELD
 from .fact import Fact, arguments, mentions, takes
-from .models import ENCODE, PREFILL, PREPARE_INPUTS, QUANTIZER, is_librarys
-from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION
+from .models import ENCODE, PREPARE_INPUTS, QUANTIZER, is_librarys
+from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION, PREFILL
 from .version import MINOR
 
 _TAKEN = "input_modalities"

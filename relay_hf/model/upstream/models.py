@@ -15,7 +15,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from .names import takes_cache
 
 _LIBRARY = "transformers."
-PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
 # What encodes a call's inputs before that. At first it was for encoder-decoder models alone, and had another name.
 _ENCODERS = ("_maybe_prepare_encoder_kwargs_for_generation", "_prepare_encoder_decoder_kwargs_for_generation")
 ENCODE = next(name for name in _ENCODERS if hasattr(GenerationMixin, name))

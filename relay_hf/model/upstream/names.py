@@ -78,9 +78,11 @@ _GENERATE = inspect.signature(GenerationMixin.generate)
 GENERATE_ARGUMENTS = frozenset({"input_ids", *_GENERATE.parameters, *vars(GenerationConfig())})
 CRITERIA_POSITION = 3  # of the stopping criteria among generate()'s arguments, `self` left out
 
-# Methods of generate() that make a forward's inputs.
-INPUTS_OF_FORWARDS = frozenset(
+PREFILL = "_prefill"  # generate()'s prefill, in all of its own decoding loops but assisted decoding's
+# Methods of generate() that make a forward's inputs, or run forwards.
+CALLERS_OF_FORWARDS = frozenset(
     {
+        PREFILL,
         "_prepare_position_ids_for_generation",
         "_update_model_kwargs_for_generation",
         "create_masks_for_generate",

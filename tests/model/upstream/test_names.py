@@ -51,7 +51,9 @@ OF_OTHERS = {
     *("_foreach_copy_", "_forward_hooks", "_forward_pre_hooks", "_make_wrapper_subclass", "_modules"),
     *("_non_persistent_buffers_set", "_parameters", "_scaled_dot_product_flash_attention_for_cpu", "_version"),
     *("_fsdp_param_groups", "_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters"),
-    *("_orig_mod", "_tokenizer"),
+    *("_disabled_torch_function_impl", "_get_current_dispatch_mode_stack", "_get_current_function_mode_stack"),
+    *("_impls", "_ops"),
+    *("_orig_mod", "_tokenizer", "_torchdynamo_orig_backend"),
     "_replace",  # of a named tuple, and public
     "_told",  # of a handle that an earlier version of relay_hf has pickled
 }
