@@ -67,7 +67,9 @@ def _functions(value: Any, seen: set[int], known: Collection[int]) -> Iterator[A
     if is_data(value) or id(value) in seen or id(value) in known:
         return
     seen.add(id(value))
-    if isinstance(value, FunctionType):
+    if type(value) in _CONTAINERS:
+        yield from _held(_entries(value), seen, known)
+    elif isinstance(value, FunctionType):
         yield value
         original = getattr(value, ORIGINAL, None)  # all else that torch.compile's wrapper holds is the compiler's
         if original is not None and is_in(value.__code__.co_filename, "torch"):
@@ -97,11 +99,7 @@ def _functions(value: Any, seen: set[int], known: Collection[int]) -> Iterator[A
 def _held(values: Any, seen: set[int], known: Collection[int]) -> Iterator[Any]:
     """What values run that other code holds: callables, and containers of a few of them."""
     for value in values:
-        if type(value) in _CONTAINERS:
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield from _held(_entries(value), seen, known)
-        elif callable(value) or hasattr(type(value), "__get__"):
+        if type(value) in _CONTAINERS or callable(value) or hasattr(type(value), "__get__"):
             yield from _functions(value, seen, known)
 
 
@@ -113,7 +111,8 @@ def _entries(container: Any) -> Any:
 
 def _of_class(kind: type) -> list[Any]:
     """The methods of a class, with those that it inherits, but for what every module and tensor has."""
-    return [method for base in kind.__mro__ if base not in _OF_ALL for method in methods(base)]
+    bases = (base for base in kind.__mro__ if base not in _OF_ALL and base.__module__ != "builtins")
+    return [method for base in bases for method in methods(base)]
 
 
 def _backend_of(compiled: FunctionType) -> Any:

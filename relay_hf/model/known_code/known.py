@@ -10,7 +10,8 @@ from torch import jit, nn
 
 from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
 from ..upstream.names import CALLERS_OF_FORWARDS
-from .callables import functions_in, is_data, may_run, methods
+from .bodies import body_of
+from .callables import functions_in, is_data, may_run
 from .origins import described, file_of, is_in, is_known, is_known_function
 from .pytorch import unsafe_modules
 from .quantizers import is_of_scheme, is_unknown_quantizers, package_of, puts_forward_on, weight_kinds
@@ -68,7 +69,9 @@ class KnownCode:
             own = path is None or path in self._files
             if (not own and not is_known(str(path))) or base is jit.ScriptModule:
                 return f"{kind.__module__}.{kind.__qualname__}"
-            for method in methods(base):
+            body = body_of(base)
+            self.functions.update(body.functions)
+            for method in body.others:
                 found = self._unknown(method, self._files if own else _NONE)
                 if found is not None:
                     return described(found)
