@@ -189,7 +189,7 @@ class RelayCache(DynamicView):
             forward.saw_update(layer_idx, key_states)
             return key_states, value_states
         layer = self.layers[layer_idx]
-        keys, values = layer.update(key_states, value_states)
+        keys, values = layer.store(key_states, value_states)
         forward.saw_update(layer_idx, keys)
         return forward.whole_rows(layer) if self.rows.whole_rows and self.rows.offset else (keys, values)
 
@@ -249,7 +249,7 @@ class RelayCache(DynamicView):
 
     def reset(self) -> None:
         """Back to an empty cache: no segments, no own KV."""
-        with self.rows.lock:
+        with self.rows.all_layers():
             if self.is_joined:
                 RelayCache.__init__(self, self.config)
                 self.is_joined = False
@@ -269,7 +269,7 @@ class RelayCache(DynamicView):
         Args:
             beam_idx: `[B]` int64.
         """
-        with self.rows.lock:
+        with self.rows.all_layers():
             self.take_over()
             self._select_users(beam_idx)
             super().reorder_cache(beam_idx)
@@ -277,7 +277,7 @@ class RelayCache(DynamicView):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times, its copies behind it: `B` rows become `B * repeats`; segments stay."""
-        with self.rows.lock:
+        with self.rows.all_layers():
             self.take_over()
             super().batch_repeat_interleave(repeats)
             self.rows.change_rows(lambda state: state.repeat_interleave(repeats, dim=0))
@@ -286,11 +286,13 @@ class RelayCache(DynamicView):
         """Keep some of the rows.
 
         Args:
-            indices: `[n]` int64, the rows in their new order, or a `[B]` bool mask.
+            indices: `[n]` int64, the rows in their new order, or a `[B]` bool mask; a list or an array of either.
         """
+        if not isinstance(indices, Tensor):
+            indices = torch.as_tensor(indices, device="cpu")
         if indices.dtype == torch.bool:
             indices = indices.nonzero().flatten()
-        with self.rows.lock:
+        with self.rows.all_layers():
             self.take_over()
             self._select_users(indices)
             super().batch_select_indices(indices)

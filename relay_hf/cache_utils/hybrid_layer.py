@@ -41,23 +41,27 @@ class HybridLayer(StateLayer, RelayLayer):
 
     def reset(self) -> None:
         """Back to an empty layer."""
-        StateLayer.reset(self)
-        RelayLayer.reset(self)
+        if not self.changed_alone("reset"):
+            StateLayer.reset(self)
+            RelayLayer.reset(self)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder the rows' own KV and states."""
-        StateLayer.reorder_cache(self, beam_idx)
-        RelayLayer.reorder_cache(self, beam_idx)
+        if not self.changed_alone("reorder_cache", beam_idx):
+            StateLayer.reorder_cache(self, beam_idx)
+            RelayLayer.reorder_cache(self, beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
-        StateLayer.batch_repeat_interleave(self, repeats)
-        RelayLayer.batch_repeat_interleave(self, repeats)
+        if not self.changed_alone("batch_repeat_interleave", repeats):
+            StateLayer.batch_repeat_interleave(self, repeats)
+            RelayLayer.batch_repeat_interleave(self, repeats)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows `indices`."""
-        StateLayer.batch_select_indices(self, indices)
-        RelayLayer.batch_select_indices(self, indices)
+        if not self.changed_alone("batch_select_indices", indices):
+            StateLayer.batch_select_indices(self, indices)
+            RelayLayer.batch_select_indices(self, indices)
 
     def become_stock(self, removed: int = 0) -> None:
         """Become Transformers' own layer of both. Its states are the very tensors that they were."""

@@ -49,6 +49,11 @@ class RelayLayer(StockView):
         """Whether anything has been stored."""
         return self._buffers is not None
 
+    @is_initialized.setter
+    def is_initialized(self, value: bool) -> None:
+        self.become_stock()
+        self.is_initialized = value
+
     def own(self) -> tuple[Tensor, Tensor]:
         """Own keys and values as the model stores them, `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`, as views."""
         keys, values = self.buffers
@@ -84,17 +89,26 @@ class RelayLayer(StockView):
         return self._buffers is buffers
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the buffers for at least the tokens given."""
+        """Allocate the buffers for at least the tokens given. In a layer that is filled, as stock's layer does it."""
+        if self._buffers is not None and self.changed_alone("lazy_initialization", key_states, value_states):
+            return
         self._grow(self._roomy(key_states.shape[2], key_states, value_states), key_states, value_states)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
-        if self._shown:
+        """What stock's layer does: store new columns, and return all of them in whole rows.
+
+        It becomes stock's layer. A forward stores by `store`.
+        """
+        with self.rows.lock:
             self.settle()
-            if not isinstance(self, RelayLayer):
-                return self.update(key_states, value_states, *args, **kwargs)
+            if isinstance(self, RelayLayer):
+                self.become_stock()
+        return self.update(key_states, value_states, *args, **kwargs)
+
+    def store(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new own KV in place and return all own KV, as views: `[B, Hkv, S, D]` and `[B, Hkv, S, Dv]`."""
         end = self.own_length + key_states.shape[2]
         if self._buffers is not None and len(key_states) != len(self._buffers[0]):
             raise RelayError(f"the cache holds {len(self._buffers[0])} rows, and is given {len(key_states)}")
@@ -205,7 +219,8 @@ class RelayLayer(StockView):
 
     def reset(self) -> None:
         """Back to an empty layer."""
-        RelayLayer.__init__(self, self.rows, self.sliding_window)
+        if not self.changed_alone("reset"):
+            RelayLayer.__init__(self, self.rows, self.sliding_window)
 
     def change_users(self, moved: dict[tuple[int, ...], tuple[int, ...]]) -> None:
         """Give segments to other rows than before. A segment that no row uses any more is dropped."""
@@ -214,7 +229,7 @@ class RelayLayer(StockView):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder own KV; the segments stay where they are."""
-        if self._buffers is not None:
+        if self._buffers is not None and not self.changed_alone("reorder_cache", beam_idx):
             self.make_room(self.own_length)
             for buffer in self._buffers:
                 own = buffer[:, :, : self.own_length]
@@ -222,11 +237,15 @@ class RelayLayer(StockView):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times."""
+        if self.changed_alone("batch_repeat_interleave", repeats):
+            return
         self._replace_rows(lambda part: part.repeat_interleave(repeats, dim=0))
         self.shared = [_map_rows(part, lambda rows: _repeat(rows, repeats)) for part in self.shared]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the rows `indices`."""
+        if self.changed_alone("batch_select_indices", indices):
+            return
         self._replace_rows(lambda part: part[indices.to(part.device)])
 
     def _replace_rows(self, change) -> None:  # type: ignore[no-untyped-def]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import RLock
 from typing import Any
@@ -30,6 +31,7 @@ class RowLayout:
         shown: a layer has shown keys or values, which somebody may have changed since, or is Transformers' own by now.
         lock: held while keys and values are shown, compared or dropped, and while rows are changed. A forward that adds
             columns does not take it.
+        together: all layers are being changed alike, by a method of the cache.
         whole_rows: the model gets keys and values of whole rows, in the caller's columns, as split tensors.
     """
 
@@ -42,7 +44,18 @@ class RowLayout:
     whole_rows: bool = False
     changes: int = 0
     shown: bool = False
+    together: bool = False
     lock: Any = field(default_factory=RLock, repr=False)
+
+    @contextmanager
+    def all_layers(self) -> Iterator[None]:
+        """Within it all layers are changed alike."""
+        with self.lock:
+            before, self.together = self.together, True
+            try:
+                yield
+            finally:
+                self.together = before
 
     def __post_init__(self) -> None:
         if isinstance(self.shared_length, tuple) and len(set(self.shared_length)) == 1:

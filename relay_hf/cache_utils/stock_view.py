@@ -67,6 +67,20 @@ class StockView(CacheLayerMixin):
     def values(self, values: Tensor | None) -> None:
         self._assign(1, values)
 
+    def changed_alone(self, method: str, *args: Any) -> bool:
+        """Whether a caller changes this layer and not all of them, by the method of this name.
+
+        Then stock's layer does it, in place of this one: the segments and the layout of rows belong to all layers.
+        """
+        if self.rows.together or not self.is_initialized:
+            return False
+        with self.rows.lock:
+            self.settle()
+            if isinstance(self, StockView):
+                self.become_stock()
+        getattr(self, method)(*args)
+        return True
+
     @property
     def is_sliding(self) -> bool:
         """Whether stock's layer drops what has left a window."""

@@ -23,16 +23,21 @@ def read_arguments(
 
     Raises:
         ValueError: the ids are not `[rows, tokens]`.
+        TypeError: there are two masks.
     """
     kwargs = dict(kwargs)
     if isinstance(second, Tensor):
+        if kwargs.get(_MASK) is not None:
+            raise TypeError(
+                "explain() got two masks: in the second place, and as attention_mask. Leave one of them out."
+            )
         kwargs[_MASK], second = second, None
     if kwargs.get(_IDS) is not None:
         kwargs[_IDS] = _ids(kwargs[_IDS])
-    args = (inputs if inputs is None else _ids(inputs), second, *args)
-    while args and args[-1] is None:
-        args = args[:-1]
-    return args, kwargs
+    inputs = inputs if inputs is None else _ids(inputs)
+    if args or second is not None:
+        return (inputs, second, *args), kwargs
+    return (() if inputs is None else (inputs,)), kwargs
 
 
 def explain(call: DryCall, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Explanation:

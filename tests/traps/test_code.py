@@ -226,6 +226,14 @@ def attention_of_pytorchs(model):
     model.model.layers[0].mlp = nn.TransformerEncoderLayer(32, 2, batch_first=True).eval()
 
 
+def softmax_of_pytorchs_functions(model):
+    mlp_of(model).forward = functools.partial(nn.functional.softmax, dim=1)
+
+
+def softmax_that_is_no_child(model):
+    mlp_of(model).__dict__["act_fn"] = nn.Softmax(dim=1)
+
+
 NORM, WITHOUT = "model.norm", "LlamaMLP.forward"
 UNKNOWN = {
     function_without_python_code: (MLP, WITHOUT, "torch._VariableFunctionsClass.softmax"),
@@ -241,6 +249,8 @@ UNKNOWN = {
     variant_of_an_adapter: (f"{MLP}.down_proj", "Linear.lora_variant", f"{HERE}SteeringVariant.forward"),
     parametrization_of_the_users: (f"{MLP}.up_proj.parametrizations.weight.0", "Counting", f"{HERE}Counting"),
     linear_with_an_attribute_less_and_a_forward_more: (f"{MLP}.down_proj", "Linear.forward", ".<lambda>"),
+    softmax_of_pytorchs_functions: (MLP, WITHOUT, "torch.nn.functional.softmax"),
+    softmax_that_is_no_child: (MLP, "LlamaMLP.act_fn", "torch.nn.modules.activation.Softmax"),
     softmax_over_tokens: (f"{MLP}.1", "Softmax", "torch.nn.modules.activation.Softmax"),
     attention_of_pytorchs: (MLP, "TransformerEncoderLayer", "transformer.TransformerEncoderLayer"),
     replace_forward: (MLP, "LlamaMLP.forward", f"{STEERING}replace_forward.<lambda>"),

@@ -179,9 +179,55 @@ def another_prefill_of_every_model(monkeypatch):
     return f"LlamaForCausalLM (module '') runs {HERE}another_prefill_of_every_model.other"
 
 
+def another_choice_of_attention_functions(monkeypatch):
+    choose = AttentionInterface.get_interface
+
+    def other(self, *args):
+        function = choose(self, *args)
+
+        def attend(*args, **kwargs):
+            output, weights = function(*args, **kwargs)
+            return steered(output), weights
+
+        return attend
+
+    monkeypatch.setattr(AttentionInterface, "get_interface", other)
+    return f"the function AttentionInterface.get_interface was replaced by {HERE}another_choice"
+
+
+def other_code_in_a_method(monkeypatch):
+    """As IPython's autoreload puts it there: the function is the same."""
+
+    def forward(self, hidden_states):
+        hidden = hidden_states.float()
+        hidden = hidden + 2.0 * hidden.mean(dim=1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm.forward, "__code__", forward.__code__)
+    return f"runs {HERE}other_code_in_a_method.forward"
+
+
+def other_code_in_a_function(monkeypatch):
+    def rotate_half(x):
+        return x.flip(-1) + 2.0 * x.mean(dim=2, keepdim=True)
+
+    monkeypatch.setattr(modeling_llama.rotate_half, "__code__", rotate_half.__code__)
+    return f"the function {LLAMA}.rotate_half was replaced by {HERE}other_code_in_a_function.rotate_half"
+
+
+def another_functional(monkeypatch):
+    functional = SimpleNamespace(**{**vars(nn.functional), "silu": lambda hidden: steered(torch.sigmoid(hidden))})
+    monkeypatch.setattr(nn, "functional", functional)
+    return "the function torch.nn.functional was replaced by "
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        another_choice_of_attention_functions,
+        other_code_in_a_method,
+        other_code_in_a_function,
+        another_functional,
         a_namespace_in_the_place_of_a_module_that_a_file_imports,
         another_prefill_of_every_model,
         a_descriptor_on_a_class,

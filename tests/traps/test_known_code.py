@@ -2,6 +2,9 @@
 
 import copy
 import functools
+import gc
+import logging
+import weakref
 
 import pytest
 import torch
@@ -215,3 +218,78 @@ def test_code_from_the_hub_is_relayed_in_all_files_of_its_repository(tmp_path, m
     stock = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True).eval()
     assert type(stock.model.norm).__name__ == "HubNorm"
     assert_relayed((stock, relay_hf.patch_model(copy.deepcopy(stock), policy="always")), INPUTS)
+
+
+class TellingLogger(logging.Logger):
+    """As tracing libraries put one in."""
+
+    def warning_once(self, *args, **kwargs):
+        return self.warning(*args, **kwargs)
+
+
+def test_loggers_are_no_code_of_a_model(monkeypatch):
+    models = pair("llama")
+    handle = logging.Logger.callHandlers
+    monkeypatch.setattr(logging.Logger, "callHandlers", lambda self, record: handle(self, record))
+    monkeypatch.setattr(modeling_llama, "logger", TellingLogger("of a test"))
+    assert_relayed(models, INPUTS)
+
+
+AROUND = {
+    "reset_parameters": (nn.Linear, lambda self: None),
+    "_load_from_state_dict": (nn.Linear, lambda self, *args: None),
+    "_init_weights": (modeling_llama.LlamaPreTrainedModel, lambda self, module: None),
+    "from_pretrained": (LlamaForCausalLM, classmethod(lambda cls, *args, **kwargs: None)),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_method_that_builds_or_loads_modules_may_be_replaced(name, monkeypatch):
+    models = pair("llama")
+    owner, method = AROUND[name]
+    monkeypatch.setattr(owner, name, method, raising=False)
+    assert_relayed(models, INPUTS)
+
+
+def test_what_no_forward_calls_may_hang_on_a_module():
+    models = pair("llama")
+    for model in models:
+        mlp_of(model).owner = weakref.ref(model)
+        model.loss = nn.CrossEntropyLoss().eval()
+    assert_relayed(models, INPUTS)
+
+
+def test_a_method_that_was_replaced_and_put_back_is_known(monkeypatch):
+    models = pair("llama")
+    add = torch.Tensor.__add__
+    monkeypatch.setattr(torch.Tensor, "__add__", lambda self, other: add(self, other))
+    torch.Tensor.__add__ = add
+    assert_relayed(models, INPUTS)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [torch.tanh, torch.Tensor.tanh, functools.partial(nn.functional.gelu)],
+    ids=["torch", "Tensor", "partial"],
+)
+def test_an_activation_without_python_code_is_relayed(activation):
+    models = pair("llama")
+    for model in models:
+        del mlp_of(model).act_fn
+        mlp_of(model).act_fn = activation
+    assert_relayed(models, INPUTS)
+
+
+def test_classes_and_models_of_the_users_are_free_after_use():
+    class Own(LlamaForCausalLM):
+        def tie_weights(self, *args, **kwargs):
+            return super().tie_weights(*args, **kwargs)
+
+    model = relay_hf.patch_model(Own(tiny_model("llama").config).eval(), policy="always")
+    model.generate(**INPUTS, max_new_tokens=2)
+    assert model.relay.last.relayed, model.relay.last
+    Own.last = model
+    held = weakref.ref(model)
+    del model, Own
+    gc.collect()
+    assert held() is None

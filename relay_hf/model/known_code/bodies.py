@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 from .callables import methods
-from .origins import is_known_function
+from .origins import file_of, is_known, is_known_function
 
 
 class Body(NamedTuple):
@@ -24,18 +23,20 @@ class Body(NamedTuple):
     others: list[Any]
 
 
-_bodies: WeakKeyDictionary[type, Body] = WeakKeyDictionary()
+_bodies: dict[type, Body] = {}
 
 
 def body_of(kind: type) -> Body:
     """The body of a class as it is now."""
     body = _bodies.get(kind)
-    if body is None or vars(kind) != body.content:
-        body = _bodies[kind] = Body(dict(vars(kind)), {}, [])
+    if body is None or vars(kind) != body.content or any(f.__code__ is not c for c, f in body.functions.items()):
+        body = Body(dict(vars(kind)), {}, [])
         for each in methods(kind):
             # A function that holds no other is known for good.
             if type(each) is FunctionType and each.__closure__ is None and is_known_function(each):
                 body.functions[each.__code__] = each
             else:
                 body.others.append(each)
+        if is_known(file_of(kind.__module__) or ""):  # a user's class would be kept alive, and what it refers to
+            _bodies[kind] = body
     return body

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from functools import partial, partialmethod
+from logging import Logger
 from types import FunctionType, GenericAlias, MethodType, NoneType, UnionType
 from typing import Any, TypeVar
+from weakref import ReferenceType
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedConfig
+from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 from ..compiling import ORIGINAL
-from ..upstream.names import CALLERS_OF_FORWARDS
+from ..upstream.names import CALLERS_OF_FORWARDS, INITIALIZE
+from .by_token import may_mix
 from .origins import is_in
 
 _BACKEND = "_torchdynamo_orig_backend"  # what torch.compile's functions around a backend keep the next one under
@@ -27,11 +30,13 @@ _AROUND_OBJECTS = frozenset(
 # generate(), train(), extra_repr() and the like are run by no forward. Tracers and quantizers replace them.
 _AROUND_FORWARDS = {name for base in GenerationMixin.__mro__ for name in vars(base)} - CALLERS_OF_FORWARDS
 _AROUND_FORWARDS |= {name for name in vars(nn.Module) if name[0] != "_"} - {"forward"}
+_AROUND_FORWARDS |= {name for name, value in vars(PreTrainedModel).items() if isinstance(value, classmethod)}
+_AROUND_FORWARDS |= {"_load_from_state_dict", "_save_to_state_dict", "reset_parameters", INITIALIZE}
 _MOST = 100  # entries of a container that code holds: more are data
 _CONTAINERS = (list, tuple, set, frozenset, dict)
 # Values of these classes, and configurations, run nothing.
 _DATA = frozenset(
-    {bool, bytes, complex, float, int, str, type, GenericAlias, NoneType, TypeVar, UnionType}
+    {bool, bytes, complex, float, int, str, type, GenericAlias, NoneType, ReferenceType, TypeVar, UnionType}
     | {nn.Parameter, torch.Tensor, torch.device, torch.dtype, torch.layout, torch.memory_format, torch.Size}
 )
 _OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # torch.ops, with code in any language
@@ -41,7 +46,7 @@ _OF_ALL = frozenset({object, nn.Module, torch.Tensor, *torch.Tensor.__mro__})
 def functions_in(value: Any, known: Collection[int] = ()) -> Iterator[Any]:
     """All functions that run when a value is used, as far as it holds them itself, and callables without Python's code.
 
-    `known`: ids of objects to pass by.
+    `known`: ids of objects, and of objects' classes, to pass by.
     """
     seen: set[int] = set()
     for each in _entries(value) if type(value) in _CONTAINERS else (value,):
@@ -49,8 +54,8 @@ def functions_in(value: Any, known: Collection[int] = ()) -> Iterator[Any]:
 
 
 def is_data(value: Any) -> bool:
-    """Whether a value runs nothing."""
-    return type(value) in _DATA or isinstance(value, PreTrainedConfig | type)
+    """Whether a value runs nothing, or nothing that changes a forward."""
+    return type(value) in _DATA or isinstance(value, PreTrainedConfig | Logger | type)
 
 
 def may_run(name: str) -> bool:
@@ -84,15 +89,19 @@ def _functions(value: Any, seen: set[int], known: Collection[int]) -> Iterator[A
     elif isinstance(value, property):
         yield from _held((value.fget,), seen, known)
     elif isinstance(value, nn.Module):
+        if may_mix(type(value)):  # one of the model's own modules comes here only if no class builds it
+            yield value
         hooks = (*value._forward_pre_hooks.values(), *value._forward_hooks.values())
         own = [each for name, each in vars(value).items() if name == "forward" or name[:1] != "_"]
         yield from _held((*_of_class(type(value)), *own, *hooks, *value._modules.values()), seen, known)
     elif hasattr(value, "__wrapped__") and not isinstance(vars(type(value)).get("__call__"), FunctionType):
         yield from _functions(value.__wrapped__, seen, known)  # static methods, functools.lru_cache
     else:
+        kind = type(value)
         if isinstance(value, _OPERATORS) or (callable(value) and not isinstance(type(value).__call__, FunctionType)):
             yield value
-        held = _held((*_of_class(type(value)), *getattr(value, "__dict__", {}).values()), seen, known)
+        of_kind = () if id(kind) in known else _of_class(kind)
+        held = _held((*of_kind, *getattr(value, "__dict__", {}).values()), seen, known)
         yield from (each for each in held if isinstance(each, FunctionType))
 
 

@@ -30,9 +30,10 @@ def is_as_imported(module_name: str, name: str, value: Any) -> bool:
     if source is None:
         return False
     there = sys.modules.get(source.module)
-    if source.name is not None:
-        there = getattr(there, source.name, sys.modules.get(f"{source.module}.{source.name}"))
-    return there is value
+    if source.name is None:
+        return there is value
+    as_module = sys.modules.get(f"{source.module}.{source.name}")
+    return value is getattr(there, source.name, None) or (as_module is not None and value is as_module)
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import jit, nn
 from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
 from ..upstream.names import CALLERS_OF_FORWARDS
 from .bodies import body_of
+from .by_token import may_mix
 from .callables import functions_in, is_data, may_run
 from .origins import described, file_of, is_in, is_known, is_known_function
 from .pytorch import unsafe_modules
@@ -39,7 +40,7 @@ class KnownCode:
         self.functions: dict[CodeType, FunctionType] = {}
         self._files = files
         self._modules = modules
-        self._ids = frozenset(map(id, modules))
+        self._ids = {*map(id, modules)}  # and those of classes of objects
         self._own: set[CodeType] = set()  # of the model's own classes
 
     def unknown_kinds(self) -> Iterator[Found]:
@@ -119,7 +120,11 @@ class KnownCode:
                 ):
                     return each
             if isinstance(each, FunctionType):
+                if may_mix(each):
+                    return each
                 self.functions[each.__code__] = each
+        for each in value if isinstance(value, list) else ():
+            self._ids.add(id(type(each)))  # accelerate puts the same hooks on all modules
         return None
 
 

@@ -11,6 +11,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._C import TensorBase
 from torch.nn import functional
 
 from .callables import functions_in, is_data
@@ -29,6 +30,12 @@ class _Place(NamedTuple):
     namespace: Mapping[str, Any]
     name: str
     value: Any
+    code: CodeType | None  # of a function, which may be given other code in place
+
+    @classmethod
+    def of(cls, namespace: Mapping[str, Any], name: str) -> _Place:
+        value = namespace.get(name)
+        return cls(namespace, name, value, value.__code__ if isinstance(value, FunctionType) else None)
 
 
 _found_known: dict[tuple[frozenset[CodeType], int], list[_Place]] = {}
@@ -46,13 +53,18 @@ def replaced(
     """
     key = (frozenset(functions), len(owners))
     places = _found_known.get(key)
-    if places is not None and all(namespace.get(name) is value for namespace, name, value in places):
+    if places is not None and all(
+        namespace.get(name) is value and (code is None or getattr(value, "__code__", None) is code)
+        for namespace, name, value, code in places
+    ):
         return None
     places = []
     for place, owner, unknown in _places(functions.values(), files, owners):
         if unknown is not None:
             return f"{owner}.{place.name}", described(unknown)
-        places.append(place)
+        kind = type(place.value)
+        if kind in (FunctionType, ModuleType, type) or place.namespace.get("__file__") not in files:
+            places.append(place)  # an object of a user's file, such as a model, would be kept alive
     _found_known[key] = places
     if len(_found_known) > _MOST:
         _found_known.pop(next(iter(_found_known)), None)
@@ -79,15 +91,24 @@ def _places(
             owner = next((each for each in OWNERS if vars(each) is namespace), None)
             own = files if code.co_filename in files else ()
             unknown = _unknown_in(namespace, name, own) if owner is None else _unknown_in_pytorch(owner, name)
-            yield _Place(namespace, name, value), namespace["__name__"], unknown
+            yield _Place.of(namespace, name), namespace["__name__"], unknown
+            if is_as_imported(namespace["__name__"], name, value):
+                yield from _methods(value)
             todo += functions_in(value) if isinstance(value, FunctionType) else ()
         todo += filter(None, (vars(functional).get(name) for name in used - names))
         names |= used
     for owner in owners:
         for name in names:
             if name in vars(owner) or (owner is Tensor and hasattr(Tensor, name)):
-                place = _Place(vars(owner), name, vars(owner).get(name))
-                yield place, owner.__name__, _unknown_in_pytorch(owner, name)
+                yield _Place.of(vars(owner), name), owner.__name__, _unknown_in_pytorch(owner, name)
+
+
+def _methods(value: Any) -> Iterator[tuple[_Place, str, Any]]:
+    """The methods of an object of Transformers' that a file imports, such as a registry, like `_places`."""
+    for base in () if isinstance(value, FunctionType | ModuleType | type) else type(value).__mro__:
+        for name, method in vars(base).items() if is_in(file_of(base.__module__) or "", "transformers") else ():
+            if isinstance(method, FunctionType):
+                yield _Place.of(vars(base), name), base.__name__, None if is_known_function(method) else method
 
 
 def _is_followed(function: Any, files: Collection[str]) -> bool:
@@ -115,7 +136,8 @@ def _unknown_in(namespace: Mapping[str, Any], name: str, files: Collection[str])
 def _unknown_in_pytorch(owner: Any, name: str) -> Any:
     """What is unknown in the place of what PyTorch has under this name, or None."""
     value = vars(owner).get(name)
-    if not (value is None or stood_at_import(owner, name, value)):
+    inherited = owner is Tensor and value is getattr(TensorBase, name, None)  # somebody has put it back
+    if not (value is None or inherited or stood_at_import(owner, name, value)):
         return _unknown(value, ())
     replaced_before = isinstance(value, FunctionType) and not is_known_function(value)
     return value if replaced_before else None

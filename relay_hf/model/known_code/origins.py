@@ -8,11 +8,10 @@ import sys
 import sysconfig
 from collections.abc import Collection
 from functools import cache, lru_cache
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-import torch
-from torch.nn import functional
+from .by_token import is_by_token
 
 # Their modules are taken to act token by token, as Transformers' models use them; some are checked by name
 # (`quantizers.py`, `hooks.py`).
@@ -22,15 +21,6 @@ _SEVERAL_TOKENS = (("peft", "tuners/lily/layer.py"),)
 _HELPERS = ("relay_hf", "typing_extensions")
 # Where models from the Hub bring code of their own: a repository is a folder of it.
 _FROM_THE_HUB = "transformers_modules"
-# Functions without Python code that act on each element by itself. They stand for activations.
-_ELEMENTWISE = frozenset(
-    {
-        *("erf", "exp", "gelu", "hardtanh", "log_sigmoid", "logsigmoid", "relu", "relu_", "selu", "sigmoid"),
-        *("softplus", "square", "tanh"),
-    }
-)
-_KNOWN = {id(vars(owner).get(name)) for owner in (torch, functional) for name in _ELEMENTWISE} - {id(None)}
-_KNOWN |= {id(torch._C._disabled_torch_function_impl)}  # of parameters, and of other classes of tensors
 
 
 @cache
@@ -56,7 +46,7 @@ def is_known_function(function: Any, files: Collection[str] = ()) -> bool:
     """Whether a function is of a known package, or of `files`; or is without Python code, and known by name."""
     if isinstance(function, FunctionType):
         return is_known(function.__code__.co_filename) or function.__code__.co_filename in files
-    return id(function) in _KNOWN
+    return is_by_token(function)
 
 
 @cache
@@ -78,6 +68,8 @@ def described(found: Any) -> str:
     code = found if isinstance(found, CodeType) else getattr(found, "__code__", None)
     if isinstance(code, CodeType):
         return _described(code)
+    if isinstance(found, ModuleType):
+        return found.__name__
     kind = found if hasattr(found, "__qualname__") else type(found)
     return f"{getattr(kind, '__module__', None) or type(found).__module__}.{kind.__qualname__}"
 

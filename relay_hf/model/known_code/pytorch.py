@@ -1,40 +1,24 @@
-"""PyTorch's own code: which of its modules and functions act on each token by itself, and what has been replaced.
-
-PyTorch has pooling, recurrent layers and sums over tokens too. Transformers' models use some of these, each as it must
-be used. What a user puts into a model is not known to be used so.
-"""
+"""PyTorch's own code: what of it has been replaced, or is put where it may look at several tokens."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, library, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
+from .by_token import CHANGING, may_mix
 from .callables import functions_in
 from .origins import described, file_of, is_known
 
-_BY_TOKEN = frozenset(
-    {
-        *("AlphaDropout", "Dropout", "Embedding", "Identity", "LayerNorm", "Linear", "RMSNorm"),
-        *("Module", "ModuleDict", "ModuleList", "ParameterDict", "ParameterList", "Sequential"),
-        *("CELU", "ELU", "GELU", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh", "LeakyReLU", "LogSigmoid"),
-        *("Mish", "ReLU", "ReLU6", "SELU", "SiLU", "Sigmoid", "Softplus", "Softshrink", "Softsign", "Tanh"),
-        *("Tanhshrink", "Threshold"),
-    }
-)
-_CHANGING = "_SpectralNorm"
-
 OPERATORS = frozenset(f"__{side}{name[2:]}" for name in dir(operator) if name[:2] == "__" for side in ("", "r", "i"))
-OWNERS: tuple[Any, ...] = (torch, functional, Tensor)
+OWNERS: tuple[Any, ...] = (torch, nn, functional, torch._C._nn, Tensor)
 _AT_IMPORT: Mapping[int, Mapping[str, Any]] = {id(owner): dict(vars(owner)) for owner in OWNERS}
 
 # Keys under which operators are looked up in a forward. PyTorch itself adds code under others, for vmap say.
@@ -61,24 +45,27 @@ def unsafe_modules(modules: Sequence[nn.Module]) -> Mapping[nn.Module, str]:
 
     So is spectral normalization in training mode: it changes in each forward.
     """
-    kinds: set[type] = {*filter(_may_mix, {*map(type, modules)})}
+    kinds = {kind for kind in {*map(type, modules)} if may_mix(kind)}
     if not kinds:
         return {}
     parents = {child: parent for parent in modules for child in parent._modules.values() if child is not None}
+    names: dict[type, set[str]] = {}
     found = {}
     for module in modules:
-        if type(module) in kinds and not _is_built(module, parents):
+        if type(module) in kinds and not _is_built(module, parents, names):
             found[module] = f"{type(module).__module__}.{type(module).__qualname__}"
     return found
 
 
-def _is_built(module: nn.Module, parents: Mapping[nn.Module, nn.Module]) -> bool:
-    if type(module).__name__ == _CHANGING:
+def _is_built(module: nn.Module, parents: Mapping[nn.Module, nn.Module], names: dict[type, set[str]]) -> bool:
+    if type(module).__name__ == CHANGING:
         return not module.training
-    around, kind = parents.get(module), type(module).__name__
+    around = parents.get(module)
     while around is not None:
-        builder: Any = type(around)
-        if kind in _names_in(builder):
+        kind = type(around)
+        if kind not in names:
+            names[kind] = _names_in(kind)
+        if type(module).__name__ in names[kind]:
             return True
         around = parents.get(around)
     return False
@@ -92,16 +79,10 @@ def mode_around() -> str | None:
     return None
 
 
-def _may_mix(kind: type) -> bool:
-    of_layers = kind.__module__.startswith("torch.nn.modules.") and kind.__name__ not in _BY_TOKEN
-    return of_layers or (kind.__module__ == parametrizations.__name__ and kind.__name__ == _CHANGING)
-
-
-@lru_cache(256)
-def _names_in(kind: type) -> frozenset[str]:
+def _names_in(kind: type) -> set[str]:
     """The names that the code of a class uses: those of the classes that it builds are among them."""
     functions = (each for base in kind.__mro__ for value in vars(base).values() for each in functions_in(value))
-    return frozenset(name for each in functions if isinstance(each, FunctionType) for name in names_in(each.__code__))
+    return {name for each in functions if isinstance(each, FunctionType) for name in names_in(each.__code__)}
 
 
 def names_in(code: CodeType) -> set[str]:

@@ -32,13 +32,17 @@ def changed() -> str | None:
     return difference
 
 
-@lru_cache(maxsize=256)
 def changed_in(kind: type[PreTrainedModel]) -> str | None:
     """The same for a class's name of its cache; None too if it takes no cache, or is not Transformers' own."""
     forward = kind.forward
     if not is_librarys(kind.__module__) or not is_librarys(getattr(forward, "__module__", None)):
-        return None
-    parameters = inspect.signature(forward).parameters
+        return None  # and nothing is remembered, which would keep a user's class alive
+    return _changed_in(kind)  # type: ignore[arg-type] # a class can be hashed
+
+
+@lru_cache(maxsize=256)
+def _changed_in(kind: type[PreTrainedModel]) -> str | None:
+    parameters = inspect.signature(kind.forward).parameters
     known = CACHE_NAMES if MINOR < 24 else (CACHE,)
     if any(name in parameters for name in known):
         return None
@@ -50,6 +54,6 @@ def changed_in(kind: type[PreTrainedModel]) -> str | None:
 
 def check(kind: type[PreTrainedModel]) -> None:
     """Raise a RelayError that names the fact, if Transformers or a class of its models is not as relay_hf knows it."""
-    difference = changed() or changed_in(kind)  # type: ignore[arg-type] # a class can be hashed
+    difference = changed() or changed_in(kind)
     if difference is not None:
         raise RelayError(refusal_of(difference))

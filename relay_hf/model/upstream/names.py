@@ -90,6 +90,8 @@ CALLERS_OF_FORWARDS = frozenset(
     }
 )
 
+INITIALIZE = "_init_weights"  # a method of models that no forward runs
+
 # Words in a configuration's names for the probabilities that make a model random in training mode.
 RANDOM_IN_TRAINING = ("drop", "jitter", "noise")
 

@@ -37,7 +37,7 @@ OURS = {
     *("args", "cpu", "dynamic", "kwargs", "query_length", "repeats", "reuse", "softcap", "value"),
 }
 # As an attribute it is relay_hf's own word for a RelayCache; as text or as an argument it is Transformers'.
-AMBIGUOUS = {"cache"}
+AMBIGUOUS = {"cache", "linear"}
 # What others than Transformers keep to themselves: PyTorch, accelerate, peft, tokenizers.
 OF_OTHERS = {
     *(
@@ -52,7 +52,7 @@ OF_OTHERS = {
     *("_non_persistent_buffers_set", "_parameters", "_scaled_dot_product_flash_attention_for_cpu", "_version"),
     *("_fsdp_param_groups", "_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters"),
     *("_disabled_torch_function_impl", "_get_current_dispatch_mode_stack", "_get_current_function_mode_stack"),
-    *("_impls", "_ops"),
+    *("_impls", "_load_from_state_dict", "_nn", "_ops", "_save_to_state_dict"),
     *("_orig_mod", "_tokenizer", "_torchdynamo_orig_backend"),
     "_replace",  # of a named tuple, and public
     "_told",  # of a handle that an earlier version of relay_hf has pickled
