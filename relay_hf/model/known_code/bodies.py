@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ def body_of(kind: type) -> Body:
                 body.functions[each.__code__] = each
             else:
                 body.others.append(each)
-        if is_known(file_of(kind.__module__) or ""):  # a user's class would be kept alive, and what it refers to
+        # Any other class would be kept alive, and what it refers to: a user's, and those that PyTorch makes as it runs.
+        namespace = vars(sys.modules.get(kind.__module__, sys))
+        if is_known(file_of(kind.__module__) or "") and namespace.get(kind.__name__) is kind:
             _bodies[kind] = body
     return body
