@@ -280,3 +280,17 @@ def test_a_returned_cache_is_neither_copied_nor_joined(edit, monkeypatch):
     ours.generate(**turn, **{CACHE: cache}, max_new_tokens=2)
     assert differences(said, ours.relay.last) == []
     assert ours.relay.last.relayed != edit
+
+
+def test_arguments_that_generate_does_not_take_by_position_are_its_error():
+    """None counts as an argument too."""
+    ours, surplus = patched(), (None,) * 12
+    for ask in (ours.generate, ours.relay.explain):
+        with pytest.raises(TypeError, match="positional arguments"):
+            ask(INPUTS["input_ids"], None, *surplus)
+
+
+def test_two_masks_are_an_error():
+    mask = INPUTS["attention_mask"]
+    with pytest.raises(TypeError, match="two masks"):
+        patched().relay.explain(INPUTS["input_ids"], mask, attention_mask=mask)

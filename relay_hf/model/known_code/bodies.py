@@ -39,7 +39,7 @@ def body_of(kind: type) -> Body:
             else:
                 body.others.append(each)
         # Any other class would be kept alive, and what it refers to: a user's, and those that PyTorch makes as it runs.
-        namespace = vars(sys.modules.get(kind.__module__, sys))
-        if is_known(file_of(kind.__module__) or "") and namespace.get(kind.__name__) is kind:
+        stands = getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+        if stands and is_known(file_of(kind.__module__) or ""):
             _bodies[kind] = body
     return body

@@ -51,7 +51,7 @@ def is_by_token(function: Any) -> bool:
 def may_mix(value: Any) -> bool:
     """Whether a class of modules, or a function of `torch.nn.functional`, is PyTorch's and may look at several tokens.
 
-    Functions inside of others, which PyTorch itself has put there, are not meant.
+    A function that does not stand in `torch.nn.functional` under its own name does not count.
     """
     if isinstance(value, FunctionType):
         of_file = value.__code__.co_filename == _FILE and value.__closure__ is None

@@ -19,7 +19,7 @@ from .by_token import may_mix
 from .origins import is_in
 
 _BACKEND = "_torchdynamo_orig_backend"  # what torch.compile's functions around a backend keep the next one under
-# Methods of such names that no forward runs, though no name says so.
+# Special methods that no forward runs.
 _AROUND_OBJECTS = frozenset(
     f"__{name}__"
     for name in (
@@ -34,12 +34,12 @@ _AROUND_FORWARDS |= {name for name, value in vars(PreTrainedModel).items() if is
 _AROUND_FORWARDS |= {"_load_from_state_dict", "_save_to_state_dict", "reset_parameters", INITIALIZE}
 _MOST = 100  # entries of a container that code holds: more are data
 _CONTAINERS = (list, tuple, set, frozenset, dict)
-# Values of these classes, and configurations, run nothing.
+# Values of these classes run nothing.
 _DATA = frozenset(
     {bool, bytes, complex, float, int, str, type, GenericAlias, NoneType, ReferenceType, TypeVar, UnionType}
     | {nn.Parameter, torch.Tensor, torch.device, torch.dtype, torch.layout, torch.memory_format, torch.Size}
 )
-_OPERATORS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # torch.ops, with code in any language
+_OPS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)  # torch.ops, with code in any language
 _OF_ALL = frozenset({object, nn.Module, torch.Tensor, *torch.Tensor.__mro__})
 
 
@@ -98,7 +98,7 @@ def _functions(value: Any, seen: set[int], known: Collection[int]) -> Iterator[A
         yield from _functions(value.__wrapped__, seen, known)  # static methods, functools.lru_cache
     else:
         kind = type(value)
-        if isinstance(value, _OPERATORS) or (callable(value) and not isinstance(type(value).__call__, FunctionType)):
+        if isinstance(value, _OPS) or (callable(value) and not isinstance(kind.__call__, FunctionType)):
             yield value
         of_kind = () if id(kind) in known else _of_class(kind)
         held = _held((*of_kind, *getattr(value, "__dict__", {}).values()), seen, known)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from .callables import functions_in, is_data
 from .imports import imported_packages, is_as_imported, is_imported
 from .origins import code_of, described, file_of, is_in, is_known, is_known_function
-from .pytorch import OPERATORS, OWNERS, names_in, stood_at_import
+from .pytorch import OPERATOR_METHODS, OWNERS, names_in, stood_at_import
 
 # What these files use is looked at too.
 _FOLLOWED = (("transformers", ""), ("accelerate", ""), ("peft", ""), ("trl", ""), ("torch", "/torch/nn/"))
@@ -78,7 +78,7 @@ def _places(
 
     Each comes with its owner's name, and what is unknown there or None.
     """
-    todo, seen, names = [*functions], set(), set(OPERATORS)
+    todo, seen, names = [*functions], set(), set(OPERATOR_METHODS)
     while todo:
         function = todo.pop()
         if not _is_followed(function, files) or function.__code__ in seen:

@@ -17,7 +17,9 @@ from .by_token import CHANGING, may_mix
 from .callables import functions_in
 from .origins import described, file_of, is_known
 
-OPERATORS = frozenset(f"__{side}{name[2:]}" for name in dir(operator) if name[:2] == "__" for side in ("", "r", "i"))
+OPERATOR_METHODS = frozenset(
+    f"__{side}{name[2:]}" for name in dir(operator) if name[:2] == "__" for side in ("", "r", "i")
+)
 OWNERS: tuple[Any, ...] = (torch, nn, functional, torch._C._nn, Tensor)
 _AT_IMPORT: Mapping[int, Mapping[str, Any]] = {id(owner): dict(vars(owner)) for owner in OWNERS}
 
