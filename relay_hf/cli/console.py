@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import typer
 from rich.console import Console
 
-REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+REAL_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
 Command = TypeVar("Command", bound=Callable[..., None])
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .console import REAL_MODEL, about
+from .console import REAL_MODEL, about, progress
 
 if TYPE_CHECKING:
     from relay_hf.showcase import Showcase
@@ -23,21 +23,37 @@ def named(argument: str = "--model") -> Iterator[None]:
         yield
 
 
-def load(model: str | None, *, tiny: bool, dtype: Dtype) -> Showcase:
-    """A model with its tokenizer.
+def load_with_progress(model: str | None, *, tiny: bool = False, dtype: Dtype = "float32") -> Showcase:
+    """A model with its tokenizer. Progress is shown meanwhile, and one line where a model is converted.
+
+    Args:
+        model: a Hub id or a folder; "random"; None: the demo's chat model.
+        tiny: the random model is to be tiny.
+        dtype: of the weights.
 
     Raises:
-        typer.BadParameter: there is no such model.
+        typer.BadParameter: there is no such model, or the demo's has not been downloaded.
     """
-    import torch
-    from transformers import AutoConfig
+    console = progress()
+    with console.status("loading torch, Transformers and the model ..."):
+        import torch
+        from transformers import AutoConfig
 
-    from relay_hf import showcase
+        from relay_hf import showcase
+        from relay_hf.showcase import smollm2
 
-    with named():
-        if model is not None:
+        quiet()
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+        if model is None:
+            if smollm2.is_fetched() and not smollm2.is_converted():
+                console.print(f"Converting {smollm2.NAME}, once; it takes about 20 seconds ...")
+            with about("--model", "Or take --model random.", OSError, ValueError, ImportError):
+                return showcase.load(**options)
+        if model == showcase.RANDOM:
+            return showcase.load(model, size="tiny" if tiny else "small", **options)
+        with named():
             AutoConfig.from_pretrained(model)  # without a network this gives up first, in half the time
-        return showcase.load(model, size="tiny" if tiny else "small", dtype=getattr(torch, dtype))
+            return showcase.load(model, **options)
 
 
 def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:
@@ -53,7 +69,7 @@ def load_without_weights(model: str | None, tokenizer: str | None) -> Showcase:
 
     with torch.device("meta"):
         if model is None:
-            shown = showcase.load(device="meta")
+            shown = showcase.load(showcase.RANDOM, device="meta")
         else:
             with named():
                 config = AutoConfig.from_pretrained(model)

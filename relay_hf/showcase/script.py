@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .model import SIZES
+from . import smollm2
+from .random_model import SIZES
 
 Result = TypeVar("Result")
 
@@ -16,12 +17,9 @@ def options(description: str | None) -> argparse.Namespace:
     """The command line of a script: `model` and `size`, as `load` takes them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
-        "--model",
-        help="a Hub id or a local path, such as HuggingFaceTB/SmolLM2-135M-Instruct (default: random weights)",
+        "--model", default=smollm2.NAME, help="a Hub id, a local path, or random (default: %(default)s)"
     )
-    parser.add_argument(
-        "--size", choices=SIZES, default="mini", help="of the model of random weights (default: %(default)s)"
-    )
+    parser.add_argument("--size", choices=SIZES, help="of --model random (default: small)")
     return parser.parse_args()
 
 

@@ -1,0 +1,5 @@
+"""`python -m relay_hf.showcase`: the folder that the demo's model is downloaded to."""
+
+from .smollm2 import cache
+
+print(cache())
