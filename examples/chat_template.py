@@ -17,7 +17,7 @@ SYSTEM = {"role": "system", "content": showcase.SYSTEM_PROMPT}
 
 
 def main() -> int:
-    """Answer two batches of 8 customers, with stock generate() and relayed."""
+    """Answer two batches of 4 customers, with stock generate() and relayed."""
     arguments = showcase.options(__doc__)
     shown = showcase.load(arguments.model, size=arguments.size)
     model, tokenizer = shown.model, shown.tokenizer
@@ -31,7 +31,7 @@ def main() -> int:
         tokens = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         return tokens[:, inputs.input_ids.shape[1] :]
 
-    batches = {"first batch": showcase.QUESTIONS[:8], "second batch": showcase.QUESTIONS[8:16]}
+    batches = {"first batch": showcase.QUESTIONS[:4], "second batch": showcase.QUESTIONS[4:8]}
     stock = [showcase.timed(f"stock, {name}", answer, batch) for name, batch in batches.items()]
 
     relay_hf.patch_model(model)

@@ -32,11 +32,11 @@ def main() -> int:
     shown = showcase.load(arguments.model, size=arguments.size)
     model = shown.model
     print(shown.about)
-    prompts = showcase.document_prompts(GROUPS)
-    inputs = shown.tokenizer(prompts, padding=True, return_tensors="pt").to(model.device)
+    inputs = shown.inputs(showcase.document_chats(GROUPS))
     rows = {name: value.repeat_interleave(SAMPLES, dim=0) for name, value in inputs.items()}
-    # The distribution itself, without any truncation, and samples of one length.
-    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_new_tokens": NEW}
+    # The distribution itself, without truncation and penalties, and samples of one length.
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    how["min_new_tokens"] = NEW
 
     def samples() -> tuple[Tensor, Tensor]:
         set_seed(0)

@@ -22,8 +22,7 @@ def adapted(shown: showcase.Showcase) -> tuple[peft.PeftModel, dict[str, Tensor]
     torch.manual_seed(0)
     model = peft.get_peft_model(shown.model, LORA, adapter_name="formal")
     model.add_adapter("casual", LORA)
-    inputs = shown.tokenizer(showcase.support_prompts(4), padding=True, return_tensors="pt")
-    return model.eval(), inputs.to(shown.model.device)
+    return model.eval(), shown.inputs(showcase.support_chats(2))
 
 
 def serve(model: peft.PeftModel, inputs: dict[str, Tensor]) -> tuple[list[Tensor], list[int]]:

@@ -1,4 +1,4 @@
-"""A text-generation pipeline over prompts that start alike: one line is added, and nothing else changes."""
+"""A text-generation pipeline over chats that start alike: one line is added, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from relay_hf import showcase
 
 
 def main() -> int:
-    """Answer 16 customers in batches of 8, with stock generate() and relayed."""
+    """Answer 8 customers in batches of 4, with stock generate() and relayed."""
     arguments = showcase.options(__doc__)
     shown = showcase.load(arguments.model, size=arguments.size)
     print(shown.about)
 
-    prompts = showcase.support_prompts(16)
+    chats = showcase.support_chats(8)
     generator = pipeline("text-generation", model=shown.model, tokenizer=shown.tokenizer)
 
     def answers() -> list[str]:
-        outputs = generator(prompts, batch_size=8, max_new_tokens=16, do_sample=False, return_full_text=False)
+        outputs = generator(chats, batch_size=4, max_new_tokens=16, do_sample=False, return_full_text=False)
         return [output["generated_text"] for (output,) in outputs]
 
     stock = showcase.timed("stock", answers)

@@ -12,11 +12,14 @@ import relay_hf
 from relay_hf import showcase
 
 
-def build(model: str | None, size: str, path: Path) -> None:
+def build(model: str, size: str | None, path: Path) -> None:
     """What a deployment runs once: prefill the system prompt, write it."""
     shown = showcase.load(model, size=size)
     relay_hf.patch_model(shown.model)
-    prefix = shown.model.relay.warm(showcase.SYSTEM_PROMPT, shown.tokenizer, pin=True)
+    # A template renders the system message alone as it renders it before a user's: its tokens are the same.
+    system = [{"role": "system", "content": showcase.SYSTEM_PROMPT}]
+    ids = shown.tokenizer.apply_chat_template(system, return_dict=True)["input_ids"]
+    prefix = shown.model.relay.warm(ids, pin=True)
     shown.model.relay.save(path, [prefix])
     print(f"built: {len(prefix)} tokens, {path.stat().st_size / 2**20:.1f} MiB")
 
@@ -34,7 +37,7 @@ def main() -> int:
         shown = showcase.load(arguments.model, size=arguments.size)
         model = shown.model
         print(shown.about)
-        request = shown.tokenizer(showcase.support_prompts(1), return_tensors="pt").to(model.device)
+        request = shown.inputs(showcase.support_chats(1))
 
         def answer() -> list[int]:
             return model.generate(**request, max_new_tokens=8, do_sample=False)[0].tolist()

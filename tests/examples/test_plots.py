@@ -12,9 +12,9 @@ from relay_hf.showcase import plots
 @pytest.fixture(scope="module")
 def explained():
     """An explanation, and the tokens of each row: three documents, four shuffled questions each."""
-    shown = showcase.load(size="tiny")
-    prompts = showcase.document_prompts(3, 4)
-    inputs = shown.tokenizer(prompts[::5] + prompts[1::5] + prompts[2::5], padding=True, return_tensors="pt")
+    shown = showcase.load("random", size="tiny")
+    chats = showcase.document_chats(3, 4)
+    inputs = shown.inputs(chats[::5] + chats[1::5] + chats[2::5])
     with relay_hf.patched(shown.model, policy="always"):
         explanation = shown.model.relay.explain(inputs.input_ids, inputs.attention_mask)
     return explanation, inputs.attention_mask.sum(1).tolist()

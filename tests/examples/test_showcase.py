@@ -1,5 +1,8 @@
 """The model and the texts that demo, notebooks and examples show things on."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
@@ -9,25 +12,25 @@ from relay_hf import showcase
 
 @pytest.fixture(scope="module")
 def shown():
-    return showcase.load(size="tiny")
+    return showcase.load("random", size="tiny")
 
 
-def new_tokens(shown, prompts, **how):
-    inputs = shown.tokenizer(prompts, padding=True, return_tensors="pt")
+def new_tokens(shown, chats, **how):
+    inputs = shown.inputs(chats)
     tokens = shown.model.generate(**inputs, max_new_tokens=8, do_sample=False, **how)
     return tokens[:, inputs.input_ids.shape[1] :]
 
 
 def test_each_prompt_gets_an_answer_of_its_own_in_words_of_the_tokenizer(shown):
     """Otherwise "same tokens" would say little."""
-    tokens = new_tokens(shown, showcase.document_prompts(8))
+    tokens = new_tokens(shown, showcase.document_chats(8))
     assert len({tuple(row) for row in tokens.tolist()}) == len(tokens)
     assert tokens.max() < len(shown.tokenizer)
 
 
 def test_the_model_is_the_same_at_every_call_and_leaves_the_random_state_alone(shown):
     state = torch.get_rng_state()
-    again = showcase.load(size="tiny")
+    again = showcase.load("random", size="tiny")
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(shown.model.parameters(), again.model.parameters(), strict=True))
 
@@ -39,7 +42,12 @@ def test_the_description_says_that_weights_are_random(shown):
 
 def test_an_unknown_size_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="size must be one of 'tiny', 'mini', 'small', 'base'; got 'huge'"):
-        showcase.load(size="huge")
+        showcase.load("random", size="huge")
+
+
+def test_a_size_of_another_model_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=f"size is of the model that is built, 'random'; got 'tiny' for {tmp_path}"):
+        showcase.load(tmp_path, size="tiny")
 
 
 def test_a_model_from_a_folder_gets_padding_on_the_left(shown, tmp_path):
@@ -48,12 +56,12 @@ def test_a_model_from_a_folder_gets_padding_on_the_left(shown, tmp_path):
     loaded = showcase.load(tmp_path)
     assert loaded.tokenizer.padding_side == "left"
     assert str(tmp_path) in loaded.about
-    prompts = showcase.document_prompts(2)
-    assert torch.equal(new_tokens(loaded, prompts), new_tokens(shown, prompts))
+    chats = showcase.document_chats(2)
+    assert torch.equal(new_tokens(loaded, chats), new_tokens(shown, chats))
 
 
-def test_document_prompts_share_instructions_and_then_documents(shown):
-    inputs = shown.tokenizer(showcase.document_prompts(3, 4), padding=True, return_tensors="pt")
+def test_document_chats_share_instructions_and_then_documents(shown):
+    inputs = shown.inputs(showcase.document_chats(3, 4))
     with relay_hf.patched(shown.model, policy="always"):
         tree = shown.model.relay.explain(inputs.input_ids, inputs.attention_mask).tree.splitlines()
     assert [line.split(", ")[1] for line in tree if not line.startswith("    ")] == [
@@ -64,22 +72,30 @@ def test_document_prompts_share_instructions_and_then_documents(shown):
     ]
 
 
+def test_a_model_without_a_chat_template_gets_the_texts_one_behind_the_other(shown):
+    plain = dataclasses.replace(shown, tokenizer=copy.deepcopy(shown.tokenizer))
+    plain.tokenizer.chat_template = None
+    ids = plain.inputs(showcase.support_chats(1)).input_ids[0]
+    assert plain.tokenizer.decode(ids) == showcase.support_prompts(1)[0]
+
+
 def test_the_options_show_the_name_of_a_real_model(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["script.py", "--help"])
     with pytest.raises(SystemExit):
         showcase.options("What the script does.")
     said = "".join(capsys.readouterr().out.split())
     assert "--model" in said
-    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in said
+    assert "SmolLM2-135M-Instruct" in said
+    assert "random" in said
 
 
 def test_the_verdict_fails_on_other_outputs_and_on_calls_that_were_not_relayed(shown, capsys):
-    prompts = showcase.support_prompts(4)
+    chats = showcase.support_chats(4)
     with relay_hf.patched(shown.model, policy="always"):
-        new_tokens(shown, prompts)
+        new_tokens(shown, chats)
         assert showcase.verdict(shown.model, same=True) == 0
         assert showcase.verdict(shown.model, same=False) == 1
-        new_tokens(shown, prompts, use_cache=False)
+        new_tokens(shown, chats, use_cache=False)
         assert showcase.verdict(shown.model, same=True) == 1
     said = capsys.readouterr().out
     assert "same outputs as stock: NO" in said

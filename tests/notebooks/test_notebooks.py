@@ -5,6 +5,7 @@ import re
 import nbformat
 import pytest
 
+from relay_hf.showcase.smollm2 import NAME
 from tests.notebooks.execute import NOTEBOOKS, execute
 
 # What does not depend on the machine: counts of tokens and bytes, and whether results are the same.
@@ -61,10 +62,10 @@ def test_what_is_committed_is_of_one_clean_run_and_speaks_of_no_machine(path):
 
 
 @each_notebook
-def test_it_says_that_weights_are_random_right_before_the_cell_that_takes_a_real_model(path):
+def test_it_says_what_the_model_is_right_before_the_cell_that_names_it(path):
     cells = nbformat.read(path, as_version=4).cells
     first = next(place for place, cell in enumerate(cells) if cell.cell_type == "code")
-    assert cells[first].source == 'MODEL = None  # e.g. "HuggingFaceTB/SmolLM2-135M-Instruct"'
+    assert cells[first].source == f'MODEL = "{NAME}"  # or "random", a Hub id, the path of a folder'
     said = "".join(cell.source for cell in cells[:first])
-    assert "Its weights are random and its text is noise" in said
-    assert "HuggingFaceTB/SmolLM2-135M-Instruct" in said
+    assert f"{NAME}, which `make demo` downloads" in said
+    assert "its advice is not to be followed" in said
