@@ -25,7 +25,8 @@ _STYLE = {
 }
 _LEGEND = (
     "seconds of one call: median, fastest and slowest round\n"
-    "bold: how many times as fast as stock; dashed: the floor; grey: other prompts, less work"
+    "bold: how many times as fast as stock; grey: other prompts, less work;\n"
+    "dashed: token-once, each token once, with stock's loop"
 )
 _WIDTH, _BAR, _PANEL = 8.3, 0.3, 0.95  # inches: of the figure, of a bar, of a panel beside its bars
 FORMATS = (".png", ".svg")
@@ -34,7 +35,7 @@ FORMATS = (".png", ".svg")
 def draw(content: Record, path: Path) -> None:
     """Draw a result (`relay_hf.cli.benchmark.record.result` with `workloads`, or what was read of its JSON).
 
-    Bars are medians in seconds, whiskers the fastest and the slowest round; a dashed line is at the floor.
+    Bars are medians in seconds, whiskers the fastest and the slowest round; a dashed line is at token-once.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -88,10 +89,10 @@ def _panel(axis: Axes, record: Record) -> None:
             va="center",
             fontsize=10,
             fontweight="bold" if ratio else "normal",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the floor's line
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # over the dashed line
         )
-    if "floor" in medians:
-        axis.axvline(medians["floor"], color="#666666", linestyle="--", linewidth=1, zorder=0)
+    if "token-once" in medians:
+        axis.axvline(medians["token-once"], color="#666666", linestyle="--", linewidth=1, zorder=0)
     axis.set_yticks(range(len(entries)), [each["contender"] for each in entries])
     axis.invert_yaxis()
     axis.set_xlim(0, 1.2 * max(max(each["seconds"]) for each in entries))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from . import plot
 from .contenders import CONTENDERS
 from .words import describe
 from .workloads import WORKLOADS
+
+_RENAMED = {"floor": "token-once"}  # what older results call a contender, and its name now
 
 
 def check_plot(path: Path | None) -> None:
@@ -39,14 +42,17 @@ def read(source: Path) -> Record:
         content = json.loads(source.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not content.keys() >= {"hardware", "workloads"}:
             raise ValueError(f"{source} holds no result of a workload")
+        for each in itertools.chain.from_iterable(record["contenders"] for record in content["workloads"]):
+            each["contender"] = _RENAMED.get(each["contender"], each["contender"])
     return content
 
 
 def show(record: Record, out: Console) -> None:
-    """The table of a workload, with the ratio to the floor, and what is to be said of the tokens and the relay."""
+    """The table of a workload, with the ratio to token-once, and what is to be said of the tokens and the relay."""
     found, more = table.medians(record), {}
-    if "floor" in found:
-        more["this / floor"] = {name: f"{seconds / found['floor']:.2f}x" for name, seconds in found.items()}
+    if "token-once" in found:
+        once = found["token-once"]
+        more["this / once"] = {name: f"{seconds / once:.2f}x" for name, seconds in found.items()}
     title = f"{record['name']}: {describe(record['workload'])}"
     table.show(record, table.table_of(record, title, more), same_as_stock(record, CONTENDERS), out)
 

@@ -19,7 +19,7 @@ NAMES = {
     "relay-cold": "**relay_hf, first call**",
     "relay-kept": "**relay_hf, prefix kept**",
     "relay-16": "**relay_hf, 16 shared tokens kept**",
-    "floor": "the floor",
+    "floor": "each token once, with stock's loop",  # named token-once since these were measured
     "no-prefix": "no prefix at all",
 }
 

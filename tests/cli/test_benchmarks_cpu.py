@@ -82,6 +82,10 @@ def test_committed_results_can_be_shown_and_drawn(run, name, tmp_path):
         assert f"{record['name']}: " in done.out
         assert f"<!-- {record['name']}: " in drawn  # matplotlib notes each text beside its glyphs
     assert "<!-- relay-kept -->" in drawn
+    # These files have an older name of it.
+    assert "│ token-once " in done.out
+    assert "<!-- token-once -->" in drawn
+    assert "floor" not in done.out + drawn
 
 
 def test_list_describes_every_workload_and_contender(run):
