@@ -1,1 +1,1 @@
-"""Tables of the documentation, written from the committed results."""
+"""Tables of the documentation, written from the committed results and from what was tested."""

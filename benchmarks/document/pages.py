@@ -1,6 +1,7 @@
 """Where tables stand in the pages.
 
-What is between `<!-- table: NAME -->` and `<!-- end -->` is written from the results; what is around it, by hand.
+What is between `<!-- table: NAME -->` and `<!-- end -->` is written from the results, or from what was
+tested; what is around it, by hand.
 """
 
 from __future__ import annotations
@@ -8,16 +9,17 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import cpu, gpu
+from . import cpu, gpu, works_with
 
 DOCS = Path(__file__).parents[2] / "docs"
-TABLES = cpu.TABLES | gpu.TABLES
+TABLES = cpu.TABLES | gpu.TABLES | works_with.TABLES
 _PLACE = re.compile(r"(?P<head><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- end -->\n)", re.DOTALL)
 
 
 def pages() -> list[Path]:
-    """The pages that have a table."""
-    return [path for path in sorted(DOCS.glob("*.md")) if _PLACE.search(path.read_text(encoding="utf-8"))]
+    """The pages that have a table, and the README if it has one."""
+    paths = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
+    return [path for path in paths if _PLACE.search(path.read_text(encoding="utf-8"))]
 
 
 def filled(text: str) -> str:

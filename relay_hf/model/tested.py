@@ -20,6 +20,10 @@ DEVICES = {
     "MPS, XPU": 'never tried; kernels and graphs need CUDA; policy "auto" leaves calls to stock',
 }
 
+# Where policy "auto" relays, and where it leaves calls to stock.
+RELAYED_BY_DEFAULT = ("CPU", "NVIDIA Hopper")
+STOCK_BY_DEFAULT = ("other NVIDIA GPUs", "ROCm", "MPS", "XPU")
+
 NOT_RUN = (
     "versions of Transformers between and after those above",
     "PyTorch after 2.13.0, and on CUDA any but 2.11.0",

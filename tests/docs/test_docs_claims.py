@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import relay_hf
+from benchmarks.document import model_types
 from benchmarks.document.markdown import result
 from benchmarks.document.pages import filled, pages
 from relay_hf.model.upstream.names import CACHE
 from relay_hf.reasons import Reason
 from tests.fuzz_files import case
 from tests.stale import mutations, test_adapters, test_during
+from tests.support.sizes import UNBUILDABLE
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+# All that a reader may find figures in.
+TEXTS = [*PAGES, *sorted((ROOT / "examples").glob("*.[im]*")), *sorted((ROOT / "relay_hf").rglob("*.py"))]
 OPTIONS = [
     (field.name, json.dumps(field.default) if isinstance(field.default, str) else repr(field.default))
     for field in dataclasses.fields(relay_hf.RelayConfig)
@@ -47,6 +52,40 @@ def test_the_reference_has_all_that_is_exported():
 def test_tables_are_what_the_results_give(path):
     text = path.read_text(encoding="utf-8")
     assert filled(text) == text, "python -m benchmarks.document --write writes it anew"
+
+
+TYPES = model_types.counted()
+SAID_OF_TYPES = [
+    re.compile(pattern)
+    for pattern in (
+        r"(\d+) (?:causal )?(?:language )?(?:model )?types\b",
+        r"(\d+) of (?:Transformers' )?\d+ (?:causal )?(?:language )?(?:model )?types\b",
+        r"\btypes (\d+) are relayed",
+        r"\bmodel types .*\| (\d+) \|",  # in a table
+    )
+]
+
+
+def said_of_types(text: str) -> set[int]:
+    """Counts of model types that a text names."""
+    return {int(count) for pattern in SAID_OF_TYPES for count in pattern.findall(text)}
+
+
+def test_the_page_of_model_types_counts_its_rows():
+    assert TYPES.all == len(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
+    assert TYPES.untried == len(UNBUILDABLE)
+    assert f"\n\n{TYPES}\n\n" in model_types.PAGE.read_text(encoding="utf-8"), "python -m tests.models writes it anew"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_counts_of_model_types_are_those_of_their_page(path):
+    text = re.sub(r"\s+", " ", path.read_text(encoding="utf-8")) if path.suffix == ".py" else path.read_text("utf-8")
+    assert said_of_types(text) <= {TYPES.all, TYPES.tried, TYPES.relayed}
+
+
+def test_an_old_count_of_model_types_is_noticed():
+    assert said_of_types("Of 189 causal model types 159 are relayed") == {189, 159}
+    assert said_of_types("166 of 186 model types, | model types called | 192 |") == {166, 186, 192}
 
 
 def test_where_nothing_is_shared_no_call_takes_more_than_the_page_says():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import transformers
 
+from benchmarks.document.model_types import ModelTypes
 from tests.models.trial import TOLERANCE, Trial
 from tests.support.sizes import UNBUILDABLE
 
@@ -58,10 +57,7 @@ def row(trial: Trial) -> str:
 
 def document(trials: list[Trial], of_text: list[Trial]) -> str:
     """The whole file. `of_text`: trials of types that take images, video or audio."""
-    counted = Counter(trial.status.split(":")[0] for trial in trials)
-    counts = (
-        f"{len(trials)} types: " + ", ".join(f"{count} {status}" for status, count in sorted(counted.items())) + "."
-    )
+    counts = ModelTypes.of([*(trial.status.split(":")[0] for trial in trials), *["not tried"] * len(UNBUILDABLE)])
     head = HEAD.format(version=transformers.__version__, tolerance=TOLERANCE, counts=counts)
     needs = [f"| {model_type} | not tried: it needs {what} | | |" for model_type, what in UNBUILDABLE.items()]
     table = "\n".join(sorted([*map(row, trials), *needs])) + "\n"

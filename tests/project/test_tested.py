@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import relay_hf
+from relay_hf.generation import cost_model
 from relay_hf.model import tested
 
 ROOT = Path(relay_hf.__file__).parents[1]
@@ -71,6 +72,18 @@ def test_the_versions_of_pytorch_and_python_are_those_that_computed():
         assert result["versions"]["torch"] == tested.PYTORCH["CUDA"]
         assert result["versions"]["python"].startswith(f"{tested.PYTHON['CUDA']}.")
         assert f"{result['chip']}, with Transformers {result['versions']['transformers']};" in tested.DEVICES["CUDA"]
+
+
+def test_where_the_default_policy_relays_is_said_of_every_device():
+    """Hopper's compute capability is 9: the only one whose kernels were measured."""
+    assert {9} == cost_model.MEASURED
+    relayed, stock = {*tested.RELAYED_BY_DEFAULT}, {*tested.STOCK_BY_DEFAULT}
+    devices = {word for devices in tested.DEVICES for word in devices.split(", ")}
+    assert devices - {"CUDA"} | {"NVIDIA Hopper", "other NVIDIA GPUs"} == relayed | stock
+    assert relayed == {"CPU", "NVIDIA Hopper"}
+    for device in ("ROCm", "MPS, XPU"):
+        assert 'policy "auto" leaves calls to stock' in tested.DEVICES[device]
+    assert "relays on Hopper, and leaves calls to stock on other GPUs" in tested.DEVICES["CUDA"]
 
 
 def test_the_readme_says_what_the_doctor_says():
