@@ -14,7 +14,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 # tree of tokens, files, locks, the command line, examples, documents and benchmarks. Layers that run several times are
 # of types that only the latest has, and test_names.py reads sources.
 NOT_ON_FLOOR := $(addprefix tests/,kernels attention/test_triton_model.py fuzz_files saving cli examples notebooks \
-	clients benchmarks docs project prefix/test_radix.py prefix/test_tree.py concurrency/test_locks.py \
+	clients site benchmarks docs project prefix/test_radix.py prefix/test_tree.py concurrency/test_locks.py \
 	faults/test_operations.py faults/test_interrupts.py faults/test_kept.py faults/test_graphs.py \
 	leaks/test_history.py leaks/test_rows.py cache_utils/test_looped.py test_pickles.py model/upstream/test_names.py)
 # What the name of the cache touches, which 5.24 has changed: 5.23 is the last release that has the old one.
@@ -28,8 +28,8 @@ COMPILES := tests/attention/test_compile.py::test_tokens_are_stocks_and_growing_
 NOT_SELECTED_ON_FLOOR := '$(COMPILES)[gpt_oss' tests/attention/test_compile.py::test_modules_that_do_not_name_the_layer \
 	$(addprefix tests/fuzz/test_fuzz.py::test_,a_planted_bug the_summary)
 
-.PHONY: help demo test test-all test-floor test-5.23 test-newest test-bounds test-notebooks test-clients notebooks models \
-	models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
+.PHONY: help demo test test-all test-floor test-5.23 test-newest test-bounds test-notebooks test-clients test-site \
+	notebooks models models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,10 +38,10 @@ demo: .venv/.model ## stock and patched generate() side by side, on real text
 	.venv/bin/relay-hf demo
 
 test: .venv/.model ## the tests but for the sweeps, with the latest supported Transformers
-	.venv/bin/python -m pytest $(PYTEST) -m "not sweep" --ignore tests/notebooks --ignore tests/clients
+	.venv/bin/python -m pytest $(PYTEST) -m "not sweep" --ignore tests/notebooks --ignore tests/clients --ignore tests/site
 
 test-all: .venv/.model ## the sweeps: what goes through more of what another test goes through a part of
-	.venv/bin/python -m pytest $(PYTEST) -m sweep --ignore tests/notebooks --ignore tests/clients
+	.venv/bin/python -m pytest $(PYTEST) -m sweep --ignore tests/notebooks --ignore tests/clients --ignore tests/site
 
 test-floor: .venv-floor/.ready ## the core tests, with the oldest supported Transformers
 	.venv-floor/bin/python -m pytest $(PYTEST) -m "not sweep" $(foreach path,$(NOT_ON_FLOOR),--ignore-glob '$(path)') \
@@ -100,6 +100,9 @@ bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.j
 
 tables: .venv/.ready ## write the tables of docs/ anew, from benchmarks/results
 	.venv/bin/python -m benchmarks.document --write
+
+test-site: docs .venv-site/.ready ## every page of the site in headless Chromium, which has to be installed
+	.venv-site/bin/python -m pytest tests/site
 
 docs: .venv/.docs ## the documentation's site, in docs/_build/html; a warning fails it
 	rm -rf docs/_build

@@ -24,11 +24,14 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.linkcode",
     "sphinx_copybutton",
+    "mathml",
     "repository_links",
 ]
 exclude_patterns = ["_build", "_ext"]
 
 myst_heading_anchors = 3  # so that a link to a heading resolves as it does on a repository host
+myst_enable_extensions = ["dollarmath"]
+html_math_renderer = "mathml"
 nb_execution_mode = "off"  # notebooks are shown with the outputs that they are committed with
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
@@ -49,6 +52,9 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/icon.svg"
 html_title = "relay_hf"
 html_show_sphinx = False
 html_show_copyright = False

@@ -20,9 +20,14 @@ from tests.support.interpreter import make_launches_cheap
 torch.set_num_threads(1)
 make_launches_cheap()
 
-# They need what requirements/docs.txt, clients.txt and apart.txt have: `make test-notebooks` and `make test-clients`
-# install that, and run them.
-_NEEDS = {"notebooks": ("nbclient",), "clients": ("lm_eval", "torchao", "trl"), "clients/apart": ("kvpress", "repeng")}
+# They need what requirements/docs.txt, clients.txt, apart.txt and site.txt have: `make test-notebooks`,
+# `make test-clients` and `make test-site` install that, and run them.
+_NEEDS = {
+    "notebooks": ("nbclient",),
+    "clients": ("lm_eval", "torchao", "trl"),
+    "clients/apart": ("kvpress", "repeng"),
+    "site": ("playwright",),
+}
 collect_ignore = [name for name, needs in _NEEDS.items() if not all(map(importlib.util.find_spec, needs))]
 
 
