@@ -29,7 +29,8 @@ NOT_SELECTED_ON_FLOOR := '$(COMPILES)[gpt_oss' tests/attention/test_compile.py::
 	$(addprefix tests/fuzz/test_fuzz.py::test_,a_planted_bug the_summary)
 
 .PHONY: help demo test test-all test-floor test-5.23 test-newest test-bounds test-notebooks test-clients test-site \
-	notebooks models models-floor fuzz fuzz-files numerics lint format compile bench tables docs clean
+	notebooks models models-floor fuzz fuzz-files numerics lint format compile bench tables docs release-check \
+	clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9.-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +108,9 @@ test-site: docs .venv-site/.ready ## every page of the site in headless Chromium
 docs: .venv/.docs ## the documentation's site, in docs/_build/html; a warning fails it
 	rm -rf docs/_build
 	.venv/bin/python -m sphinx --quiet --fail-on-warning --keep-going --nitpicky --builder html docs docs/_build/html
+
+release-check: .venv-release/.ready ## the wheel and the sdist: built, read, installed and used; publishes nothing
+	.venv-release/bin/python .ci/release.py
 
 clean: ## remove the virtual environments and the site
 	rm -rf .venv .venv-* docs/_build docs/notebooks

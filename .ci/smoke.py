@@ -1,4 +1,4 @@
-"""An installed relay_hf, used outside the checkout: is it the wheel's, is it typed, does it relay?"""
+"""An installed relay_hf, used outside the checkout: is it the archive's, is it typed, does it relay?"""
 
 import json
 import subprocess
@@ -14,12 +14,12 @@ from relay_hf import showcase
 
 package = Path(relay_hf.__file__).parent
 if Path(sys.prefix) not in package.parents or not (package / "py.typed").exists():
-    sys.exit(f"relay_hf is not the installed wheel, or has no py.typed: {package}")
+    sys.exit(f"relay_hf is not the installed one, or has no py.typed: {package}")
 if not (package / "kernels/triton/tiles.json").exists():
-    sys.exit(f"the tile table of the GPU kernels is not in the wheel: {package}")
+    sys.exit(f"the tile table of the GPU kernels is not installed: {package}")
 
 if "Wren" not in showcase.SYSTEM_PROMPT or len(showcase.QUESTIONS) < 2:
-    sys.exit("the showcase's texts are not in the wheel")
+    sys.exit("the showcase's texts are not installed")
 
 
 def command_line(*arguments: str) -> str:
@@ -28,14 +28,14 @@ def command_line(*arguments: str) -> str:
         [Path(sys.prefix) / "bin" / "relay-hf", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        sys.exit(f"relay-hf {' '.join(arguments)} of the installed wheel fails:\n{done.stdout}{done.stderr}")
+        sys.exit(f"relay-hf {' '.join(arguments)} of the installed package fails:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 if command_line("--version").split() != ["relay_hf", version("relay_hf")]:
-    sys.exit("relay-hf --version does not print the wheel's version")
+    sys.exit("relay-hf --version does not print the installed version")
 if not json.loads(command_line("doctor", "--json"))["ok"]:
-    sys.exit("relay-hf doctor finds the installed wheel wrong and exits with 0")
+    sys.exit("relay-hf doctor finds the installed package wrong and exits with 0")
 
 torch.manual_seed(0)
 config = LlamaConfig(
@@ -50,5 +50,5 @@ with relay_hf.patched(model, policy="always"):
     relayed = model.generate(prompts, **call)
     report = model.relay.last
 if not report.relayed or not torch.equal(stock, relayed):
-    sys.exit(f"the installed wheel does not relay as it should: {report}")
+    sys.exit(f"the installed package does not relay as it should: {report}")
 print(f"relay_hf {version('relay_hf')} from {package}\n{report}")

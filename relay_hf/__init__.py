@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .patching import patch_model, patched, unpatch_model
     from .report import RelayReport
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "PrefixFileError",
     "RelayCache",

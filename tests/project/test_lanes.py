@@ -1,7 +1,10 @@
-"""The lanes that keep or print a result: what pytest's report says, and which Transformers is newer than the pins."""
+"""The lanes: what pytest's report says, which Transformers is newer than the pins, what is wrong with an archive."""
 
 import importlib.util
+import io
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -111,3 +114,44 @@ def test_a_release_that_cannot_be_installed_is_told(newest, monkeypatch, capsys)
 
 def test_every_client_of_the_tests_is_known(newest):
     assert {path.name for path in (ROOT / "tests/clients").glob("test_*.py")} == {*newest.CLIENTS}
+
+
+TRACKED = {"Makefile", "relay_hf/__init__.py", "relay_hf/py.typed", "tests/test_patching.py"}
+IN_WHEEL = {name for name in TRACKED if name.startswith("relay_hf/")} | {
+    f"relay_hf-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE")
+}
+
+
+def wheel(folder, files):
+    path = folder / "relay_hf-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in files:
+            archive.writestr(name, "text of /somewhere/else")
+    return path
+
+
+def sdist(folder, files):
+    path = folder / "relay_hf-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in files:
+            member = tarfile.TarInfo(f"relay_hf-1.0/{name}")
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"text"))
+    return path
+
+
+@pytest.mark.parametrize(("make", "right"), [(wheel, IN_WHEEL), (sdist, TRACKED | {"PKG-INFO"})])
+def test_an_archive_that_lacks_a_file_or_has_another_is_told(tmp_path, make, right):
+    faults = script("release").faults
+    assert faults(make(tmp_path, right), TRACKED, set()) == []
+    archive = make(tmp_path, right - {"relay_hf/py.typed"} | {"tests/conftest.py"})
+    assert faults(archive, TRACKED, set()) == [
+        f"{archive.name} lacks relay_hf/py.typed",
+        f"{archive.name} has tests/conftest.py, which is not one of its files that Git tracks",
+    ]
+
+
+def test_an_archive_that_names_a_path_of_this_machine_is_told(tmp_path):
+    found = script("release").faults(wheel(tmp_path, IN_WHEEL), TRACKED, {"/somewhere/", "/nowhere/"})
+    assert len(found) == len(IN_WHEEL)
+    assert all(line.endswith(" of relay_hf-1.0-py3-none-any.whl names /somewhere/") for line in found)

@@ -56,6 +56,8 @@ def test_python_is_claimed_from_the_version_on_that_runs_the_tests():
     assert str(lowest) == f">={tested.PYTHON['CPU']}"
     assert BOUNDS["python"].startswith(f"{tested.PYTHON['CPU']}.")
     assert lowest.contains(platform.python_version())
+    named = re.findall(r"Python :: (\d\.\d+)$", "\n".join(PROJECT["classifiers"]), re.MULTILINE)
+    assert named == sorted(tested.PYTHON.values())
     tools = PYPROJECT["tool"]
     assert tools["mypy"]["python_version"] == tested.PYTHON["CPU"]
     assert tools["ruff"]["target-version"] == f"py{tested.PYTHON['CPU'].replace('.', '')}"
