@@ -52,9 +52,11 @@ def served(folder: Path) -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
@@ -72,8 +74,10 @@ def phone() -> Iterator[BrowserContext]:
         )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=_FLAGS)
-        yield browser.new_context(viewport=PHONE)
-        browser.close()
+        try:
+            yield browser.new_context(viewport=PHONE)
+        finally:
+            browser.close()
 
 
 def show(browser: BrowserContext, address: str, paths: list[str]) -> list[Shown]:
