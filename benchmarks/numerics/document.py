@@ -11,6 +11,7 @@ import torch
 import transformers
 
 import relay_hf
+from benchmarks.document.pages import filled
 from relay_hf.cli.environment import environment
 
 from .results import BOUND, Result
@@ -46,7 +47,7 @@ def render(results: Sequence[Result]) -> str:
     """The document's text."""
     usual = Subject("", "")
     system = environment()
-    return f"""\
+    text = f"""\
 # Numerics in half precision
 
 In bfloat16 and float16 the patched model's logits are as close to float32's as stock's are: the root mean square of
@@ -71,6 +72,16 @@ median of the ratios that the seeds have by themselves.
 CPU, PyTorch {torch.__version__}, Transformers {transformers.__version__}, relay_hf {relay_hf.__version__},
 {system["hardware"]["cpu"]}.
 
+## Real weights
+
+A trained model has what random weights have not: attention that is nearly all on one token, activations a hundred
+times the usual, words that are nearly tied. SmolLM2-135M-Instruct is given 32 conversations and the answers that stock
+gives in float32. The divergence is that of Kullback and Leibler, of the next word's distribution from float32's, in
+nats a token. Its standard errors are over the answers. [The same answers](quality.md) has what this does to answers.
+
+<!-- table: divergence -->
+<!-- end -->
+
 ## Rounding
 
 In families with experts every token gets every expert here, so that no choice hangs on a rounding.
@@ -89,6 +100,7 @@ all rows of its seed. So a seed's ratio can be 0.03 or 30, the pooled ratio take
 standard error says how far it has. It is to be within the bound up to twice that; the median has no such allowance.
 
 {_routed_table([each for each in results if each.routed])}"""
+    return filled(text)
 
 
 def read(path: Path = PATH) -> dict[tuple[str, str], Row]:

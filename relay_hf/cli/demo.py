@@ -59,13 +59,13 @@ def demo(
             "--tiny builds a model, and --model names one; give only one of them.", param_hint="'--tiny'"
         )
     out = output(quiet=as_json)
+    from .environment import environment
+
     shown = models.load_with_progress("random" if tiny else model, tiny=tiny, dtype=dtype)
-    record, report = _compare(shown, rows, new)
-    record = {"model": shown.about, "dtype": dtype} | record
+    record = environment() | {"model": shown.about, "dtype": dtype} | _compare(shown, rows, new)
     if as_json:
         print_json(record)
     show(record, out)
-    out.print(f"model.relay.last, after the first call:\n{report}", markup=False)
     if shown.is_random:
         out.print("\nThe weights are random, so the text is noise. relay-hf demo takes a small chat model.")
     if not record["same_tokens"] and dtype != "float32":
@@ -74,8 +74,8 @@ def demo(
         raise typer.Exit(1)
 
 
-def _compare(shown: Showcase, rows: int, new: int) -> tuple[dict[str, Any], RelayReport]:
-    """The figures and answers of three runs of one batch, as JSON takes them, and the report of the first patched."""
+def _compare(shown: Showcase, rows: int, new: int) -> dict[str, Any]:
+    """The figures and answers of three runs of one batch, as JSON takes them."""
     import relay_hf
     from relay_hf import showcase
 
@@ -86,10 +86,6 @@ def _compare(shown: Showcase, rows: int, new: int) -> tuple[dict[str, Any], Rela
     stock = _timed("stock generate()", shown.model, inputs, new)
     relay_hf.patch_model(shown.model)  # the one line
     relayed = [_timed(name, shown.model, inputs, new) for name in ("relay_hf, first call", "relay_hf, prefix kept")]
-    first = relayed[0].report
-    if first is None:
-        raise RuntimeError("a patched model must have a report of its latest call; got none.")
-
     same = [all(run.tokens[row].equal(stock.tokens[row]) for run in relayed) for row in range(rows)]
     texts = [shown.texts(run.tokens) for run in (stock, relayed[-1])]
     answers = [
@@ -97,8 +93,12 @@ def _compare(shown: Showcase, rows: int, new: int) -> tuple[dict[str, Any], Rela
         for chat, theirs, ours, equal in zip(chats, *texts, same, strict=True)
     ]
     record = {"device": shown.model.device.type, "rows": rows, "prompt_tokens": inputs.input_ids.shape[1]}
-    record |= {"new_tokens": new, "same_tokens": all(same), "answers": answers, "runs": _entries([stock, *relayed])}
-    return record, first
+    return record | {
+        "new_tokens": new,
+        "same_tokens": all(same),
+        "answers": answers,
+        "runs": _entries([stock, *relayed]),
+    }
 
 
 def _timed(name: str, model: PreTrainedModel, inputs: Mapping[str, Tensor], new: int) -> Run:

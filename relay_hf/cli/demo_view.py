@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from relay_hf.report import RelayReport
+
 _SHOWN = 3  # questions with their answers; the JSON has all
 _FIGURES = ("seconds", "speed-up", "KV MiB", "same tokens")
 
@@ -21,6 +23,8 @@ def show(record: Mapping[str, Any], out: Console) -> None:
     out.print(f"{prompts} of up to {record['prompt_tokens']:,} tokens, up to {record['new_tokens']} new tokens each\n")
     out.print(_answers(record["answers"]))
     out.print(_figures(record["runs"]))
+    out.print("model.relay.last, after the first call:")
+    out.print(str(RelayReport(**record["runs"][1]["report"])), markup=False)
 
 
 def _answers(answers: list[dict[str, Any]]) -> Table:

@@ -13,8 +13,8 @@ import zipfile
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from huggingface_hub import cached_assets_path
-from huggingface_hub.utils import WeakFileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 NAME = "SmolLM2-135M-Instruct"
@@ -56,7 +56,7 @@ def folder() -> Path:
     """
     target = _converted()
     if not target.exists():
-        with WeakFileLock(cache() / f"{NAME}.lock"):  # a second process waits, and then finds it
+        with FileLock(cache() / f"{NAME}.lock"):  # a second process waits, and then finds it
             if not target.exists():
                 _convert(_checked(cache() / WHEEL), target)
     return target

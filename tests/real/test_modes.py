@@ -1,4 +1,4 @@
-"""Modes of generate() on real weights: stock's tokens and logits in float32, with nothing kept and then with a prefix."""
+"""Modes of generate() on real weights, in float32: stock's tokens and logits, first with nothing kept, then kept."""
 
 import pytest
 import torch
