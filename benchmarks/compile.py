@@ -29,6 +29,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks import compiled
+from benchmarks.options import output_file
+from relay_hf.cli.output_file import write_output
 from relay_hf.kernels.triton import tuning
 from relay_hf.kernels.triton.decode import _decode_kernel
 from relay_hf.kernels.triton.decode_own import _own_kernel, most_queries, parts_at_a_time
@@ -242,18 +244,19 @@ def main() -> None:
     """Compile all, print a table, and write it as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", default=list(SHARED_LIMIT), choices=list(SHARED_LIMIT))
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=output_file, help="write the figures to this file")
     parser.add_argument("--write", action="store_true", help="keep the figures of all chips in benchmarks/results")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
+    if options.write and options.chips != list(SHARED_LIMIT):
+        parser.error("--write keeps the figures of all chips; leave --chips out")
     with ProcessPoolExecutor(options.workers, initializer=_end_with_parent) as pool:
         done = [*pool.map(compile_job, jobs(options.chips)), *pool.map(compile_merge, options.chips)]
     if options.write:
-        if options.chips != list(SHARED_LIMIT):
-            parser.error("--write keeps the figures of all chips; leave --chips out")
         compiled.keep([asdict(one) for one in done])
     if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in done], indent=1) + "\n", encoding="utf-8")
+        text = json.dumps([asdict(one) for one in done], indent=1) + "\n"
+        write_output(options.json, lambda to: to.write_text(text, encoding="utf-8"))
     table = Table(
         "chip",
         "kernel",

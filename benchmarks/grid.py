@@ -8,8 +8,8 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.table import Column, Table
 from transformers.utils import logging
 
 from benchmarks.cpu.workloads import C1_MODEL
+from benchmarks.options import output_file
 from relay_hf.cli.benchmark import record
 from relay_hf.cli.benchmark.bench import Bench
 from relay_hf.cli.benchmark.contenders import CONTENDERS
@@ -95,32 +96,37 @@ def main() -> int:
     parser.add_argument("--prefixes", nargs="+", type=int, default=PREFIX, help="of the grid (default: %(default)s)")
     parser.add_argument("--policy", choices=("auto", "always", "off"), default="auto")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
-    parser.add_argument("--json", type=Path, help="write all rounds, versions and hardware here")
+    parser.add_argument("--json", type=output_file, help="write all rounds, versions and hardware here")
     arguments = parser.parse_args()
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     logging.set_verbosity_error()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    wanted = cells(arguments.prefixes)
     model, done = C1_MODEL.build(), []
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=None)
-        for number, workload in enumerate(cells(arguments.prefixes), start=1):
-            label = f"cell {number}: {workload.rows} x {workload.prefix} + {workload.own}, {workload.new} new"
+        with suppress(KeyboardInterrupt):  # then the cells that were finished are shown and written
+            for number, workload in enumerate(wanted, start=1):
+                label = f"cell {number}: {workload.rows} x {workload.prefix} + {workload.own}, {workload.new} new"
 
-            def show(name: str, label: str = label) -> None:
-                progress.update(task, description=f"{label}: {name}")
+                def show(name: str, label: str = label) -> None:
+                    progress.update(task, description=f"{label}: {name}")
 
-            done.append(run_cell(Bench(workload, arguments.policy, model), arguments.cell_seconds, show))
+                done.append(run_cell(Bench(workload, arguments.policy, model), arguments.cell_seconds, show))
+    interrupted = len(done) < len(wanted)
+    if not done:
+        return 130
     console.print(table(done))
     worst = max(done, key=lambda cell: cell.worst)
     slower = sum(cell.worst > LIMIT for cell in done)
     console.print(f"worst cell {worst.worst:.3f} of stock ({worst.workload}); {slower} of {len(done)} over {LIMIT}")
     if arguments.json:
-        content = record.result(policy=arguments.policy, grid=[cell_record(cell) for cell in done])
+        content = record.result(interrupted, policy=arguments.policy, grid=[cell_record(cell) for cell in done])
         record.write_json(arguments.json, content)
-    return 0
+    return record.exit_code(interrupted)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from rich.table import Column, Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import relay_hf
-from relay_hf.cli.benchmark.record import write_json
-from relay_hf.cli.environment import environment
+from benchmarks.options import output_file
+from relay_hf.cli.benchmark import record
 
 _BYTES_A_TOKEN = 128 * 2**10  # of KV: 32 layers of 8 heads of 64, in float32
 
@@ -44,13 +45,13 @@ def read(path: Path) -> None:
             pass
 
 
-def main() -> None:
+def main() -> int:
     """Save and load in turns, cold and from memory; print the medians."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.saving", description=__doc__)
     parser.add_argument("--mib", type=int, default=1024, help="size of the prefix (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where the file goes (default: the folder for temporary files)")
-    parser.add_argument("--json", type=Path, help="write all rounds, versions and hardware here")
+    parser.add_argument("--json", type=output_file, help="write all rounds, versions and hardware here")
     arguments = parser.parse_args()
 
     relay = relay_hf.patch_model(narrow_llama(), max_store_bytes=2 * arguments.mib * 2**20).relay
@@ -58,7 +59,7 @@ def main() -> None:
     prefix = relay.warm(torch.arange(tokens) % 1000)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         path = Path(folder) / "prefix.safetensors"
-        seconds = rounds(relay, path, arguments.rounds)
+        seconds, interrupted = rounds(relay, path, arguments.rounds)
         size = path.stat().st_size
 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -70,30 +71,47 @@ def main() -> None:
     Console().print(table)
     if arguments.json:
         found = {"prefix": {"tokens": len(prefix), "bytes": size}, "seconds": seconds, "medians": medians}
-        write_json(arguments.json, environment() | found)
+        record.write_json(arguments.json, record.result(interrupted, **found))
+    return record.exit_code(interrupted)
 
 
-def rounds(relay: relay_hf.relay.Relay, path: Path, count: int) -> dict[str, list[float]]:
-    """Seconds of each way, round by round; the file's reads come from the disk where it says so."""
+def rounds(relay: relay_hf.relay.Relay, path: Path, count: int) -> tuple[dict[str, list[float]], bool]:
+    """Seconds of each way, round by round, and whether Ctrl-C cut them short after the first.
+
+    The file's reads come from the disk where it says so.
+    """
     seconds: dict[str, list[float]] = {}
+    try:
+        for _ in range(count):
+            took = a_round(relay, path)
+            seconds = {name: [*seconds.get(name, ()), value] for name, value in took.items()}
+    except KeyboardInterrupt:
+        if not seconds:
+            raise
+        return seconds, True
+    return seconds, False
+
+
+def a_round(relay: relay_hf.relay.Relay, path: Path) -> dict[str, float]:
+    """Seconds of each way."""
+    seconds = {}
 
     def timed(name: str, call: Callable[[], object]) -> None:
         start = time.perf_counter()
         call()
-        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        seconds[name] = time.perf_counter() - start
 
-    for _ in range(count):
-        timed("save", lambda: relay.save(path))
-        for name, mmap in (("load", False), ("load, mapped", True)):
-            relay.clear()
-            forget(path)
-            timed(f"{name}, from the disk", lambda mmap=mmap: relay.load(path, mmap=mmap))
-            relay.clear()
-            timed(f"{name}, from the system's memory", lambda mmap=mmap: relay.load(path, mmap=mmap))
+    timed("save", lambda: relay.save(path))
+    for name, mmap in (("load", False), ("load, mapped", True)):
+        relay.clear()
         forget(path)
-        timed("plain read, from the disk", lambda: read(path))
+        timed(f"{name}, from the disk", lambda mmap=mmap: relay.load(path, mmap=mmap))
+        relay.clear()
+        timed(f"{name}, from the system's memory", lambda mmap=mmap: relay.load(path, mmap=mmap))
+    forget(path)
+    timed("plain read, from the disk", lambda: read(path))
     return seconds
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

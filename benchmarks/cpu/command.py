@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +11,10 @@ import typer
 
 from relay_hf.cli import models
 from relay_hf.cli.benchmark import arguments
-from relay_hf.cli.benchmark.record import hand_out, result
-from relay_hf.cli.benchmark.run import run
+from relay_hf.cli.benchmark.record import exit_code, hand_out, result
+from relay_hf.cli.benchmark.run import Job, run
 from relay_hf.cli.benchmark.timed_model import NamedModel
-from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output
+from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output, refuse
 from relay_hf.cli.options import Json, Model
 
 from . import results
@@ -32,6 +33,7 @@ _COMMAND = "python -m benchmarks.cpu"
     ("the picture of a result that you have", f"{_COMMAND} --from result.json --plot result.svg"),
 )
 def bench(
+    context: typer.Context,
     names: Annotated[
         list[str] | None, typer.Argument(metavar="WORKLOAD", help="C1 if none is named; --list describes all.")
     ] = None,
@@ -73,14 +75,19 @@ def bench(
     of a contender that must have stock's differ.
     """
     out = output(quiet=as_json)
+    every = {str(parameter.name) for parameter in context.command.params}
     if list_all:
+        refuse(context, every - {"list_all", "as_json"}, "--list only describes what there is")
         results.list_all(out, as_json)
         return
+    if source is not None:
+        shown = {"source", "as_json", "to", "plot"}
+        refuse(context, every - shown, "--from shows an earlier result and measures nothing")
     arguments.check_file("--output", to)
     arguments.check_file("--plot", plot)
     results.check_plot(plot)
     if source is not None:
-        content = results.read(source)
+        content, interrupted = results.read(source), False
         for record in content["workloads"]:
             results.show(record, out)
     else:
@@ -90,20 +97,15 @@ def bench(
         changes = {"rows": rows, "prefix": prefix, "own": own, "new": new}
         workloads = {name: _workload(name, changes, model) for name in names or ["C1"]}
         chosen = arguments.contenders_of(contenders, CONTENDERS)
-        fitting = {name: arguments.fitting(chosen, workload, name) for name, workload in workloads.items()}
-        records = []
-        for name, workload in workloads.items():
-
-            def bench_of(built: Any, workload: NamedWorkload = workload) -> TreeBench:
-                return TreeBench(workload, policy, built)
-
-            records.append(run(name, workload, fitting[name], rounds, place, bench_of))
-            results.show(records[-1], out)
-        content = arguments.with_gpu(result(policy=policy, workloads=records), place)
+        jobs = [
+            Job(name, workload, arguments.fitting(chosen, workload, name), partial(TreeBench, workload, policy))
+            for name, workload in workloads.items()
+        ]
+        records, interrupted = run(jobs, rounds, place, lambda record: results.show(record, out))
+        content = arguments.with_gpu(result(interrupted, policy=policy, workloads=records), place)
     hand_out(content, as_json, to)
     results.draw(content, plot)
-    if not results.all_same(content):
-        raise typer.Exit(1)
+    raise typer.Exit(exit_code(interrupted, results.all_same(content)))
 
 
 def _workload(name: str, changes: dict[str, int | None], model: str | None) -> NamedWorkload:

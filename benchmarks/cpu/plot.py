@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from relay_hf.cli.benchmark.record import Record
+from relay_hf.cli.output_file import write_output
 
 from .contenders import CONTENDERS
 from .words import describe
@@ -52,7 +53,6 @@ def draw(content: Record, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     heights = [_PANEL + _BAR * len(record["contenders"]) for record in records]
-    path.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         figure, axes = plt.subplots(
             len(records),
@@ -67,7 +67,9 @@ def draw(content: Record, path: Path) -> None:
         hardware = content["hardware"]
         where = f"{hardware['cpu']}, {hardware['threads']} threads"
         figure.suptitle(f"generate() on {hardware.get('gpu') or where}", fontsize=12.5, fontweight="bold")
-        figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+        kind = path.suffix.removeprefix(".")
+        dated = {"metadata": {"Date": None}} if kind == "svg" else {}
+        write_output(path, lambda to: figure.savefig(to, format=kind, dpi=200, **dated))
     plt.close(figure)
 
 

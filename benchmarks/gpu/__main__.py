@@ -6,7 +6,8 @@ import argparse
 import os
 import re
 import sys
-from pathlib import Path
+
+from ..options import output_file, refuse
 
 # In the order in which they run.
 SECTIONS = ("ceilings", "correctness", "generate", "sanitizer", "operator", "gate", "e2e")
@@ -26,7 +27,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--minutes", type=float, default=13, help="for everything (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="the JSON (default: benchmarks/results/gpu_<chip>.json)")
+    parser.add_argument("--out", type=output_file, help="the JSON (default: benchmarks/results/gpu_<chip>.json)")
     parser.add_argument(
         "--sections",
         nargs="+",
@@ -46,7 +47,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=12, help="processes that compile and check (default: %(default)s)"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if "e2e" not in arguments.sections:
+        refuse(parser, arguments, ["contenders"], "only the section e2e has contenders")
+    return arguments
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -48,7 +48,6 @@ class Store:
 
     def write(self) -> None:
         """Replace the file in one step."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         os.replace(part, self.path)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from relay_hf.cli.output_file import write_output
+
 from .cases import Case, filling
 from .workload import Decode
 
@@ -177,7 +179,7 @@ def rewritten(rows: Sequence[Tile], chip: str, new: Mapping[Tile, Tile]) -> list
 def write(path: Path, rows: Sequence[Tile]) -> None:
     """The table as a file."""
     lines = ",\n".join(" " + json.dumps(row.to_json()) for row in rows)
-    path.write_text(f'{{"tiles": [\n{lines}\n]}}\n', encoding="utf-8")
+    write_output(path, lambda to: to.write_text(f'{{"tiles": [\n{lines}\n]}}\n', encoding="utf-8"))
 
 
 def _calls(tile: Tile) -> tuple[str, int, int]:

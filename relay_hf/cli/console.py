@@ -6,12 +6,13 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
+from typer.core import TyperArgument
 
 REAL_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -50,13 +51,30 @@ def help_of(command: Callable[..., None]) -> str:
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
+def refuse(context: typer.Context, names: Container[str], why: str) -> None:
+    """Refuse parameters of a command that would be ignored; `why`: a clause, such as `--list only describes`.
+
+    Raises:
+        typer.BadParameter: one of `names` was given on the command line.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            shown = parameter.metavar if isinstance(parameter, TyperArgument) else parameter.opts[0]
+            raise typer.BadParameter(f"{why}; leave {shown} out.", param_hint=f"'{shown}'")
+
+
 @contextmanager
 def about(argument: str, advice: str, *errors: type[Exception]) -> Iterator[None]:
     """Within it `errors` become a usage error of `argument`: the first line of their message, and `advice`."""
     try:
         yield
     except errors as error:
-        said = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        if isinstance(error, OSError) and error.filename:
-            said = f"{error.strerror}: {error.filename}"
-        raise typer.BadParameter(f"{said}. {advice}", param_hint=f"'{argument}'") from error
+        raise typer.BadParameter(f"{said(error)}. {advice}", param_hint=f"'{argument}'") from error
+
+
+def said(error: Exception) -> str:
+    """An error in a line, without a full stop: of the system's the reason and the path, of others their first line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

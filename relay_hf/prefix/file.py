@@ -16,14 +16,12 @@ import errno
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +33,7 @@ from ..errors import PrefixFileError, on_a_line, printable, shown
 from ..model.digests import digest_of, in_threads
 from .entry import PrefixEntry
 from .file_reader import TensorFile, header_of, parsed
+from .file_replace import replacing
 from .file_tensors import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
@@ -84,24 +83,17 @@ def write(path: Path, identity: Mapping[str, Any], prefixes: Sequence[PrefixEntr
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = dict(zip(held, in_threads(digest_of, held.values()), strict=True))
     record = json.dumps({"format": FORMAT, "model": identity, "prefixes": described, "sha256": digests})
-    path = path.resolve()  # so that a link still leads to the new file
-    beside = path.with_name(f".{uuid4().hex}.tmp")  # a name that is never too long
     try:
-        beside.touch()
-        mode = (path if path.exists() else beside).stat().st_mode
-        save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
-        try:
-            with beside.open("rb") as file:
-                header_of(file)
-        except ValueError:
-            what = "what describes its tensors takes far more than they do. Save fewer in a file."
-            raise PrefixFileError(f"{printable(path)} was not written: {what}") from None
-        beside.chmod(mode & 0o777)  # safetensors gives permissions to the owner alone
-        os.replace(beside, path)
+        with replacing(path) as beside:
+            save_file(held, beside, {_RECORD: record, _DIGEST: _sha256(record)})
+            try:
+                with beside.open("rb") as file:
+                    header_of(file)
+            except ValueError:
+                what = "what describes its tensors takes far more than they do. Save fewer in a file."
+                raise PrefixFileError(f"{printable(path.resolve())} was not written: {what}") from None
     except SafetensorError as error:
-        raise OSError(f"{printable(path)} could not be written ({error})") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        raise OSError(f"{printable(path.resolve())} could not be written ({error})") from None
 
 
 class PrefixFile:

@@ -6,12 +6,16 @@ import json
 import pytest
 import torch
 
-from benchmarks import saving
+from benchmarks import compile as compile_kernels
+from benchmarks import saving, tune
 from benchmarks.cpu.bench import TreeBench
 from benchmarks.cpu.contenders import CONTENDERS
 from benchmarks.cpu.workloads import WORKLOADS
+from benchmarks.gpu import __main__ as gpu
 from benchmarks.grid import Cell, cells
 from relay_hf.cli.benchmark.measure import Measurement
+from tests.fuzz import __main__ as fuzz
+from tests.fuzz_files import __main__ as fuzz_files
 
 
 def test_a_tree_is_shared_at_all_levels_and_at_one():
@@ -63,3 +67,22 @@ def test_saving_is_measured_beside_a_plain_read(tmp_path, monkeypatch):
     assert result["prefix"]["bytes"] >= 2**20
     assert {len(seconds) for seconds in result["seconds"].values()} == {2}
     assert {"save", "load, from the disk", "plain read, from the disk"} <= result["seconds"].keys()
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "said"),
+    [
+        (tune.main, ("--table", "/dev/null"), "without --write no table is written; leave --table out"),
+        (gpu.main, ("--sections", "gate", "--contenders", "stock"), "the section e2e has contenders; leave --conte"),
+        (compile_kernels.main, ("--write", "--chips", "sm_90"), "--write keeps the figures of all chips; leave --chip"),
+        (fuzz.main, ("--shrink",), "only one --case is made smaller; leave --shrink out"),
+        (fuzz.main, ("--case", "1", "--jobs", "2"), "--case runs one case, in this process; leave --jobs out"),
+        (fuzz_files.main, ("--case", "1", "--seed", "2"), "--case runs one case; leave --seed out"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(main, arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -45,7 +45,7 @@ def run(module, *options):
 
 @pytest.mark.sweep
 def test_dry_run_leaves_out_what_has_no_time_then_runs_it_and_then_does_nothing_new(tmp_path):
-    path = tmp_path / "results" / "gpu.json"
+    path = tmp_path / "gpu.json"
     out = run("benchmarks.gpu", "--minutes", 0, "--out", path)
     none = json.loads(path.read_text())
     assert list(none["sections"]) == ["ceilings", "correctness", "generate", "sanitizer", "operator", "gate", "e2e"]

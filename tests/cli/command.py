@@ -1,6 +1,8 @@
 """A command that has run, and an attention that is none."""
 
+import itertools
 import json
+import signal
 
 from typer.testing import CliRunner
 
@@ -40,3 +42,15 @@ def wrong(*arguments, **options):
     query, value = arguments[1], arguments[4]
     batch, heads, length, _ = query.shape
     return query.new_ones(batch, length, heads, value.shape[3])
+
+
+def interrupted_at(call, function):
+    """`function`, whose call of that number is interrupted by Ctrl-C; calls are counted from 1."""
+    calls = itertools.count(1)
+
+    def counted(*arguments, **options):
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return function(*arguments, **options)
+
+    return counted

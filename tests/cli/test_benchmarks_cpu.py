@@ -24,7 +24,7 @@ def run():
 
 
 def test_every_round_of_every_contender_is_written_and_drawn(run, tmp_path):
-    files = ("--output", tmp_path / "results" / "smoke.json", "--plot", tmp_path / "smoke.png")
+    files = ("--output", tmp_path / "smoke.json", "--plot", tmp_path / "smoke.png")
     done = run("smoke", "--rounds", 2, "--policy", "always", *files)
     assert done.code == 0, done.error
     assert "tokens of stock, prefix-copied, relay-cold, relay-kept: identical" in done.out
@@ -117,3 +117,33 @@ def test_what_makes_no_sense_is_refused_by_name(run, arguments, argument, what):
 def test_a_plot_without_matplotlib_is_refused_before_anything_runs(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert 'pip install "relay_hf[bench]"' in run("smoke", "--plot", "plot.png").refuses("--plot")
+
+
+MEASURING = [
+    ("C5",),
+    ("--rows", 9),
+    ("--prefix", 9),
+    ("--own", 9),
+    ("--new", 9),
+    ("--model", "x"),
+    ("--device", "cpu"),
+    ("--rounds", 3),
+    ("--contenders", "stock"),
+    ("--policy", "auto"),
+    ("--threads", 1),
+]
+
+
+@pytest.mark.parametrize("given", MEASURING, ids=str)
+def test_what_is_measured_can_not_be_chosen_where_nothing_is_measured(run, given):
+    """Not even as its default: what is given would be ignored."""
+    argument = "WORKLOAD" if given == ("C5",) else given[0]
+    for option in (("--from", RESULTS / "cpu.json"), ("--list",)):
+        said = run(*given, *option).refuses(argument)
+        assert f"; leave {argument} out." in said
+        assert option[0] in said
+
+
+@pytest.mark.parametrize("given", [("--output", "x"), ("--plot", "x.png"), ("--from", "x")], ids=str)
+def test_a_list_is_neither_written_nor_drawn(run, given):
+    assert "--list only describes what there is; leave " in run("--list", *given).refuses(given[0])

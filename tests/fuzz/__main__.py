@@ -10,6 +10,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from benchmarks.options import refuse
+
 from . import models, sizes, workers
 from .precision import DTYPES
 from .report import FAILURES, Summary, describe, finding
@@ -34,7 +36,10 @@ def main() -> int:
     unknown = sorted(set(types) - set(sizes.model_types()))
     if unknown:
         parser.error(f"--types must be among {', '.join(sizes.model_types())}; got {', '.join(unknown)}")
-    if arguments.case is not None:
+    if arguments.case is None:
+        refuse(parser, arguments, ["shrink"], "only one --case is made smaller")
+    else:
+        refuse(parser, arguments, ["cases", "seed", "jobs"], "--case runs one case, in this process")
         return _one(arguments.case, types, arguments.dtype, arguments.shrink)
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     first = seed * _CASES_OF_A_SEED

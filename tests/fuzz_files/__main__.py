@@ -11,6 +11,8 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.options import refuse
+
 from . import __doc__ as description
 from .case import draw
 from .report import Summary
@@ -30,6 +32,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.case is not None:
+        refuse(parser, arguments, ["cases", "seed"], "--case runs one case")
         print(draw(arguments.case))
         outcome = run(arguments.case)
         print(f"=> {outcome.kind} {outcome.detail}")

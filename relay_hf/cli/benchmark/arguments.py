@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..console import about
+from ..output_file import check_writable
 
 if TYPE_CHECKING:
     from .contenders import Contender
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from .workload import Workload
 
 PROMPTS, FILES = "The prompts", "What is written"  # panels of the help
+WRITABLE = "Give a file in a folder that exists and that you may write to."
 
 Device = Annotated[
     Literal["cpu", "cuda"] | None, typer.Option(help="Where it runs; without it, on a CUDA device if there is one.")
@@ -92,10 +94,14 @@ def fitting(contenders: Mapping[str, Contender], workload: Workload, what: str) 
 
 
 def check_file(argument: str, path: Path | None) -> None:
-    """Refuse a file that can't be written, before anything is measured; its folder is made."""
+    """Refuse a file that can't be written, before anything is measured.
+
+    Raises:
+        typer.BadParameter: it can't be.
+    """
     if path is not None:
-        with about(argument, "Give a file in a folder that you may write to.", OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with about(argument, WRITABLE, OSError):
+            check_writable(path)
 
 
 def with_gpu(content: Record, device: str) -> Record:

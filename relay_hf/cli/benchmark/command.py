@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -51,8 +52,8 @@ def bench(
     with progress().status("loading torch and Transformers ..."):
         from .bench import Bench
         from .contenders import CONTENDERS
-        from .record import hand_out, result, same_as_stock
-        from .run import run
+        from .record import exit_code, hand_out, result, same_as_stock
+        from .run import Job, run
         from .table import describe, show, table_of
         from .timed_model import SMALL_MODEL, NamedModel
         from .workload import Workload
@@ -65,10 +66,11 @@ def bench(
     workload = Workload(timed, rows, prefix, own, new)
     chosen = arguments.contenders_of(contenders, CONTENDERS)
     chosen = arguments.fitting(chosen, workload, "prompts that share nothing; give --prefix")
-    record = run(timed.about, workload, chosen, rounds, place, lambda built: Bench(workload, policy, built))
-    same = same_as_stock(record, CONTENDERS)
+    job = Job(timed.about, workload, chosen, partial(Bench, workload, policy))
+    (record,), interrupted = run([job], rounds, place, lambda record: None)
     out.print(f"model: {timed.about}", markup=False)
+    same = same_as_stock(record, CONTENDERS)
     show(record, table_of(record, describe(record["workload"])), same, out)
-    hand_out(arguments.with_gpu(result(policy=policy, workloads=[record]), place), as_json, to)
-    if not all(same.values()):
-        raise typer.Exit(1)
+    content = result(interrupted, policy=policy, workloads=[record])
+    hand_out(arguments.with_gpu(content, place), as_json, to)
+    raise typer.Exit(exit_code(interrupted, all(same.values())))

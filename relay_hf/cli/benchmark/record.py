@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..console import about, print_json
+from ..console import about, print_json, progress
 from ..environment import environment
+from ..output_file import write_output
 from .contenders import Contender
 from .measure import Measurement
 from .workload import Workload
@@ -23,15 +24,15 @@ def workload_record(name: str, workload: Workload, measurements: list[Measuremen
     return {"name": name, "workload": asdict(workload), "contenders": contenders}
 
 
-def result(**content: Any) -> Record:
-    """The record of a run: versions and hardware, then `content`."""
-    return environment() | content
+def result(interrupted: bool = False, **content: Any) -> Record:
+    """The record of a run: versions and hardware, whether Ctrl-C cut it short, then `content`."""
+    return environment() | {"interrupted": interrupted} | content
 
 
 def write_json(path: Path, content: Record) -> None:
-    """Write `content` to a file, and make its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Write `content` to a file, whose folder exists; an old file is replaced as a whole."""
+    text = json.dumps(content, indent=2) + "\n"
+    write_output(path, lambda to: to.write_text(text, encoding="utf-8"))
 
 
 def hand_out(content: Record, as_json: bool, to: Path | None) -> None:
@@ -39,8 +40,16 @@ def hand_out(content: Record, as_json: bool, to: Path | None) -> None:
     if as_json:
         print_json(content)
     if to is not None:
-        with about("--output", "Give a file that you may write to.", OSError):
+        with about("--output", "The result was not written.", OSError):
             write_json(to, content)
+
+
+def exit_code(interrupted: bool, same: bool = True) -> int:
+    """Of a run: 130 after Ctrl-C, which is said, and 1 if tokens that must be the `same` as stock's are not."""
+    if interrupted:
+        progress().print("Interrupted: the result has the rounds that were finished.", highlight=False)
+        return 130
+    return 0 if same else 1
 
 
 def same_as_stock(record: Record, contenders: Mapping[str, Contender]) -> dict[str, bool]:

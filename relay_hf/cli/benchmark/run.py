@@ -1,9 +1,10 @@
-"""One run: the model is built, and its contenders take turns under a progress bar."""
+"""Runs of several workloads: their models are built, and contenders take turns under a progress bar."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedModel
@@ -12,43 +13,77 @@ from .. import models
 from ..console import about, progress
 from .bench import Bench
 from .contenders import CannotRun, Contender
-from .measure import Measurement, measure
+from .measure import Interrupted, Measurement, measure
 from .record import Record, workload_record
 from .workload import Workload
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is timed.
+
+    Attributes:
+        name: of the workload, for the progress bar and the record.
+        workload: the prompts, and what they are put through.
+        contenders: who takes turns, by name.
+        bench_of: makes a bench of the stock model that was built.
+    """
+
+    name: str
+    workload: Workload
+    contenders: Mapping[str, Contender]
+    bench_of: Callable[[PreTrainedModel], Bench]
+
+
 def run(
-    name: str,
-    workload: Workload,
-    contenders: Mapping[str, Contender],
-    rounds: int,
-    device: str,
-    bench_of: Callable[[PreTrainedModel], Bench],
-) -> Record:
-    """The record of `rounds` rounds.
+    jobs: Sequence[Job], rounds: int, device: str, on_record: Callable[[Record], None]
+) -> tuple[list[Record], bool]:
+    """Time `rounds` calls of each contender of each job, job by job. Ctrl-C ends it, and finished rounds are kept.
 
     Args:
-        name: of the workload, for the progress bar and the record.
-        workload: what is timed.
-        contenders: who takes turns, by name.
+        jobs: what is timed.
         rounds: calls of each contender.
-        device: where the model goes.
-        bench_of: makes a bench of the stock model that was built.
+        device: where the models go.
+        on_record: is called with each record as soon as it is there.
+
+    Returns:
+        The records, at least one, and whether Ctrl-C cut them short.
 
     Raises:
         typer.BadParameter: there is no such model, or a contender can't run it.
+        KeyboardInterrupt: Ctrl-C before any round was finished.
     """
+    records: list[Record] = []
+    for job in jobs:
+        interrupted = False
+        try:
+            measurements = _measured(job, rounds, device)
+        except Interrupted as stopped:
+            measurements, interrupted = stopped.measurements, True
+        except KeyboardInterrupt:
+            if not records:
+                raise
+            return records, True
+        records.append(workload_record(job.name, job.workload, measurements))
+        on_record(records[-1])
+        if interrupted:
+            return records, True
+    return records, False
+
+
+def _measured(job: Job, rounds: int, device: str) -> list[Measurement]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=progress(), transient=True) as bars:
-        task, calls = bars.add_task(f"{name}: model", total=rounds * len(contenders)), itertools.count()
+        total, calls = rounds * len(job.contenders), itertools.count()
+        task = bars.add_task(f"{job.name}: model", total=total)
         with models.named():
-            model = workload.model.build().to(device)
+            model = job.workload.model.build().to(device)
 
         def on_call(contender: str) -> None:
-            bars.update(task, description=f"{name}: {contender}", completed=next(calls))
+            bars.update(task, description=f"{job.name}: {contender}", completed=next(calls))
 
         def enough(measurements: list[Measurement], _: float) -> bool:
             return len(measurements[0].seconds) >= rounds
 
         with about("--contenders", "Leave it out.", CannotRun):
-            return workload_record(name, workload, measure(bench_of(model), contenders, enough, on_call))
+            return measure(job.bench_of(model), job.contenders, enough, on_call)
