@@ -1,5 +1,7 @@
 """The command line: `python -m benchmarks.cpu C1 C2 --output out.json --plot out.png`."""
 
+from relay_hf.cli.console import run_app
+
 from .command import app
 
-app(prog_name="python -m benchmarks.cpu")
+run_app(app, "python -m benchmarks.cpu")

@@ -15,6 +15,7 @@ from relay_hf.cli.benchmark.record import exit_code, hand_out, result
 from relay_hf.cli.benchmark.run import Job, run
 from relay_hf.cli.benchmark.timed_model import NamedModel
 from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output, refuse
+from relay_hf.cli.model_names import check_name
 from relay_hf.cli.options import Json, Model
 
 from . import results
@@ -83,6 +84,7 @@ def bench(
     if source is not None:
         shown = {"source", "as_json", "to", "plot"}
         refuse(context, every - shown, "--from shows an earlier result and measures nothing")
+    check_name(model)
     arguments.check_file("--output", to)
     arguments.check_file("--plot", plot)
     results.check_plot(plot)

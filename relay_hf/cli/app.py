@@ -9,13 +9,12 @@ import typer
 import relay_hf
 
 from .benchmark.command import bench
-from .console import help_of
+from .console import help_of, run_app
 from .demo import demo
 from .doctor import doctor
 from .explain import explain
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
@@ -42,4 +41,4 @@ def options(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="relay-hf")
+    run_app(app, "relay-hf")

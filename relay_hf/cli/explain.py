@@ -14,6 +14,7 @@ from relay_hf.report import readable_bytes
 
 from . import models
 from .console import REAL_MODEL, about, examples, output, print_json, progress
+from .model_names import check_name
 from .options import Json
 from .prompts import read_prompts
 from .tree_view import preview, tree_of
@@ -70,6 +71,8 @@ def explain(
     prompts = None if source is None else read_prompts(source, jsonl)
     if prompts is None and jsonl is not None:
         raise typer.BadParameter("it needs a file: relay-hf explain PROMPTS --jsonl FIELD.", param_hint="'--jsonl'")
+    check_name(model)
+    check_name(tokenizer, "--tokenizer")
     out = output(quiet=as_json)
     with progress().status("loading torch, Transformers and the tokenizer ..."):
         models.quiet()

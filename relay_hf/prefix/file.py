@@ -37,6 +37,7 @@ from .file_replace import replacing
 from .file_tensors import named_tensors, rebuilt, shapes, without_states
 
 FORMAT = 1
+_ADVICE = "Give a file that was saved of this model, or warm the prefixes again and save them."
 _RECORD, _DIGEST = "relay_hf", "relay_hf.sha256"
 
 
@@ -49,7 +50,7 @@ def is_there(path: Path) -> bool:
     """
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except ValueError as error:
         raise ValueError(f"path must be that of a file; {printable(path)} can't be one ({error}).") from None
@@ -59,8 +60,8 @@ def is_there(path: Path) -> bool:
         what = "a link that leads in a circle; remove it, or give the path of the file itself"
         raise OSError(errno.ELOOP, what, str(path)) from None
     if not S_ISREG(mode):
-        kind = IsADirectoryError if S_ISDIR(mode) else OSError
-        raise kind(f"path must be that of a file; {printable(path)} is none.")
+        kind, found = (IsADirectoryError, "is a folder") if S_ISDIR(mode) else (OSError, "is neither file nor folder")
+        raise kind(f"path must be that of a file; {printable(path)} is none: it {found}. Give the path of the file.")
     return True
 
 
@@ -113,7 +114,9 @@ class PrefixFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        is_there(path)
+        if not is_there(path):
+            advice = "Check the path, or save prefixes there first."
+            raise FileNotFoundError(f"path must be that of a file; there is no {printable(path)}. {advice}")
         with self._reading():
             self._file = TensorFile(path)
         try:
@@ -194,7 +197,7 @@ class PrefixFile:
 
     def error(self, what: str) -> PrefixFileError:
         """An error of one line that names the file."""
-        return PrefixFileError(f"{printable(self.path)} {on_a_line(what)}. Warm the prefixes again and save them.")
+        return PrefixFileError(f"{printable(self.path)} {on_a_line(what)}. {_ADVICE}")
 
     def _read_record(self, metadata: Mapping[str, Any]) -> None:
         text = metadata.get(_RECORD)

@@ -113,7 +113,7 @@ def header_of(file: BinaryIO) -> str:
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if not 0 < length <= size - 8:
-        raise ValueError(f"{size} bytes, and a header of {length}")
+        raise ValueError(f"it has {size} bytes, and its start speaks of a header of {length}")
     room = _ANYWAY + size - 8 - length - _OF_A_BYTE * length
     text = file.read(length) if room >= 0 else b""
     # There are no more values than commas and opening brackets. Those inside of text are counted too.

@@ -67,3 +67,16 @@ def test_a_model_that_does_not_exist_is_one_clear_line(run, command, tmp_path):
     assert "config.json" in said or "Unrecognized model" in said or "not a" in said
     assert REAL_MODEL in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("command", [("explain",), ("bench",)])
+@pytest.mark.parametrize("name", ["./absent", "/absent/model", "../absent", "a/b/c", "~/absent"])
+def test_a_path_where_no_folder_is_is_called_that(run, command, name):
+    said = run(*command, "--model", name).refuses("--model")
+    assert f"there is no folder {name}. Give the path of a folder or a Hub id" in said
+
+
+def test_a_file_in_the_place_of_a_model_is_called_that(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    said = run("explain", "--tokenizer", tmp_path / "file").refuses("--tokenizer")
+    assert f"{tmp_path / 'file'} is no folder. Give" in said

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_a_flipped_bit_anywhere(original, tmp_path):
     data, model = original.read_bytes(), patched()
     for place in range(0, len(data), len(data) // 300):
         (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 7]) + data[place + 1 :])
-        refused(model, tmp_path / "p", "Warm the prefixes again")
+        refused(model, tmp_path / "p", "or warm the prefixes again and save them")
 
 
 def changed_record(original, path, change):
@@ -242,11 +243,13 @@ def test_other_files(tmp_path):
     (tmp_path / "text").write_text("a file of words, and nothing else")
     for name in ("torch", "pickle", "text"):
         refused(model, tmp_path / name, "is damaged, or no safetensors file")
+        refused(model, tmp_path / name, "Give a file that was saved of this model, or warm the prefixes again")
     save_file({"weight": torch.zeros(2)}, tmp_path / "weights")
     refused(model, tmp_path / "weights", "none that relay_hf wrote")
-    with pytest.raises(FileNotFoundError):
-        model.relay.load(tmp_path / "absent")
-    with pytest.raises(OSError, match=f"must be that of a file; {tmp_path} is none"):
+    for absent in (tmp_path / "absent", tmp_path / "text" / "absent"):
+        with pytest.raises(FileNotFoundError, match=f"there is no {absent}. Check the path, or save prefixes there fi"):
+            model.relay.load(absent)
+    with pytest.raises(IsADirectoryError, match=f"{tmp_path} is none: it is a folder. Give the path of the file"):
         model.relay.load(tmp_path)
 
 
@@ -308,8 +311,9 @@ def test_nothing_to_save(tmp_path):
         model.relay.save(tmp_path / "p", [])
     with pytest.raises(IsADirectoryError, match="must be that of a file"):
         model.relay.save(tmp_path)
-    with pytest.raises(FileNotFoundError, match="must be in a folder that exists"):
-        model.relay.save(tmp_path / "absent" / "p")
+    for folder in (tmp_path / "absent", Path(__file__)):
+        with pytest.raises(FileNotFoundError, match=f"must be in a folder that exists; there is no {folder}"):
+            model.relay.save(folder / "p")
     with torch.no_grad():
         model.lm_head.weight += 1  # what was kept is stale now, and must not get the new weights' digest
     with pytest.raises(ValueError, match=f"{PREFIX} tokens.*is not kept any more"):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .record import Record
     from .workload import Workload
 
+# Who `relay-hf bench` can compare. The names stand here, too, because completion can't wait for torch.
+NAMES = ("stock", "static-cache", "prefix-copied", "relay-cold", "relay-kept")
 PROMPTS, FILES = "The prompts", "What is written"  # panels of the help
 WRITABLE = "Give a file in a folder that exists and that you may write to."
 
@@ -77,6 +79,12 @@ def contenders_of(text: str | None, known: Mapping[str, Contender]) -> dict[str,
         advice = f"there is no {unknown[0]!r}. Choose among {', '.join(known)}, separated by commas."
         raise typer.BadParameter(advice, param_hint="'--contenders'")
     return {name: known[name] for name in names}
+
+
+def complete_contenders(incomplete: str) -> list[str]:
+    """What a shell offers for a list of contenders, of which the last name may be incomplete."""
+    *given, last = incomplete.split(",")
+    return [",".join([*given, name]) for name in NAMES if name.startswith(last) and name not in given]
 
 
 def fitting(contenders: Mapping[str, Contender], workload: Workload, what: str) -> dict[str, Contender]:

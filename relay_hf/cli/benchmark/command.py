@@ -9,6 +9,7 @@ import typer
 
 from .. import models
 from ..console import REAL_MODEL, examples, output, progress
+from ..model_names import check_name
 from ..options import Json, Model
 from . import arguments
 
@@ -28,6 +29,7 @@ def bench(
         str,
         typer.Option(
             metavar="NAME,...",
+            autocompletion=arguments.complete_contenders,
             help="Who is compared: stock, static-cache, prefix-copied (the prefix prefilled once, its cache copied for "
             "every row), relay-cold (patched, nothing kept), relay-kept (patched, the prefix kept).",
         ),
@@ -49,6 +51,7 @@ def bench(
     """
     out = output(quiet=as_json)
     arguments.check_file("--output", to)
+    check_name(model)
     with progress().status("loading torch and Transformers ..."):
         from .bench import Bench
         from .contenders import CONTENDERS
