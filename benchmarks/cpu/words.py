@@ -21,5 +21,5 @@ def describe(workload: Mapping[str, Any]) -> str:
             shared.append(f"{tokens:,} shared" + (f" by {rows // groups}" if groups > 1 else ""))
     options, model = workload.get("options", {}), workload["model"]
     answers = "".join(f", {options[name]} {each} each" for name, each in _ANSWERS if name in options)
-    text = in_words(rows, shared, own, workload["new"], answers)
+    text = in_words(rows, shared, f"{own:,}", workload["new"], answers)
     return f"{text}, {model['name']}" if "name" in model else text

@@ -16,7 +16,7 @@ from . import models
 from .console import REAL_MODEL, about, examples, output, print_json, progress
 from .model_names import check_name
 from .options import Json
-from .prompts import read_prompts
+from .prompts import Jsonl, Separator, Tokenizer, padded, read_prompts, token_ids
 from .tree_view import preview, tree_of
 
 if TYPE_CHECKING:
@@ -32,23 +32,19 @@ if TYPE_CHECKING:
     ("a prompt in each line", "relay-hf explain prompts.txt"),
     ("with a real tokenizer, and its model's KV sizes", f"relay-hf explain prompts.txt --model {REAL_MODEL}"),
     ("lines of JSON, four samples of each prompt", "relay-hf explain log.jsonl --jsonl prompt --samples 4"),
+    ("chats, which its template renders", f"relay-hf explain chats.jsonl --jsonl messages --model {REAL_MODEL}"),
+    ("prompts of several lines, with a line END between them", "relay-hf explain prompts.txt --separator END"),
     ("from standard input, for a program to read", "cat prompts.txt | relay-hf explain - --json"),
 )
 def explain(
+    context: typer.Context,
     source: Annotated[
         Path | None,
         typer.Argument(metavar="PROMPTS", help="A file with a prompt in each line, or - ; without it, the demo's."),
     ] = None,
-    jsonl: Annotated[
-        str | None, typer.Option(metavar="FIELD", help="Lines are JSON objects; the prompt is in this field.")
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID",
-            help="Hub id or folder of a tokenizer; without it --model's, or one made on the spot of the demo's texts.",
-        ),
-    ] = None,
+    jsonl: Jsonl = None,
+    separator: Separator = None,
+    tokenizer: Tokenizer = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -68,9 +64,7 @@ def explain(
     Each run of tokens that rows share is computed, stored and read once. Prompt tokens are counted exactly; KV bytes
     and seconds are estimates. Whether policy "auto" would relay is said for this machine.
     """
-    prompts = None if source is None else read_prompts(source, jsonl)
-    if prompts is None and jsonl is not None:
-        raise typer.BadParameter("it needs a file: relay-hf explain PROMPTS --jsonl FIELD.", param_hint="'--jsonl'")
+    prompts = read_prompts(context, source, jsonl, separator)
     check_name(model)
     check_name(tokenizer, "--tokenizer")
     out = output(quiet=as_json)
@@ -84,9 +78,8 @@ def explain(
         from .estimate import estimate_call
 
         shown = models.load_without_weights(model, tokenizer)
-        prompts = prompts or showcase.support_prompts(16)
-        inputs = shown.tokenizer(prompts, padding=True, return_tensors="pt")
-        ids, mask = (inputs[name].repeat_interleave(samples, dim=0) for name in ("input_ids", "attention_mask"))
+        rows = token_ids(prompts or showcase.support_prompts(16), shown.tokenizer)
+        ids, mask = (each.repeat_interleave(samples, dim=0) for each in padded(rows))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with about("--tokenizer", "Give the model's own tokenizer, or leave one of the two out.", TokenIdError):
             estimate = estimate_call(shown.model, ids, mask, new_tokens, device)

@@ -10,8 +10,9 @@ from relay_hf.cli.console import REAL_MODEL
 
 OPTIONS = {
     "demo": ("--model", "--rows", "--new", "--dtype", "--tiny", "--json"),
-    "explain": ("PROMPTS", "--jsonl", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
+    "explain": ("PROMPTS", "--jsonl", "--separator", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
     "bench": (
+        *("PROMPTS", "--jsonl", "--separator", "--tokenizer"),
         *("--model", "--device", "--rounds", "--contenders", "--policy", "--threads"),
         *("--rows", "--prefix", "--own", "--new", "--json", "--output"),
     ),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig
 
 import relay_hf
@@ -102,7 +103,14 @@ def test_a_tokenizer_of_another_model_is_refused(run, folder, prompts, tmp_path)
         (None, (), "No such file or directory"),
         ("\n", (), "has no prompts"),
         ('{"prompt": "a"}\nb\n', ("--jsonl", "prompt"), "is no JSON"),
-        ('{"prompt": "a"}\n{"x": 1}\n', ("--jsonl", "prompt"), "no text in the field 'prompt'; it has the fields x"),
+        (
+            '{"prompt": "a"}\n{"x": 1}\n',
+            ("--jsonl", "prompt"),
+            "neither text nor chat messages in the field 'prompt'",
+        ),
+        ('{"prompt": "a"}\n{"prompt": []}\n', ("--jsonl", "prompt"), "A message is an object with role and content"),
+        ('{"prompt": "a"}\n{"prompt": ["b"]}\n', ("--jsonl", "prompt"), "A message is an object with role and content"),
+        ('{"prompt": "a"}\n{"prompt": [{"role": "user"}]}\n', ("--jsonl", "prompt"), "A message is an object with"),
     ],
 )
 def test_prompts_that_cannot_be_read_are_refused_by_line(run, text, options, what, tmp_path):
@@ -115,7 +123,14 @@ def test_prompts_that_cannot_be_read_are_refused_by_line(run, text, options, wha
 
 
 def test_a_field_without_a_file_is_refused(run):
-    assert "relay-hf explain PROMPTS --jsonl FIELD" in run("explain", "--jsonl", "text").refuses("--jsonl")
+    for option in ("--jsonl", "--separator"):
+        said = run("explain", option, "text").refuses(option)
+        assert f"without PROMPTS no file is read; leave {option} out" in said
+
+
+def test_a_separator_between_lines_of_json_is_refused(run, prompts):
+    said = run("explain", prompts, "--jsonl", "text", "--separator", "---").refuses("--separator")
+    assert "with --jsonl each line is a prompt; leave --separator out" in said
 
 
 def test_a_model_without_weights_computes_nothing(run, folder, prompts, monkeypatch):
@@ -124,3 +139,75 @@ def test_a_model_without_weights_computes_nothing(run, folder, prompts, monkeypa
 
     monkeypatch.setattr(torch.nn.Linear, "forward", refuse)
     assert run("explain", prompts, "--model", folder).code == 0
+
+
+LINES = [f"{TRIANGLE}\n\nHow many corners?\u2028How many sides?", f"{TRIANGLE}\n\nWhat is its area?\x0cTell me."]
+
+
+@pytest.mark.parametrize("separator", ["---", " === next ==="])
+def test_prompts_of_several_lines_stand_between_separators_or_in_json(run, folder, tmp_path, separator):
+    """Also those with signs at which str.splitlines() would split them."""
+    (tmp_path / "json").write_text("".join(json.dumps({"p": text}, ensure_ascii=False) + "\n" for text in LINES))
+    (tmp_path / "text").write_text(f"{separator}\r\n" + f"\n\n{separator} \n\n".join(LINES) + "\n")
+    model = ("--model", folder, "--json")
+    of_json = run("explain", tmp_path / "json", "--jsonl", "p", *model).json
+    assert run("explain", tmp_path / "text", "--separator", separator, *model).json == of_json
+    tokenizer = showcase.load(folder, device="cpu").tokenizer
+    assert of_json["prompt_tokens"]["stock"] == sum(len(tokenizer(text).input_ids) for text in LINES)
+
+
+def test_an_empty_separator_is_a_blank_line(run, folder, tmp_path):
+    (tmp_path / "text").write_text("first\nprompt\n\n\nsecond\n")
+    assert run("explain", tmp_path / "text", "--separator", "", "--model", folder, "--json").json["rows"] == 2
+
+
+CHATS = [
+    [{"role": "system", "content": TRIANGLE}, {"role": "user", "content": question}]
+    for question in ("How many corners?", "What is its area?")
+]
+
+
+def chats(path, *prompts):
+    path.write_text("".join(json.dumps({"id": 1, "messages": prompt}) + "\n" for prompt in prompts))
+    return path, "--jsonl", "messages"
+
+
+def with_template(folder, path, template):
+    """The tokenizer of a model, with another chat template and a token that begins each text."""
+    tokenizer = showcase.load(folder, device="cpu").tokenizer
+    tokenizer.chat_template = template
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<pad> $A", special_tokens=[("<pad>", 0)])
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_chat_messages_are_rendered_by_the_tokenizers_template_and_nothing_is_added(run, folder, tmp_path):
+    tokenizer = showcase.load(folder, device="cpu").tokenizer
+    with_template(folder, tmp_path / "words", tokenizer.chat_template)
+    asked = (*chats(tmp_path / "chats", *CHATS), "--model", folder, "--json")
+    found = run("explain", *asked).json
+    ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False) for chat in CHATS]
+    assert found["prompt_tokens"]["stock"] == sum(map(len, ids))
+    assert found["shared"][0]["tokens"] == next(n for n, (a, b) in enumerate(zip(*ids, strict=False)) if a != b)
+    assert run("explain", *asked, "--tokenizer", tmp_path / "words").json == found
+    mixed = chats(tmp_path / "mixed", CHATS[0], TRIANGLE)
+    both = run("explain", *mixed, "--model", folder, "--tokenizer", tmp_path / "words", "--json").json
+    assert both["prompt_tokens"]["stock"] == len(ids[0]) + 1 + len(tokenizer(TRIANGLE).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "it has chat messages, and the tokenizer has no chat template. Give that of a chat model by --model"),
+        ("{{ raise_exception('Users speak first') }}", "Users speak first. Prompt 1 does not fit the tokenizer's chat"),
+        ("{{ messages[9].role.x }}", "Prompt 1 does not fit the tokenizer's chat template"),
+        ("{{ 1 + messages }}", "Prompt 1 does not fit the tokenizer's chat template"),
+        ("", "prompt 1 has no tokens. Leave it out"),
+    ],
+)
+def test_messages_that_can_not_be_rendered_are_one_line(run, folder, tmp_path, template, said):
+    shown = showcase.load(folder, device="cpu").tokenizer
+    shown.chat_template = template
+    shown.save_pretrained(tmp_path / "words")
+    asked = ("--model", folder, "--tokenizer", tmp_path / "words")
+    assert said in run("explain", *chats(tmp_path / "chats", *CHATS), *asked).refuses("PROMPTS")

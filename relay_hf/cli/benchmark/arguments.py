@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,8 @@ from ..console import about
 from ..output_file import check_writable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .contenders import Contender
     from .record import Record
     from .workload import Workload
@@ -99,6 +102,31 @@ def fitting(contenders: Mapping[str, Contender], workload: Workload, what: str) 
             f"none of {', '.join(contenders)} says anything of {what}.", param_hint="'--contenders'"
         )
     return found
+
+
+def check_prompts(source: Path) -> None:
+    """Refuse the name of a workload of a checkout where no such file is.
+
+    Raises:
+        typer.BadParameter: it is one.
+    """
+    if re.fullmatch(r"C\d|small|smoke(-tree)?", str(source)) and not source.exists():
+        advice = f"Give a file of prompts. The workload {source} of a checkout runs by: make bench BENCH={source}"
+        raise typer.BadParameter(f"there is no file {source}. {advice}", param_hint="'PROMPTS'")
+
+
+def check_ids(prompt_ids: Sequence[Tensor], vocab: int) -> None:
+    """Refuse token ids that a model of `vocab` tokens has no embedding for; `prompt_ids`: of each prompt, `[n]`.
+
+    Raises:
+        typer.BadParameter: there is one.
+    """
+    largest = max(int(ids.max()) for ids in prompt_ids)
+    if largest >= vocab:
+        advice = "Give the model's own tokenizer, or leave one of the two out."
+        raise typer.BadParameter(
+            f"token {largest} has no embedding in a model of {vocab} tokens. {advice}", param_hint="'--tokenizer'"
+        )
 
 
 def check_file(argument: str, path: Path | None) -> None:

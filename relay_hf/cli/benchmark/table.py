@@ -17,25 +17,26 @@ from .record import Record
 _TOKENS = {True: "identical", False: "differ", None: "-"}
 
 
-def in_words(rows: int, shared: Sequence[str], own: int, new: int, answers: str = "") -> str:
+def in_words(rows: int, shared: Sequence[str], own: str, new: int, answers: str = "") -> str:
     """Prompts in a line, such as `16 prompts of 1,024 shared + 32 own tokens, 32 new`.
 
     Args:
         rows: prompts.
         shared: what they share, level by level, in words.
-        own: tokens that each has of its own.
+        own: tokens that each has of its own, in words.
         new: tokens to be generated.
         answers: how many answers each gets, in words that begin with a comma.
     """
     prompts = "1 prompt" if rows == 1 else f"{rows} prompts"
-    tokens = " + ".join([*shared, f"{own:,} own"]) if shared else f"{own:,}"
+    tokens = " + ".join([*shared, f"{own} own"]) if shared else own
     return f"{prompts} of {tokens} tokens{answers}, {new} new"
 
 
 def describe(workload: Mapping[str, Any]) -> str:
     """The workload of a record, in a line."""
     shared = [f"{workload['prefix']:,} shared"] if workload["prefix"] else []
-    return in_words(workload["rows"], shared, workload["own"], workload["new"])
+    own, least = f"{workload['own']:,}", f"{workload.get('least_own', workload['own']):,}"
+    return in_words(workload["rows"], shared, own if own == least else f"{least} to {own}", workload["new"])
 
 
 def medians(record: Record) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,28 @@ class Workload:
     def shared_ids(self) -> Tensor:
         """What stands before the own tokens, `[rows, shared]`."""
         return random_ids(self.model.vocab, (1, self.prefix), seed=1).expand(self.rows, -1)
+
+
+@dataclass(frozen=True)
+class FileWorkload(Workload):
+    """Prompts of a file, in place of random tokens; `prefix` is what all of them share, `own` the most that one has.
+
+    Attributes:
+        source: path of the file; `-` is standard input.
+        least_own: the fewest tokens that a prompt has behind the prefix.
+    """
+
+    source: str
+    least_own: int
+
+    @classmethod
+    def of(cls, source: str, model: ModelShape | NamedModel, rows: Sequence[Tensor], new: int) -> FileWorkload:
+        """Of the ids of each prompt, `[n]`; one token at least is each prompt's own."""
+        lengths = [len(row) for row in rows]
+        first, most = rows[0], min(lengths) - 1 if len(rows) > 1 else 0
+        same = torch.stack([row[:most] == first[:most] for row in rows]).all(dim=0)
+        prefix = int(same.cumprod(dim=0).sum())
+        return cls(model, len(rows), prefix, max(lengths) - prefix, new, source, min(lengths) - prefix)
 
 
 def random_ids(vocab: int, shape: tuple[int, int], seed: int) -> Tensor:
