@@ -24,6 +24,7 @@ from .generation.explain import explain, read_arguments
 from .generation.facts import CallArguments, CallFacts, PrefillInputs
 from .generation.findings import ModelFindings
 from .generation.generate_hook import generate
+from .generation.hub import HubPrefixes
 from .generation.prefill_hook import prefill
 from .generation.save_load import load_prefixes, save_prefixes
 from .generation.warm import read_prefix, warm
@@ -47,7 +48,7 @@ _DEFAULT_STORE_BYTES = 2**30
 Call = TypeVar("Call", bound=GenerateCall)
 
 
-class Relay:
+class Relay(HubPrefixes):
     """The handle that `patch_model` adds to a model. It composes the other modules, and none of them knows it.
 
     Attributes:
