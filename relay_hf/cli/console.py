@@ -16,26 +16,21 @@ from rich.console import Console
 from typer.core import TyperArgument
 
 REAL_MODEL = "HuggingFaceTB/SmolLM2-360M-Instruct"
-_NO_MORE_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_MORE_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def run_app(app: typer.Typer, name: str) -> None:
     """Run a command line to its end. Where standard output takes no more, it ends with exit code 1.
 
-    A closed pipe is quiet, since whoever reads has had enough; of a full disk a line says so on standard error.
+    Of a full disk a line says so on standard error. A closed pipe is quiet, which typer and rich see to.
     """
     try:
-        try:
-            app(prog_name=name)
-        finally:
-            sys.stdout.flush()
+        app(prog_name=name)
     except OSError as error:
         if error.errno not in _NO_MORE_OUTPUT or error.filename is not None:  # of something else
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left when it ends
-        if error.errno != errno.EPIPE:
-            typer.echo(f"{name}: standard output can't be written: {error.strerror}.", err=True)
+        typer.echo(f"{name}: standard output can't be written: {error.strerror}.", err=True)
         sys.exit(1)
 
 

@@ -63,6 +63,7 @@ def test_every_contender_runs_the_prompts_of_a_file(run, folder, prompts, ids):
 
 def test_the_stock_contender_computes_what_generate_does(folder, ids):
     shown = showcase.load(folder, device="cpu")
+    shown.model.generation_config.pad_token_id = 1  # of 0, which pads here, generate() would infer the mask
     rows = [torch.tensor(row) for row in ids]
     bench = FileBench(FileWorkload.of("-", NamedModel.of(folder), rows, 5), "always", rows, shown.model)
     inputs = shown.tokenizer(TREE, padding=True, return_tensors="pt")

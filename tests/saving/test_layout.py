@@ -145,7 +145,7 @@ def changed(path, original, change):
 def test_a_header_that_lies_or_has_a_name_twice(tmp_path, original, change, mmap):
     changed(tmp_path / "p", original, change)
     model = patched()
-    with pytest.raises(PrefixFileError, match=rf"{tmp_path / 'p'} is damaged, or no safetensors file \(.+\)\. Give a file"):
+    with pytest.raises(PrefixFileError, match=rf"{tmp_path / 'p'} is damaged, or no safetensors file \(.+\)\. Give a"):
         model.relay.load(tmp_path / "p", mmap=mmap)
     assert not model.relay.prefixes
 
