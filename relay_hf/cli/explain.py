@@ -14,9 +14,8 @@ from relay_hf.report import readable_bytes
 
 from . import models
 from .console import REAL_MODEL, about, examples, output, print_json, progress
-from .model_names import check_name
 from .options import Json
-from .prompts import Jsonl, Separator, Tokenizer, padded, read_prompts, token_ids
+from .prompts import Jsonl, Prompt, Separator, Tokenizer, padded, read_prompts, token_ids
 from .tree_view import preview, tree_of
 
 if TYPE_CHECKING:
@@ -50,13 +49,13 @@ def explain(
         typer.Option(
             metavar="ID",
             help=f"Hub id, such as {REAL_MODEL}, or folder of the model whose KV sizes are shown. Its configuration is "
-            "read, not its weights. Without it, the demo's model.",
+            "read, not its weights. Without it, the demo's model where it has been downloaded, else random.",
         ),
     ] = None,
     samples: Annotated[
         int, typer.Option(min=1, metavar="N", help="Rows of each prompt: num_return_sequences, or num_beams.")
     ] = 1,
-    new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of each answer.")] = 32,
+    new: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of each answer.")] = 32,
     as_json: Json = False,
 ) -> None:
     """What a batch of prompts would share, as a tree, and what that would save. Nothing is generated.
@@ -65,8 +64,8 @@ def explain(
     and seconds are estimates. Whether policy "auto" would relay is said for this machine.
     """
     prompts = read_prompts(context, source, jsonl, separator)
-    check_name(model)
-    check_name(tokenizer, "--tokenizer")
+    models.check_name(model)
+    models.check_name(tokenizer, "--tokenizer")
     out = output(quiet=as_json)
     with progress().status("loading torch, Transformers and the tokenizer ..."):
         models.quiet()
@@ -78,16 +77,18 @@ def explain(
         from .estimate import estimate_call
 
         shown = models.load_without_weights(model, tokenizer)
-        rows = token_ids(prompts or showcase.support_prompts(16), shown.tokenizer)
+        chats = shown.tokenizer.chat_template is not None
+        asked: list[Prompt] = [*(showcase.support_chats(16) if chats else showcase.support_prompts(16))]
+        rows = token_ids(prompts or asked, shown.tokenizer)
         ids, mask = (each.repeat_interleave(samples, dim=0) for each in padded(rows))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         with about("--tokenizer", "Give the model's own tokenizer, or leave one of the two out.", TokenIdError):
-            estimate = estimate_call(shown.model, ids, mask, new_tokens, device)
+            estimate = estimate_call(shown.model, ids, mask, new, device)
 
     if as_json:
         print_json(_content(estimate, shown.tokenizer, device.type))
     out.print(f"model: {shown.about}", markup=False)
-    if tokenizer is None and model is None:
+    if tokenizer is None and shown.is_random:
         out.print("tokenizer: built on the spot from the demo's texts; on other texts a real one counts fewer tokens")
     out.print()
     out.print(tree_of(estimate, shown.tokenizer))

@@ -15,7 +15,7 @@ Model = Annotated[
     typer.Option(
         metavar="ID",
         help=f"A model of the Hub, such as {REAL_MODEL}, or the path of a folder, or random: weights that are drawn on "
-        "the spot. Without it, the demo's small chat model, which make demo downloads.",
+        "the spot. Without it, the small chat model that make demo downloads.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, and nothing else.")]

@@ -1,8 +1,9 @@
 """The models and the texts of demo, notebooks and examples: a small chat model, and a support bot."""
 
-from .model import RANDOM, Showcase, load
+from .model import RANDOM, Showcase, load, path_of
 from .random_model import SIZES
 from .script import options, timed, verdict
+from .smollm2 import NAME as CHAT_MODEL
 from .texts import (
     QUESTIONS,
     SYSTEM_PROMPT,
@@ -14,6 +15,7 @@ from .texts import (
 )
 
 __all__ = [
+    "CHAT_MODEL",
     "QUESTIONS",
     "RANDOM",
     "SIZES",
@@ -24,6 +26,7 @@ __all__ = [
     "document_prompts",
     "load",
     "options",
+    "path_of",
     "support_chats",
     "support_prompts",
     "timed",

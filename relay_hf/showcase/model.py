@@ -83,11 +83,20 @@ def load(
         return Showcase(built, tokenizer, about, is_random=True)
     if size is not None:
         raise ValueError(f"size is of the model that is built, {RANDOM!r}; got {size!r} for {name}.")
-    path = smollm2.folder() if name == smollm2.NAME else name
+    path = path_of(name)
     loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return Showcase(loaded, tokenizer, f"{name}, a {type(loaded).__name__} of {_parameters(loaded)} parameters")
+
+
+def path_of(name: str) -> str:
+    """What from_pretrained() takes for a model's name: the chat model's folder, or the name itself.
+
+    Raises:
+        OSError, ValueError, ImportError: the chat model can't be made; see `smollm2.folder`.
+    """
+    return str(smollm2.folder()) if name == smollm2.NAME else name
 
 
 def _parameters(model: PreTrainedModel) -> str:

@@ -10,7 +10,7 @@ from relay_hf.cli.console import REAL_MODEL
 
 OPTIONS = {
     "demo": ("--model", "--rows", "--new", "--dtype", "--tiny", "--json"),
-    "explain": ("PROMPTS", "--jsonl", "--separator", "--tokenizer", "--model", "--samples", "--new-tokens", "--json"),
+    "explain": ("PROMPTS", "--jsonl", "--separator", "--tokenizer", "--model", "--samples", "--new", "--json"),
     "bench": (
         *("PROMPTS", "--jsonl", "--separator", "--tokenizer"),
         *("--model", "--device", "--rounds", "--contenders", "--policy", "--threads"),

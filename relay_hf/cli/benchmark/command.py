@@ -11,7 +11,6 @@ import typer
 
 from .. import models
 from ..console import REAL_MODEL, examples, output, progress, refuse
-from ..model_names import check_name
 from ..options import Json, Model
 from ..prompts import Jsonl, Prompt, Separator, Tokenizer, read_prompts, token_ids
 from . import arguments
@@ -21,8 +20,8 @@ from . import arguments
     ("the default prompts, and a model of random weights", "relay-hf bench"),
     ("your numbers: 8 rows that share 2,000 tokens, 64 new ones", "relay-hf bench --rows 8 --prefix 2000 --new 64"),
     ("a model of the Hub", f"relay-hf bench --model {REAL_MODEL}"),
-    ("your own prompts, one in each line", f"relay-hf bench prompts.txt --model {REAL_MODEL}"),
-    ("your own chats", f"relay-hf bench chats.jsonl --jsonl messages --model {REAL_MODEL}"),
+    ("your own prompts, one in each line", "relay-hf bench prompts.txt"),
+    ("your own chats", "relay-hf bench chats.jsonl --jsonl messages"),
     ("what Transformers itself offers, beside them", "relay-hf bench --contenders stock,prefix-copied,relay-cold"),
     ("every round, for a program to read", "relay-hf bench --output result.json"),
 )
@@ -60,17 +59,19 @@ def bench(
 ) -> None:
     """Time generate() on your model and your prompts: stock, patched, and patched with the prefix kept.
 
-    Without PROMPTS they are random tokens of the shape that you give. The number of new tokens is forced, so the
-    seconds are comparable and the text is noise. The model is in float32; without --model it is a Llama of random
-    weights, 8 layers of width 512. Contenders take turns within one run. Exit code 1 if the tokens of a contender that
-    must have stock's differ.
+    Without PROMPTS they are random tokens of the shape that you give. The number of new tokens is forced, so that
+    seconds are comparable. The model is in float32. Without --model, PROMPTS run on the demo's small chat model, and
+    random tokens on a Llama of random weights, 8 layers of width 512. Contenders take turns within one run. Exit code 1
+    if the tokens of a contender that must have stock's differ.
     """
     prompts = read_source(context, source, jsonl, separator)
     out = output(quiet=as_json)
     arguments.check_file("--output", to)
-    check_name(model)
-    check_name(tokenizer, "--tokenizer")
+    models.check_name(model)
+    models.check_name(tokenizer, "--tokenizer")
     with progress().status("loading torch and Transformers ..."):
+        from relay_hf.showcase import RANDOM
+
         from .bench import Bench
         from .contenders import CONTENDERS
         from .file_bench import FileBench
@@ -83,8 +84,10 @@ def bench(
         models.quiet()
         arguments.set_threads(threads)
         place = arguments.device_of(device)
+        if model is None:
+            model = RANDOM if prompts is None else models.chat_model(progress())
         with models.named():
-            timed = SMALL_MODEL if model is None else NamedModel.of(model)
+            timed = SMALL_MODEL if model == RANDOM else NamedModel.of(model)
         chosen = arguments.contenders_of(contenders, CONTENDERS)
         if prompts is None:
             workload = Workload(timed, rows, prefix, own, new)

@@ -14,6 +14,8 @@ from transformers import (
     PreTrainedModel,
 )
 
+from relay_hf.showcase import path_of
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -54,7 +56,7 @@ SMALL_MODEL = ModelShape(512, 1376, 8, 8, 8)
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A model of the Hub or of a folder: its name, tokens in its vocabulary."""
+    """A model of the Hub or of a folder, or the demo's: its name, tokens in its vocabulary."""
 
     name: str
     vocab: int
@@ -66,7 +68,8 @@ class NamedModel:
         Raises:
             OSError, ValueError: Transformers finds no such model, or it is no language model.
         """
-        return cls(name, AutoConfig.from_pretrained(name).get_text_config(decoder=True).vocab_size)
+        config = AutoConfig.from_pretrained(path_of(name))
+        return cls(name, config.get_text_config(decoder=True).vocab_size)
 
     @property
     def about(self) -> str:
@@ -75,6 +78,6 @@ class NamedModel:
 
     def build(self) -> PreTrainedModel:
         """The model in float32. It never ends a sequence by itself, and samples only where it is asked to."""
-        model = AutoModelForCausalLM.from_pretrained(self.name, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(path_of(self.name), dtype=torch.float32)
         model.generation_config = GenerationConfig(pad_token_id=0)
         return model.eval()
