@@ -113,10 +113,10 @@ def before_the_first_forward(table: Table) -> None:
     }
 
     def before(rows: Tensor, layout: bool) -> None:
-        with torch.no_grad(), relay.open_call() as call:
+        with torch.no_grad(), relay._hooks.open_call() as call:
             asked = PrefillInputs(rows, config, inputs)
             decision = decide(call.facts, asked)
-            relay.store.touch(decision.matches)
+            relay._hooks.store.touch(decision.matches)
             if layout:
                 lay_out(call, decision, asked)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import NamedTuple
 
 from .prefix import KeptPrefix
-from .report import RelayReport, RelayStats, readable_bytes
+from .report import RelayReport, RelayStats, html_table, readable_bytes
 
 _MOST_PREFIXES = 10  # the table lists so many, the latest used first
 
@@ -40,13 +39,13 @@ def as_line(shown: Shown) -> str:
 def as_html(shown: Shown) -> str:
     """The same as tables, with the kept prefixes one by one."""
     rows = [("model", shown.model), *_facts(shown), ("last call", repr(shown.last))]
-    facts = "".join(f"<tr><th>{escape(name or 'calls')}</th><td>{escape(words)}</td></tr>" for name, words in rows)
+    facts = html_table((name or "calls", words) for name, words in rows)
     kept = list(reversed(shown.prefixes))
     listed = "".join(map(_row, kept[:_MOST_PREFIXES]))
     more = f"<tr><td>and {len(kept) - _MOST_PREFIXES} more</td></tr>" if len(kept) > _MOST_PREFIXES else ""
     head = "<tr><th>kept prefix, tokens</th><th>its own tokens</th><th>size</th><th>pinned</th></tr>"
     table = f"<table>{head}{listed}{more}</table>" if kept else ""
-    return f"<table>{facts}</table>{table}"
+    return f"{facts}{table}"
 
 
 def _facts(shown: Shown) -> list[tuple[str, str]]:

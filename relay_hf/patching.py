@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from .attention import interface
 from .config import RelayConfig
 from .errors import RelayError
+from .generation.hooks import ModelHooks
 from .model.generating import generating_model
 from .model.upstream import drift
 from .model.upstream.models import ENCODE
@@ -53,14 +54,14 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
     """
     target = generating_model(model)
     with _lock:
-        relay = _relay_of(target)
-        settings = RelayConfig.build(config or (relay.config if relay else None), options)
-        if relay is not None:
-            relay.configure(settings)
+        hooks = _hooks_of(target)
+        settings = RelayConfig.build(config or (hooks.config if hooks else None), options)
+        if hooks is not None:
+            hooks.configure(settings)
             return model
         drift.check(type(target))
         interface.register()
-        _put_on(target, Relay(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
+        _put_on(target, ModelHooks(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
     return model
 
 
@@ -76,38 +77,38 @@ def unpatch_model(model: Model) -> Model:
     """
     target = generating_model(model)
     with _lock:
-        relay = _relay_of(target)
-        if relay is None:
+        hooks = _hooks_of(target)
+        if hooks is None:
             return model
-        relay.retire()
-        relay.clear()
-        _take_off(target, relay)
+        hooks.retire()
+        hooks.clear()
+        _take_off(target, hooks)
     return model
 
 
-def _put_on(target: PreTrainedModel, relay: Relay) -> None:
+def _put_on(target: PreTrainedModel, hooks: ModelHooks) -> None:
     """Patch as a whole or not at all. The handle comes first, so that a patch interrupted twice can be undone."""
     try:
-        target.__dict__["relay"] = relay
+        target.__dict__["relay"] = Relay(hooks)
         for name, method in _SHADOWED.items():
-            target.__dict__[name] = getattr(relay, method)
-        relay.handles.append(target.register_forward_pre_hook(relay.before_forward, with_kwargs=True))
-        relay.handles.append(target.register_forward_hook(relay.after_forward, always_call=True))
+            target.__dict__[name] = getattr(hooks, method)
+        hooks.handles.append(target.register_forward_pre_hook(hooks.before_forward, with_kwargs=True))
+        hooks.handles.append(target.register_forward_hook(hooks.after_forward, always_call=True))
     except BaseException:
-        _take_off(target, relay)
+        _take_off(target, hooks)
         raise
 
 
-def _take_off(target: PreTrainedModel, relay: Relay) -> None:
+def _take_off(target: PreTrainedModel, hooks: ModelHooks) -> None:
     """Take off all parts of a patch that are there; the handle last."""
-    for name, before in relay.shadowed.items():
+    for name, before in hooks.shadowed.items():
         # A method that somebody has put over ours since then stays. If it calls ours, that calls stock unrelayed.
-        if target.__dict__.get(name) == getattr(relay, _SHADOWED[name]):
+        if target.__dict__.get(name) == getattr(hooks, _SHADOWED[name]):
             if before is None:
                 del target.__dict__[name]
             else:
                 target.__dict__[name] = before
-    for handle in relay.handles:
+    for handle in hooks.handles:
         handle.remove()
     target.__dict__.pop("relay", None)
 
@@ -139,25 +140,25 @@ def patched(model: Model, config: RelayConfig | None = None, **options: Any) -> 
         >>> hasattr(model, "relay")
         False
     """
-    relay = _relay_of(generating_model(model))
-    before = None if relay is None else relay.config
+    hooks = _hooks_of(generating_model(model))
+    before = None if hooks is None else hooks.config
     patch_model(model, config, **options)
     try:
         yield model
     finally:
-        if relay is not None and before is not None:
-            relay.configure(before)
+        if hooks is not None and before is not None:
+            hooks.configure(before)
         else:
             unpatch_model(model)
 
 
-def _relay_of(model: PreTrainedModel) -> Relay | None:
+def _hooks_of(model: PreTrainedModel) -> ModelHooks | None:
     found = model.__dict__.get("relay")
     if not isinstance(found, Relay):
         return None
-    if found.model is not model:
+    if found._hooks.model is not model:
         raise RelayError(
             "model is a shallow copy of a patched model, and shares the handle of the one that it was copied from: "
             "unpatch that one before you copy it, or use copy.deepcopy."
         )
-    return found
+    return found._hooks

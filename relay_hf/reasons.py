@@ -1,32 +1,53 @@
-"""The table of all reasons why a call is left to stock: their words, and their source (call, model, Transformers)."""
+"""The table of all reasons why a call is relayed or left to stock: code, source (call, model, Transformers), words."""
 
 from __future__ import annotations
 
 from enum import Enum, unique
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 Source = Literal["call", "model", "transformers"]
+Text = TypeVar("Text", bound="ReasonText")
+
+SOME_GO_ON = ", and some go on alike"  # fills the gap in the words of a reason of all rows
 
 
-class Refusal(str):
+class ReasonText(str):
     """The reason of one call: its words, with the figures filled in."""
 
     reason: Reason
 
     @property
-    def source(self) -> Source:
-        """What the cause is: the call, the model or Transformers."""
+    def code(self) -> str:
+        """The code of the reason, such as `"short_prefix"`."""
+        return self.reason.code
+
+    @property
+    def source(self) -> Source | None:
+        """What the cause is: the call, the model or Transformers; None if the call is relayed."""
         return self.reason.source
+
+
+class Refusal(ReasonText):
+    """The reason why one call is left to stock, or why nothing of it is kept."""
 
 
 @unique
 class Reason(Enum):
-    """A reason: its source and its words.
+    """A reason: its source and its words. Its code is its name in lower case, and programs may rely on it.
 
     The source "call" is what the caller asked for, or gave. "model" is what the model is, or was made to be: its type,
-    mode, hooks, adapters, quantization, device. "transformers" is what Transformers does in any call.
+    mode, hooks, adapters, quantization, device. "transformers" is what Transformers does in any call. None: the call is
+    relayed.
     """
 
+    # Why a call is relayed.
+    ROWS_ALIKE = (None, "the rows start alike{more}")
+    SOME_ROWS_ALIKE = (None, "some of the rows start alike")
+    KEPT_PREFIX = (None, "a kept prefix{more}")
+    KEPT_PREFIX_EXTENDED = (None, "a kept prefix, extended by what the rows share{more}")
+    ROW_KEPT = (None, "kept for later calls")
+    RETURNED_START = (None, "a start that returned")
+    RETURNED_CACHE = (None, "a returned cache, continued")
     # What the caller asked for.
     UNFIT_CALL = ("call", "{why}")
     POLICY_OFF = ("call", "policy 'off'")
@@ -159,12 +180,24 @@ class Reason(Enum):
     )
     INPUT_ADDED = ("transformers", "generate() gives the model an input that is not relayed, {name!r}")
 
-    def __init__(self, source: Source, words: str) -> None:
+    def __init__(self, source: Source | None, words: str) -> None:
         self.source = source
         self.words = words
 
+    @property
+    def code(self) -> str:
+        """The name by which programs know the reason."""
+        return self.name.lower()
+
     def of(self, **values: Any) -> Refusal:
-        """The reason of one call, with values for the gaps in its words."""
-        refusal = Refusal(self.words.format(**values))
-        refusal.reason = self
-        return refusal
+        """The reason why one call is left to stock, with values for the gaps in its words."""
+        return self._filled(Refusal, values)
+
+    def why(self, **values: Any) -> ReasonText:
+        """The reason why one call is relayed, with values for the gaps in its words."""
+        return self._filled(ReasonText, values)
+
+    def _filled(self, kind: type[Text], values: dict[str, Any]) -> Text:
+        text = kind(self.words.format(**values))
+        text.reason = self
+        return text

@@ -53,6 +53,27 @@ def test_patch_returns_the_same_object_and_can_be_repeated():
     assert (relay.config.policy, relay.config.min_prefix_length) == ("always", 7)
 
 
+def test_options_that_are_assigned_do_what_patching_does():
+    model = relay_hf.patch_model(tiny_model("llama"), policy="off")
+    hooks, store = model.relay._hooks, model.relay._hooks.store
+    hooks.findings.unexplained = 1
+    model.relay.config = relay_hf.RelayConfig(policy="always", cuda_graphs=False)
+    model.generate(**INPUTS, max_new_tokens=2)
+    assert model.relay.last.relayed
+    assert (hooks.findings.unexplained, hooks.graphs._config.cuda_graphs, hooks.store is store) == (0, False, True)
+    model.relay.config = relay_hf.RelayConfig(policy="always", max_store_bytes=0)
+    assert (model.relay.prefixes, hooks.store.budget) == ((), 0)
+
+
+@pytest.mark.parametrize("wrong", ["off", None, {"policy": "off"}])
+def test_options_that_are_none_cannot_be_assigned(wrong):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    before = model.relay.config
+    with pytest.raises(TypeError, match=r"config must be a RelayConfig; got .*patch_model\(model, policy='off'\)"):
+        model.relay.config = wrong
+    assert model.relay.config is before
+
+
 def test_config_object_and_options():
     config = relay_hf.RelayConfig(policy="always", min_prefix_length=9)
     model = relay_hf.patch_model(tiny_model("llama"), config, min_prefix_length=5)
@@ -163,7 +184,7 @@ def test_a_copy_is_patched_by_itself_and_starts_with_an_empty_store(duplicate):
     assert len(model.relay.prefixes) == 1
     twin = duplicate(model)
     assert twin.relay is not model.relay
-    assert twin.relay.model is twin
+    assert twin.relay._hooks.model is twin
     assert len(twin.relay.prefixes) == 0
     assert torch.equal(generate(twin, INPUTS), expected)
     assert twin.relay.last.relayed
@@ -195,7 +216,7 @@ def test_what_is_copied_by_its_handle_or_its_method_generates(duplicate, take):
     if isinstance(found, dict | tuple):
         twin = found["model"] if isinstance(found, dict) else found[1]
     else:
-        twin = getattr(found, "__self__", found).model
+        twin = (found._hooks if isinstance(found, relay_hf.relay.Relay) else found.__self__).model
     assert twin is not model
     assert torch.equal(generate(twin, INPUTS), expected)
     assert twin.relay.last.relayed

@@ -3,6 +3,7 @@
 import ast
 import copy
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from transformers import GenerationMixin, LlamaForCausalLM
 
 import relay_hf
 from relay_hf.reasons import Reason
+from relay_hf.report import RelayReport, RelayStats
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of, generate
 from tests.support.tiny_models import tiny_model
@@ -337,6 +339,7 @@ def test_a_relayed_call_says_why_nothing_is_kept(what, caplog):
     with caplog.at_level(logging.INFO, logger="relay_hf"):
         generate(model, INPUTS)
     assert (model.relay.last.relayed, model.relay.last.unkept_reason) == (True, why)
+    assert why.startswith(Reason[model.relay.last.unkept_code.upper()].words.partition("{")[0] or "?")
     assert f"nothing kept: {why}" in repr(model.relay.last)
     assert f"nothing kept: {why}" in caplog.text
     assert model.relay.prefixes == ()
@@ -357,13 +360,62 @@ def test_the_table_has_each_reason_once_and_every_one_is_used():
 
 
 def test_no_report_has_a_reason_that_is_not_from_the_table():
-    """Only the report of a relayed call is made without one; `**` is a report that is read back."""
+    """Reports are made by `RelayReport.of`, which takes a reason; `**` is a report that is read back."""
     made = [
-        (path.name, {keyword.arg: keyword.value for keyword in node.keywords})
+        (path.name, {keyword.arg for keyword in node.keywords}, node.args)
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "RelayReport"
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in ("RelayReport", "Explanation")
     ]
-    assert len(made) > 2
-    for name, keywords in made:
-        assert None in keywords or ast.unparse(keywords["relayed"]) == "True", name
+    assert len(made) == 2
+    for name, keywords, args in made:
+        assert None in keywords, name
+        assert not args, name
+
+
+def test_codes_are_names_in_lower_case_and_of_refusals_alone_there_is_a_source():
+    assert {"short_prefix", "policy_off", "rows_alike", "kept_prefix"} <= {reason.code for reason in Reason}
+    assert all(re.fullmatch("[a-z][a-z_]+", reason.code) for reason in Reason)
+    relayed = [reason for reason in Reason if reason.source is None]
+    assert relayed == list(Reason)[: len(relayed)]
+
+
+RELAYED = {
+    "rows_alike": (INPUTS, False),
+    "kept_prefix": (INPUTS, True),
+    "row_kept": (ONE, False),
+    "some_rows_alike": (
+        {"input_ids": torch.cat([torch.arange(3, 33)[None].repeat(2, 1), torch.arange(40, 70)[None]])},
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("code", RELAYED)
+def test_a_relayed_call_has_a_code_too(code):
+    inputs, twice = RELAYED[code]
+    model = patched()
+    for _ in range(1 + twice):
+        generate(model, inputs)
+    assert (model.relay.last.reason_code, model.relay.last.reason_source) == (code, None)
+    assert model.relay.last.reason == Reason[code.upper()].why(more="")
+    assert model.relay.last.relayed
+
+
+def test_totals_count_the_calls_of_each_code():
+    model = patched()
+    for options in ({}, {}, {"use_cache": False}):
+        generate(model, INPUTS, **options)
+    found = model.relay.stats()
+    assert found.calls_by_code == {"rows_alike": 1, "kept_prefix": 1, "without_cache": 1}
+    found.calls_by_code.clear()  # a copy
+    assert len(model.relay.stats().calls_by_code) == 3
+
+
+def test_totals_that_an_earlier_version_has_pickled_go_on_counting():
+    stats = RelayStats.__new__(RelayStats)
+    stats.__setstate__({"calls": 2, "relayed_calls": 1})
+    stats.add(RelayReport.of(Reason.POLICY_OFF.of()))
+    assert (stats.calls, stats.prompt_tokens_saved, stats.calls_by_code) == (3, 0, {"policy_off": 1})

@@ -40,7 +40,7 @@ def _returned_cache(context: Context) -> Record:
         first, second = conversation(model, context)
         seen.expect("the first turn is not stock's", torch.equal(first.sequences, stock[0].sequences))
         report = seen.compare("second turn", model, second.sequences, greedy(stock[1]))
-        seen.expect(f"not continued: {report.reason}", report.reason == "a returned cache, continued")
+        seen.expect(f"not continued: {report.reason}", report.reason_code == "returned_cache")
     return seen.record()
 
 

@@ -71,7 +71,7 @@ class Seen:
 
     def expect_graphs(self, what: str, model: PreTrainedModel, count: int) -> None:
         """Note if the model keeps more graphs, or fewer, where there are any."""
-        kept = len(model.relay.graphs)
+        kept = len(model.relay._hooks.graphs)
         self.expect(f"{what}: {kept} graphs are kept, not {count}", kept == (count if self.graphs else 0))
 
     def record(self) -> Record:

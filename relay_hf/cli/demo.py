@@ -119,7 +119,7 @@ def _entries(runs: list[Run]) -> list[dict[str, Any]]:
             "name": run.name,
             "seconds": run.seconds,
             "speed_up": stock.seconds / run.seconds,
-            "kv_bytes": (run.report.kv_bytes if run.report else kv_stock) or None,
+            "kv_bytes": run.report.kv_bytes if run.report else kv_stock,
             "same_tokens": run.tokens.equal(stock.tokens),
             "report": asdict(run.report) if run.report else None,
         }

@@ -46,7 +46,7 @@ class Estimate:
     @property
     def computed_tokens(self) -> int:
         """Prompt tokens that are computed if all runs are shared that can be."""
-        return self.shared.report().prompt_tokens_computed
+        return self.stock_tokens - self.shared.report().prompt_tokens_saved
 
     @property
     def kv_bytes(self) -> int | None:
@@ -90,9 +90,9 @@ def _decide(
     options = {"attention_mask": mask, "max_new_tokens": new}
     # Nothing is kept of a model without weights, and nothing looked up.
     with relay_hf.patched(model, policy=policy, max_store_bytes=0):
-        relay = model.relay
-        stock = relay.stock("generate")
-        with relay.open_dry_call(CallArguments.of(stock, (ids,), options)) as call:
+        hooks = model.relay._hooks
+        stock = hooks.stock("generate")
+        with hooks.open_dry_call(CallArguments.of(stock, (ids,), options)) as call:
             decision = dry_run(call, stock, (ids,), options, device).decision
             if not len(decision.prompts.ids):  # it was refused before they were read
                 decision.prompts = Prompts.of(ids, mask)

@@ -114,7 +114,7 @@ def _generate(device: torch.device) -> str:
         raise CheckFailed(f"a call that should be relayed was left to stock: {report.reason}")
     if not torch.equal(tokens, stock):
         wrong = int((tokens != stock).any(dim=1).sum())
-        raise CheckFailed(f"tokens of {wrong} of {len(tokens)} rows are not stock's; {report}")
+        raise CheckFailed(f"tokens of {wrong} of {len(tokens)} rows are not stock's; {report!r}")
     replayed = f", {report.graph_steps} steps replayed" if report.graph_steps else ""
     saved = f"{report.prompt_tokens_saved} prompt tokens saved"
     return f"{_NEW_TOKENS} tokens of {len(tokens)} rows are stock's, {saved}, backend {report.backend}{replayed}"

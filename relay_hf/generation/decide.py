@@ -145,7 +145,7 @@ def _weigh(weighed: _Weighed, reuse: bool = True) -> Decision:
     refused = eligibility.position_refusal(facts, weighed.asked, prompts, positions)
     if refused is None and automatic:
         refused = _cost_refusal(found, weighed)
-    return Decision(refused, prompts=prompts) if refused else found
+    return found.refuse(refused) if refused else found
 
 
 def _positions(weighed: _Weighed) -> str:
@@ -173,15 +173,18 @@ def _prune(found: Decision, weighed: _Weighed) -> None:
     if isinstance(known, Refusal):
         return
     replayed = facts.graphs.expected(new, device)
+    gains = []
 
     def pays(tokens: int, run: PrefixNode) -> bool:
         # A run that all rows share is judged with the whole call: without it the call is stock's, which copies all KV.
-        whole = len(run.rows) == len(found.prompts.ids)
-        return whole or cost_model.run_gain(tokens, run.ways, run.kept, new, *known, replayed) > 0
+        if len(run.rows) == len(found.prompts.ids):
+            return True
+        gains.append(cost_model.run_gain(tokens, run.ways, run.kept, new, *known, replayed))
+        return gains[-1] > 0
 
     found.runs = pruned(found.runs, pays)
     if not found.relays:
-        found.refused = Reason.RUNS_COST_MORE.of()
+        found.refused, found.gain = Reason.RUNS_COST_MORE.of(), max(gains)
 
 
 def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:

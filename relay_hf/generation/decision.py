@@ -11,7 +11,7 @@ from ..cache_utils import PrefixKV
 from ..model.fingerprint import ModelFingerprint
 from ..prefix import Match, PrefixNode, Prompts, walk
 from ..prefix.snapshot import Snapshot
-from ..reasons import Refusal
+from ..reasons import SOME_GO_ON, Reason, ReasonText, Refusal
 from ..report import RelayReport
 
 NO_PROMPTS = Prompts.of(torch.zeros(0, 0, dtype=torch.int64, device="cpu"), None)
@@ -32,6 +32,8 @@ class Decision:
         keep_row: whether the single row is to be kept whole, with its answer.
         unkept: why no run is kept for later calls, or not all of them; None if nothing forbids it.
         gain: seconds that policy "auto" expects relaying to save, at least; None if it was not asked, or does not know.
+        alike: tokens of the longest start that two rows have in common, shared or not; None if they were not compared.
+        levels: levels of the runs that are long enough to be shared, whether they pay or not; None if not compared.
     """
 
     refused: Refusal | None = None
@@ -44,6 +46,12 @@ class Decision:
     keep_row: bool = False
     unkept: Refusal | None = None
     gain: float | None = None
+    alike: int | None = None
+    levels: int | None = None
+
+    def refuse(self, refused: Refusal) -> Decision:
+        """The decision to leave the call to stock, with what is known of it."""
+        return Decision(refused, self.prompts, gain=self.gain, alike=self.alike, levels=self.levels)
 
     @property
     def relays(self) -> bool:
@@ -56,20 +64,21 @@ class Decision:
         return self.relays and any(run.kept for _, run in walk(self.runs))
 
     @property
-    def reason(self) -> str:
+    def reason(self) -> ReasonText:
         """Why the call is relayed, or why it is not."""
         if self.refused is not None:
             return self.refused
         count, runs = len(self.prompts.ids), [run for _, run in walk(self.runs)]
         kept = [run.kept for run in runs if len(run.rows) == count]  # of what all rows share
         if count == 1:
-            return "kept for later calls" if not kept else "a kept prefix" if all(kept) else "a start that returned"
+            reason = Reason.ROW_KEPT if not kept else Reason.KEPT_PREFIX if all(kept) else Reason.RETURNED_START
+            return reason.why(more="")
         if not kept:
-            return "some of the rows start alike"
-        reason = "a kept prefix" if all(kept) else "the rows start alike"
+            return Reason.SOME_ROWS_ALIKE.why()
+        reason = Reason.KEPT_PREFIX if all(kept) else Reason.ROWS_ALIKE
         if any(kept) and not all(kept):
-            reason = "a kept prefix, extended by what the rows share"
-        return reason if len(kept) == len(runs) else f"{reason}, and some go on alike"
+            reason = Reason.KEPT_PREFIX_EXTENDED
+        return reason.why(more="" if len(kept) == len(runs) else SOME_GO_ON)
 
     def held(self, run: PrefixNode) -> list[PrefixKV]:
         """The KV of a kept run."""
@@ -85,18 +94,6 @@ class Decision:
         return tuple(lengths)
 
     @property
-    def levels(self) -> int:
-        """Levels of sharing: groups of rows, one within the other."""
-        deepest, todo = 0, [(run, 1) for run in self.runs]
-        while todo:
-            run, level = todo.pop()
-            deepest = max(deepest, level)
-            for child in run.children:
-                # A run that is kept in part stands as two runs of the same rows. A run of one row is not shared.
-                todo.append((child, level + (1 < len(child.rows) < len(run.rows))))
-        return deepest
-
-    @property
     def forwards(self) -> int:
         """The least number of forwards for the runs: one for each level with runs that are not kept."""
         most, todo = 0, [(run, 0) for run in self.runs]
@@ -109,19 +106,40 @@ class Decision:
 
     def report(self) -> RelayReport:
         """The decision as a report, before bytes are counted and a backend has run."""
-        rows, tokens = len(self.prompts.ids), self.prompts.tokens
+        known = self.prompts is not NO_PROMPTS
+        rows, tokens = (len(self.prompts.ids), self.prompts.tokens) if known else (None, None)
         if self.refused is not None:
-            return RelayReport.untouched(self.refused, rows=rows, prompt_tokens_computed=tokens)
+            return RelayReport.of(
+                self.refused,
+                rows=rows,
+                prompt_tokens_computed=tokens,
+                prefix_length=self.alike,
+                levels=self.levels,
+                expected_saving_seconds=self.gain,
+            )
         runs = [run for _, run in walk(self.runs)]
         saved = sum((len(run.rows) - (not run.kept)) * len(run.ids) for run in runs)
-        return RelayReport(
-            relayed=True,
-            reason=self.reason,
+        return RelayReport.of(
+            self.reason,
             rows=rows,
             prefix_length=max((run.end for run in runs), default=0),
             prefix_tokens_reused=sum(len(run.ids) for run in runs if run.kept),
-            prompt_tokens_computed=tokens - saved,
+            prompt_tokens_computed=None if tokens is None else tokens - saved,
             prompt_tokens_saved=saved,
-            levels=self.levels,
+            levels=levels_of(self.runs),
             unkept_reason=str(self.unkept or ""),
+            unkept_code=None if self.unkept is None else self.unkept.code,
+            expected_saving_seconds=self.gain,
         )
+
+
+def levels_of(runs: list[PrefixNode]) -> int:
+    """Levels of sharing in a forest: groups of rows, one within the other."""
+    deepest, todo = 0, [(run, 1) for run in runs]
+    while todo:
+        run, level = todo.pop()
+        deepest = max(deepest, level)
+        for child in run.children:
+            # A run that is kept in part stands as two runs of the same rows. A run of one row is not shared.
+            todo.append((child, level + (1 < len(child.rows) < len(run.rows))))
+    return deepest

@@ -17,7 +17,8 @@ logger = logging.getLogger("relay_hf")
 
 def finish(call: GenerateCall) -> RelayReport:
     """Hand back the cache and the graph of a call, and report the call; no Exception leaves this."""
-    report = call.report or RelayReport.untouched(without_prefill(call.facts))
+    report = call.report or RelayReport.of(without_prefill(call.facts))
+    report.graph_steps = report.graph_bytes = 0
     runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(call)
@@ -34,7 +35,7 @@ def finish(call: GenerateCall) -> RelayReport:
             report.graph_steps, report.graph_bytes = runner.replayed, runner.nbytes
             report.graph_reason = runner.reason
     with guarded("the report of this call could not be logged"):
-        logger.info("%s", report)
+        logger.info("%r", report)
         tell(call.facts, report.reason, report.reason_source)
     return report
 

@@ -10,7 +10,6 @@ from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
 from ..model.upstream.models import has_loops_of_its_own
 from ..reasons import Reason
-from ..report import RelayReport
 from .call import GenerateCall
 from .facts import PrefillInputs
 from .findings import failure_of
@@ -52,8 +51,7 @@ def run_again(
     if before[view.cache_name] is relayed:
         before[view.cache_name] = call.stand_in_for(relayed)
     dynamic = asked.inputs[view.cache_name] = before[view.cache_name]
-    tokens = report.prompt_tokens_computed + report.prompt_tokens_saved
-    call.report = RelayReport.untouched(refused, rows=report.rows, prompt_tokens_computed=tokens)
+    call.report = report.refuse(refused)
     stock(*asked._replace(inputs=before))
     outputs = view.model(**{name: dynamic if value is relayed else value for name, value in step.items()})
     facts.findings.learn(refused, view.modules, sure=True)  # last: where stock fails too, the model is not unfit

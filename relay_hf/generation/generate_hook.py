@@ -26,7 +26,7 @@ def generate(call: GenerateCall, stock: Callable[..., Any], args: tuple[Any, ...
             call.keep_row()
             return outputs
         except BaseException as error:
-            call.report = call.report or RelayReport.untouched(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
+            call.report = call.report or RelayReport.of(Reason.RAISED_IN_CALL.of(error=type(error).__name__))
             if call.first_step is not None and call.first_step.raised and isinstance(error, Exception):
                 learn_from_step(call, error)
             raise

@@ -43,6 +43,7 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         call.first_step = FirstStep(partial(run_again, stock, asked, None))
         return outputs
     unfit = unforeseen = lacking = False
+    decision = Decision()
     try:
         decision = decide(facts, asked)
         facts.store.touch(decision.matches)
@@ -65,7 +66,7 @@ def prefill(call: GenerateCall, stock: Callable[..., Any], asked: PrefillInputs)
         if isinstance(given, RelayCache):
             given.reset()  # it was empty, and some layers may have stored tokens before the failure
         refused = failure_of(error, lacking)
-        decision = Decision(refused)
+        decision = decision.refuse(refused)
         if lacking:
             logger.warning("relay_hf: the call goes on as stock: %s", refused)
         with guarded("the reason why this call goes on as stock could not be logged"):
@@ -132,7 +133,7 @@ def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> An
 def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
     """The report, with the rows and tokens of a call that was refused before its prompts were read."""
     input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
-    if not report.rows and input_ids.dim() == 2:
+    if report.rows is None and input_ids.dim() == 2:
         report.rows = len(input_ids)
         report.prompt_tokens_computed = input_ids.numel() if mask is None else int(mask.sum())
     return report

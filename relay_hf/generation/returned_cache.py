@@ -61,31 +61,30 @@ def continuation(facts: CallFacts, cache: RelayCache, asked: PrefillInputs) -> C
     """How a call goes on from a returned cache. Nothing is changed yet."""
     input_ids = asked.input_ids
     if not attending(cache):  # a cache of states alone does not know how many columns it has seen
-        return Continuation(RelayReport.untouched(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids)))
+        return Continuation(RelayReport.of(Reason.RETURNED_OF_STATES.of(), rows=len(input_ids)))
     past, mask = cache.get_seq_length(), asked.inputs.get("attention_mask")
     attended = None if mask is None else torch.from_numpy(on_host(mask))
     columns = max(input_ids.shape[1] - past, 0)
     computed = len(input_ids) * columns if attended is None else int(attended.numpy()[:, past:].sum())
     if cache.is_joined:
         changed = Reason.RETURNED_JOINED.of()
-        return Continuation(RelayReport.untouched(changed, rows=len(input_ids), prompt_tokens_computed=computed))
+        return Continuation(RelayReport.of(changed, rows=len(input_ids), prompt_tokens_computed=computed))
     refused, holes = _refusal(facts, cache, asked, attended), None
     try:
         holes = own_columns(cache.rows, attended)
     except RelayError as error:
         refused = refused or Reason.UNFIT_CALL.of(why=error)
     if refused is not None:
-        report = RelayReport.untouched(refused, rows=len(input_ids), prompt_tokens_computed=computed)
-        report.reason += CONTINUED
-        return Continuation(report)
-    report = RelayReport(
-        relayed=True,
-        reason="a returned cache, continued",
+        holes = None
+    report = RelayReport.of(
+        refused or Reason.RETURNED_CACHE.why(),
         rows=len(input_ids),
         prefix_length=max(cache.rows.shared_lengths),
         prompt_tokens_computed=computed,
         levels=cache.levels,
     )
+    if refused is not None:
+        report.reason += CONTINUED
     return Continuation(report, holes)
 
 

@@ -11,7 +11,7 @@ from ..model.fingerprint import ModelFingerprint
 from ..prefix import Match, PrefixNode, Prompts, divided, pruned, shared_runs, walk
 from ..prefix.snapshot import Snapshot
 from ..reasons import Reason, Refusal
-from .decision import Decision
+from .decision import Decision, levels_of
 from .facts import CallFacts
 
 
@@ -65,6 +65,7 @@ def find(facts: CallFacts, prompts: Prompts, rules: SharingRules) -> Decision:
     # A loop of the caller may change the cache, from which the row would be taken when the call ends.
     keep_row = keep and count == 1 and prompts.tokens >= least and not facts.arguments.own_loop
     found = Decision(None, prompts, runs, matches, snapshot, None, keep, keep_row, unkept=rules.unkept)
+    found.alike, found.levels = longest, levels_of(runs)
     if not found.relays:
         found.refused = _nothing_to_share(found, longest, least, rules.unkept)
     return found

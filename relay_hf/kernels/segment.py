@@ -11,11 +11,11 @@ import torch
 class Segment:
     """Keys and values of one shared run of tokens, for one layer.
 
-    Args:
+    Attributes:
         key: `[Hkv, P, D]`, rotated as attention sees it. Any strides with a last one of 1.
         value: `[Hkv, P, Dv]`, of the dtype of `key`. `Dv` may differ from `D`.
-        start: Position of the first token, the same in every row that uses the segment.
-        rows: The batch rows that use the segment, in any order, each at most once. None: all rows. They are numbers on
+        start: position of the first token, the same in every row that uses the segment (tokens).
+        rows: the batch rows that use the segment, in any order, each at most once. None: all rows. They are numbers on
             the host, so that no backend has to read them from the device.
     """
 

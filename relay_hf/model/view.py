@@ -97,8 +97,8 @@ class ModelView:
 
     def is_own_hook(self, hook: object) -> bool:
         """Whether a forward hook is one that `patch_model` has put on this model."""
-        handle = vars(self.model).get("relay")
-        return handle is not None and getattr(hook, "__self__", None) is handle
+        hooks = getattr(vars(self.model).get("relay"), "_hooks", None)
+        return hooks is not None and getattr(hook, "__self__", None) is hooks
 
     @property
     def has_other_hooks(self) -> bool:

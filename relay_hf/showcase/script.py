@@ -40,5 +40,5 @@ def verdict(model: Any, same: bool) -> int:
     """
     stats = model.relay.stats()
     print(f"same outputs as stock: {'yes' if same else 'NO'}")
-    print(f"calls relayed: {stats.relayed_calls} of {stats.calls}; the last: {model.relay.last}")
+    print(f"calls relayed: {stats.relayed_calls} of {stats.calls}; the last: {model.relay.last!r}")
     return 0 if same and stats.relayed_calls == stats.calls else 1

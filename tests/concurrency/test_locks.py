@@ -91,7 +91,7 @@ def test_calls_that_end_together_are_all_counted(meanwhile):
         def calls(self, value):
             vars(self)["calls"] = value
 
-    model.relay._stats = Slow()
+    model.relay._hooks._stats = Slow()
     generate(model, INPUTS)
     other.result()
     assert model.relay.stats().calls == 2
@@ -115,7 +115,7 @@ def test_a_call_that_begins_while_the_model_is_unpatched_is_stock_from_its_start
             other()
             return found
 
-    relay._open = Open()
+    relay._hooks._open = Open()
     relay_hf.unpatch_model(model)
     unpatched.set()
     assert torch.equal(other.result(), generate(stock, INPUTS))

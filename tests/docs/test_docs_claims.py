@@ -19,6 +19,7 @@ from relay_hf.reasons import Reason
 from tests.fuzz_files import case
 from tests.stale import mutations, test_adapters, test_during
 from tests.support.sizes import UNBUILDABLE
+from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -46,6 +47,17 @@ def test_options_and_defaults_are_those_of_the_code(page, pattern):
 def test_the_reference_has_all_that_is_exported():
     text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     assert [name for name in relay_hf.__all__ if f"relay_hf.{name}" not in text] == []
+
+
+def test_the_handle_shows_what_the_reference_has_and_no_more():
+    text = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    own = text.partition(".. py:class:: Relay\n")[2].partition("```")[0]
+    documented = re.findall(
+        r"^   \.\. (?:py:attribute::|auto\w+::) (?:relay_hf\.relay\.Relay\.)?(\w+)$", own, re.MULTILINE
+    )
+    model = relay_hf.patch_model(tiny_model("llama"))
+    assert {"config", "last", "warm"} <= set(documented)
+    assert sorted(documented) == [name for name in dir(model.relay) if not name.startswith("_")]
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)

@@ -18,7 +18,7 @@ from tests.support.model_snapshot import members
 
 def assert_whole(model: Any) -> None:
     """Every kept prefix is what the model computes of its tokens, and the store's books are right."""
-    store = model.relay.store.tree
+    store = model.relay._hooks.store.tree
     nodes = set(store)
     reached = {node for root in store._roots.values() for node in store.under(root.context)}
     assert reached == nodes

@@ -56,7 +56,7 @@ def _generate(
     torch.manual_seed(case.number % 2**31)
     result = Result()
     if relay is not None:
-        before, unfit = state_of(relay), relay.findings.refusal
+        before, unfit = state_of(relay), relay._hooks.findings.refusal
         try:
             result.said = relay.explain(**arguments)
         except Exception as error:
@@ -67,8 +67,8 @@ def _generate(
     except Exception as error:
         result.error = _words(error)
     result.random_state = torch.get_rng_state()
-    if relay is not None and relay.findings.refusal is not unfit:
-        result.learnt = relay.findings.refusal
+    if relay is not None and relay._hooks.findings.refusal is not unfit:
+        result.learnt = relay._hooks.findings.refusal
     return result
 
 

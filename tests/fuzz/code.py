@@ -25,13 +25,13 @@ def put_inside(case: Case, pair: Pair) -> Iterator[None]:
     undo = [CODE[case.inside](model.get_submodule(name)) for model in (pair.stock, pair.ours)]
     before = pair.ours.relay.config
     if case.inside == "vouched":
-        pair.ours.relay.configure(replace(before, trust=["", name]))
+        pair.ours.relay.config = replace(before, trust=["", name])
     try:
         yield
     finally:
         for each in undo:
             each()
-        pair.ours.relay.configure(before)
+        pair.ours.relay.config = before
 
 
 def steered(hidden: Tensor) -> Tensor:

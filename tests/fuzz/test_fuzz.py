@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-import relay_hf
+import relay_hf.generation.hooks
 from relay_hf.kernels.plan import Plan
 from relay_hf.kernels.torch import merge as merging
 from relay_hf.model.fingerprint.fingerprint import ModelFingerprint
@@ -58,13 +58,13 @@ def _serve_stale_prefixes(monkeypatch):
 
 
 def _draw_random_numbers(monkeypatch):
-    prefill = relay_hf.relay.prefill
+    prefill = relay_hf.generation.hooks.prefill
 
     def prefill_that_draws(*args, **kwargs):
         torch.rand(1)
         return prefill(*args, **kwargs)
 
-    monkeypatch.setattr(relay_hf.relay, "prefill", prefill_that_draws)
+    monkeypatch.setattr(relay_hf.generation.hooks, "prefill", prefill_that_draws)
 
 
 BUGS = {

@@ -264,16 +264,16 @@ def test_weights_that_change_after_the_lookup_keep_nothing(llamas, monkeypatch):
     ours = copy.deepcopy(llamas[1])
     ids, _ = said((llamas[0], ours), words(1, PROMPT))
     longer = torch.cat([ids, words(2, TURN)], dim=1)
-    touch = ours.relay.store.touch
+    touch = ours.relay._hooks.store.touch
 
     def changing(matches):
         touch(matches)
-        monkeypatch.setattr(ours.relay.store, "touch", touch)
+        monkeypatch.setattr(ours.relay._hooks.store, "touch", touch)
         for layer in ours.model.layers:
             layer.self_attn.v_proj.weight.data.mul_(1.5)
         answer(ours, ids)
 
-    monkeypatch.setattr(ours.relay.store, "touch", changing)
+    monkeypatch.setattr(ours.relay._hooks.store, "touch", changing)
     answer(ours, longer)
     again = torch.cat([longer, words(3, TURN)], dim=1)
     fresh = copy.deepcopy(ours)
@@ -299,7 +299,7 @@ def test_what_is_counted_is_what_is_held(kind):
     ours.relay.clear()
     answer(ours, words(1, PROMPT).repeat(2, 1))
     answer(ours, words(2, PROMPT))
-    assert held_bytes(ours.relay.prefixes) == ours.relay.store.tree.nbytes > 0
+    assert held_bytes(ours.relay.prefixes) == ours.relay._hooks.store.tree.nbytes > 0
 
 
 def test_what_fails_when_a_row_is_kept_does_not_reach_the_caller(llamas, monkeypatch, caplog):

@@ -152,7 +152,7 @@ def test_a_model_that_is_changed_is_tried_anew(change):
     change(ours)
     assert torch.equal(generate(ours, PADDED), expected)
     assert ours.relay.last.relayed, ours.relay.last
-    assert ours.relay.findings.refusal is None
+    assert ours.relay._hooks.findings.refusal is None
 
 
 @pytest.mark.parametrize("forget", [lambda m: m.relay.clear(), lambda m: relay_hf.patch_model(m, policy="always")])
@@ -233,7 +233,7 @@ def test_an_error_of_the_callers_code_before_the_first_step_is_not_the_models():
     for _ in range(3):
         with pytest.raises(IndexError, match="the caller's"):
             generate(ours, PADDED, logits_processor=LogitsProcessorList([Raises()]))
-    assert ours.relay.findings.refusal is None
+    assert ours.relay._hooks.findings.refusal is None
 
 
 def test_a_returned_cache_whose_first_step_misses_raises_once_and_the_model_is_marked():
@@ -283,7 +283,7 @@ def test_a_plain_model_keeps_nothing_of_the_prompt_behind_its_first_step():
 
     class Look(LogitsProcessor):
         def __call__(self, input_ids, scores):
-            (call,) = ours.relay._open
+            (call,) = ours.relay._hooks._open
             held.append(call.first_step is not None)
             return scores
 

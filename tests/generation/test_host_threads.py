@@ -26,7 +26,7 @@ inputs = {CACHE: DynamicCache(config=model.config), "attention_mask": None,
 torch.set_num_threads(2)
 threads = lambda: len(os.listdir("/proc/self/task"))
 before = threads()
-with torch.no_grad(), relay.open_call() as call:
+with torch.no_grad(), relay._hooks.open_call() as call:
     asked = PrefillInputs(rows, config, inputs)
     decision = decide(call.facts, asked)
     lay_out(call, decision, asked)

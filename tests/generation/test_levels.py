@@ -275,13 +275,13 @@ def test_explain_draws_the_tree():
     assert ours.relay.explain(**batch(NESTED), max_new_tokens=4).tree.splitlines() == tree
     generate(ours, batch(NESTED[:2]))
     tree[0] += ", kept from before"
-    assert str(ours.relay.explain(**batch(NESTED), max_new_tokens=4)).splitlines()[1:] == tree
+    assert str(ours.relay.explain(**batch(NESTED), max_new_tokens=4)).splitlines()[-3:] == tree
     ours.relay.clear()
     generate(ours, batch(NESTED[:1]))
     tree[1:2] = ["  11 tokens, 2 rows (0, 2), kept from before"]
     assert ours.relay.explain(**batch(NESTED), max_new_tokens=4).tree.splitlines() == tree
     nothing = ours.relay.explain(torch.arange(3, 33).view(3, 10), max_new_tokens=4)
-    assert (nothing.tree, "\n" in repr(nothing)) == ("", False)
+    assert nothing.tree == ""
     assert ours.relay.last.levels == 0  # and of a call that was run, the report stays one line
     assert "\n" not in repr(ours.relay.last)
 

@@ -162,7 +162,7 @@ def test_nothing_is_printed_or_logged_unless_it_is_asked_for(capfd, caplog):
 def test_the_handle_says_what_it_holds_in_a_line_and_in_tables():
     model = patched()
     assert "kept 0 prefixes, 0 B of 1.00 GiB; 0 calls" in repr(model.relay)
-    assert model.relay.store._tree is None  # its budget is that of the device that the model is on by then
+    assert model.relay._hooks.store._tree is None  # its budget is that of the device that the model is on by then
     generate(model, ROWS)
     model.relay.warm(IDS, pin=True)
     line, tables = repr(model.relay), model.relay._repr_html_()

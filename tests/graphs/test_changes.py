@@ -51,7 +51,7 @@ def test_numbers_and_tensors_of_modules_are_looked_at(graphs, change):
     patch(model)
     generate(model, INPUTS)
     change(steer)
-    model.relay.store.clear()  # what is kept of a prefix knows nothing of these
+    model.relay._hooks.store.clear()  # what is kept of a prefix knows nothing of these
     ours = generate(model, INPUTS)
     assert len(graphs) == 2
     relay_hf.unpatch_model(model)
@@ -117,7 +117,7 @@ def test_the_graph_of_weights_that_are_no_more_is_dropped(graphs):
                 module._parameters[name] = torch.nn.Parameter(parameter.detach().clone())
     generate(model, INPUTS)
     assert len(graphs) == 2
-    assert len(model.relay.graphs) == 1
+    assert len(model.relay._hooks.graphs) == 1
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about itself
@@ -210,7 +210,7 @@ def test_what_is_dropped_while_a_call_runs_does_not_come_back_with_it(graphs, ac
         return torch.zeros(len(ids), dtype=torch.bool)
 
     assert torch.equal(generate(model, INPUTS, stopping_criteria=[criterion]), stock)
-    assert len(handle.graphs) == 0
+    assert len(handle._hooks.graphs) == 0
 
 
 def test_what_could_not_be_captured_is_not_tried_in_every_call(graphs):

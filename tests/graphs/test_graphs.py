@@ -260,15 +260,15 @@ def test_no_more_is_kept_than_there_is_room_for(graphs, monkeypatch):
     model = patch(tiny_model("llama"))
     for rows in range(2, 13):
         generate(model, prompts(20, tuple(range(1, rows + 1))))
-    assert len(model.relay.graphs) == 8
-    assert model.relay.graphs.nbytes > 0
+    assert len(model.relay._hooks.graphs) == 8
+    assert model.relay._hooks.graphs.nbytes > 0
     assert model.relay.last.graph_bytes > 0
     model.relay.clear()
-    assert len(model.relay.graphs) == 0
-    monkeypatch.setattr(type(model.relay.graphs), "_budget", lambda graphs: 10)
+    assert len(model.relay._hooks.graphs) == 0
+    monkeypatch.setattr(type(model.relay._hooks.graphs), "_budget", lambda graphs: 10)
     generate(model, prompts(20, (3, 5)))
     assert model.relay.last.graph_steps == 10
-    assert len(model.relay.graphs) == 0
+    assert len(model.relay._hooks.graphs) == 0
 
 
 @pytest.mark.parametrize("case", ["off", "holes", "compiled", "forward", "autocast"])
@@ -361,7 +361,7 @@ def test_a_copy_of_the_model_starts_without_graphs(graphs):
     inputs = prompts(20, (3, 5))
     expected = generate(model, inputs)
     twin = copy.deepcopy(model)
-    assert len(twin.relay.graphs) == 0
+    assert len(twin.relay._hooks.graphs) == 0
     assert torch.equal(generate(twin, inputs), expected)
     assert twin.relay.last.graph_steps == 10
 

@@ -56,7 +56,7 @@ def test_two_graphs_never_have_the_same_buffers(patch):
     stock = talk()
     patch(model)
     assert all(torch.equal(*pair) for pair in zip(talk(), stock, strict=True))
-    buffers = [graph.buffers[0][0].data_ptr() for graph in model.relay.graphs._kept]
+    buffers = [graph.buffers[0][0].data_ptr() for graph in model.relay._hooks.graphs._kept]
     assert len(set(buffers)) == len(buffers) > 1
 
 
@@ -119,10 +119,10 @@ def test_a_kept_graph_holds_on_to_no_cache_and_no_prefix(patch):
     outputs = generate(model, prompts(20, (3, 5)), return_dict_in_generate=True)
     cache = weakref.ref(cache_of(outputs))
     key = weakref.ref(cache_of(outputs).layers[1].shared[0].segment.key)
-    model.relay.store.clear()
+    model.relay._hooks.store.clear()
     del outputs
     gc.collect()
-    assert len(model.relay.graphs) == 1
+    assert len(model.relay._hooks.graphs) == 1
     assert (cache(), key()) == (None, None)
 
 

@@ -36,7 +36,7 @@ def fill(model, seeds):
 
 
 def halve(model):
-    relay_hf.patch_model(model, max_store_bytes=model.relay.store.tree.nbytes // 2)
+    relay_hf.patch_model(model, max_store_bytes=model.relay._hooks.store.tree.nbytes // 2)
 
 
 def retrain(model):
@@ -61,7 +61,7 @@ def test_memory_of_what_is_dropped_returns(model, how):
     fill(model, range(3))
     kept = model.relay.prefixes
     held, nodes = Held(kept), [weakref.ref(node) for node in kept]
-    size, ids = model.relay.store.tree.nbytes, sum(len(node.data) for node in kept)
+    size, ids = model.relay._hooks.store.tree.nbytes, sum(len(node.data) for node in kept)
     assert size == sum(node.nbytes for node in kept) > 0
     del kept
     gc.collect()
@@ -71,13 +71,13 @@ def test_memory_of_what_is_dropped_returns(model, how):
     gc.collect()
     assert (held.alive(), held.seen()) == (0, 0)
     assert [node for node in nodes if node() is not None] == []
-    left = model.relay.store.tree.nbytes if hasattr(model, "relay") else 0  # of four tokens that were warmed
+    left = model.relay._hooks.store.tree.nbytes if hasattr(model, "relay") else 0  # of four tokens that were warmed
     assert live_bytes() - before <= left + FEW
 
 
 def test_memory_of_what_is_evicted_returns(model):
     fill(model, [0])
-    budget = int(2.5 * model.relay.store.tree.nbytes)
+    budget = int(2.5 * model.relay._hooks.store.tree.nbytes)
     relay_hf.patch_model(model, max_store_bytes=budget)
     gc.collect()
     before = live_bytes()
@@ -92,7 +92,7 @@ def test_memory_of_what_is_evicted_returns(model):
     assert node() is None
     assert len(model.relay.prefixes) == 2
     ids = sum(len(node.data) for node in model.relay.prefixes)  # which are no tensors
-    assert 0 < model.relay.store.tree.nbytes - ids <= live_bytes() - before <= budget
+    assert 0 < model.relay._hooks.store.tree.nbytes - ids <= live_bytes() - before <= budget
 
 
 # Recurrent layers' states belong to one token: they are not divided, nor joined, and an answer's serve no next turn.
@@ -111,7 +111,7 @@ def divided(model):
 def assert_holds_what_it_says(model, before):
     """The memory that is held is what the store counts, and no part of anything larger; all of it leaves."""
     gc.collect()
-    kept, store = model.relay.prefixes, model.relay.store.tree
+    kept, store = model.relay.prefixes, model.relay._hooks.store.tree
     assert held_bytes(kept) == store.nbytes == sum(node.nbytes for node in kept) > 0
     ids = sum(len(node.data) for node in kept)  # which are no tensors
     assert store.nbytes - ids <= live_bytes() - before <= store.nbytes + FEW
@@ -127,7 +127,7 @@ def assert_holds_what_it_says(model, before):
 def test_memory_of_a_part_that_is_evicted_returns(model):
     """At once: the parts that stay are copied, or they would hold all of it."""
     divided(model)
-    relay_hf.patch_model(model, max_store_bytes=model.relay.store.tree.nbytes)
+    relay_hf.patch_model(model, max_store_bytes=model.relay._hooks.store.tree.nbytes)
     gc.collect()
     before = live_bytes()
     parts = divided(model)
@@ -187,7 +187,7 @@ def test_a_call_that_raises_holds_no_memory(model):
     with pytest.raises(InterruptedError):
         generate(model, prompts(20, ROWS), logits_processor=[stop])
     gc.collect()
-    assert live_bytes() - before <= model.relay.store.tree.nbytes + FEW
+    assert live_bytes() - before <= model.relay._hooks.store.tree.nbytes + FEW
     model.relay.clear()
     gc.collect()
     assert live_bytes() - before <= FEW

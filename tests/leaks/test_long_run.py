@@ -41,7 +41,7 @@ def call(model, number):
 def test_memory_stays_flat_and_within_the_budget(newcomers):
     model = relay_hf.patch_model(tiny_model("llama", num_hidden_layers=1), policy="always")
     call(model, 1)
-    budget = 5 * model.relay.store.tree.nbytes
+    budget = 5 * model.relay._hooks.store.tree.nbytes
     relay_hf.patch_model(model, max_store_bytes=budget)
     newcomers()
     measured = []
@@ -49,7 +49,7 @@ def test_memory_stays_flat_and_within_the_budget(newcomers):
         call(model, number)
         if number % EVERY == 0:
             seen, resident = objects(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            measured.append((live_bytes(), seen, model.relay.store.tree.nbytes))
+            measured.append((live_bytes(), seen, model.relay._hooks.store.tree.nbytes))
             print(f"after {number} calls: {measured[-1]}, at most {resident} KiB resident")
     assert model.relay.stats().calls == CALLS + 1
     assert model.relay.stats().relayed_calls > 0.9 * CALLS

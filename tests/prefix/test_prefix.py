@@ -87,7 +87,7 @@ def test_the_least_recently_used_prefix_leaves_first(model):
     relay_hf.patch_model(model, max_store_bytes=2 * size)
     for index in (0, 1, 0, 2):
         generate(model, batch[index])
-    assert model.relay.store.tree.nbytes == 2 * size
+    assert model.relay._hooks.store.tree.nbytes == 2 * size
     reused = []
     for index in (0, 1):
         generate(model, batch[index])
@@ -290,7 +290,7 @@ def test_single_rows_in_threads(model):
     assert wrong == []
     assert model.relay.stats().calls == 96
     assert model.relay.stats().prefix_tokens_reused > 0
-    assert model.relay.findings.refusal is None
+    assert model.relay._hooks.findings.refusal is None
 
 
 def test_stats_add_up(model):

@@ -204,7 +204,7 @@ def test_a_record_that_does_not_fit(original, tmp_path, words):
 )
 def test_tensors_of_other_shapes_and_dtypes_with_right_digests(original, tmp_path, change, words):
     model = saved(tmp_path / "q")
-    nodes, stored, _ = model.relay.store.stored(
+    nodes, stored, _ = model.relay._hooks.store.stored(
         all_modules(model), model.get_input_embeddings(), store_key(model), None
     )
     run = rebuilt(stored[0].kv, lambda name, tensor, _: change(tensor) if name == "layers.0.key" else tensor)

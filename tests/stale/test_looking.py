@@ -41,7 +41,7 @@ def pair():
 
 @pytest.fixture
 def looks(pair, monkeypatch):
-    keeper, found = pair[1].relay.store, []
+    keeper, found = pair[1].relay._hooks.store, []
     look = keeper.look
     monkeypatch.setattr(keeper, "look", lambda *given: found.append(look(*given)) or found[-1])
     return found
@@ -98,7 +98,7 @@ def test_of_a_model_that_has_moved_nothing_stays_in_the_memory_where_it_was(pair
 
 def before_the_look(monkeypatch, ours, what):
     """Do something, once, between the comparison of tokens and the look at the model, as another thread may."""
-    keeper = ours.relay.store
+    keeper = ours.relay._hooks.store
     look = keeper.look
 
     def then_look(*given):
@@ -113,7 +113,7 @@ def before_the_look(monkeypatch, ours, what):
 def test_of_a_prefix_that_is_divided_meanwhile_all_tokens_are_looked_at(pair, monkeypatch, half):
     """By the rows of the embedding that a prefix uses: this one has no sample of the whole matrix in it."""
     stock, ours = pair
-    keeper, context, witness = ours.relay.store, store_key(ours), ModelFingerprint(all_modules(ours))
+    keeper, context, witness = ours.relay._hooks.store, store_key(ours), ModelFingerprint(all_modules(ours))
     other = set(PREFIX.tolist()) - set(PREFIX[half].tolist())
     for token in set(PREFIX[half].tolist()) - other:
         ours.get_input_embeddings().weight.data[token] *= -2

@@ -228,7 +228,7 @@ def test_a_change_between_lookup_and_extension_keeps_nothing(pair, monkeypatch):
     longer = torch.cat([ids, torch.arange(5, 35)]).repeat(2, 1)
     longer = {"input_ids": torch.cat([longer, torch.tensor([[50], [51]])], dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    keeper = ours.relay.store
+    keeper = ours.relay._hooks.store
     touch = keeper.touch
 
     def disturbed(matches):

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-import relay_hf.relay
+import relay_hf.generation.hooks
 
 # What a report has of what is decided; bytes, graphs and backends come later.
 FORETOLD = (
     "relayed",
     "reason",
+    "reason_code",
     "reason_source",
     "rows",
     "prefix_length",
@@ -21,6 +22,7 @@ FORETOLD = (
     "prompt_tokens_computed",
     "prompt_tokens_saved",
     "levels",
+    "expected_saving_seconds",
 )
 
 
@@ -31,7 +33,7 @@ def differences(said: relay_hf.RelayReport, report: relay_hf.RelayReport) -> lis
 
 def state_of(relay: Any) -> Any:
     """What a call changes, and `explain` does not: report, totals, findings, kept prefixes by use, random numbers."""
-    findings = relay.findings.refusal, relay.findings.unexplained, set(relay.findings.told)
+    findings = relay._hooks.findings.refusal, relay._hooks.findings.unexplained, set(relay._hooks.findings.told)
     kept = [(id(each), len(each)) for each in relay.prefixes]
     return id(relay.last), relay.stats(), findings, kept, torch.get_rng_state().tolist()
 
@@ -43,7 +45,7 @@ def ask_before_each_call(monkeypatch: pytest.MonkeyPatch, may_differ: Callable[[
         monkeypatch: undoes it.
         may_differ: whether a call, with its named arguments, may do otherwise than was said.
     """
-    inner = relay_hf.relay.generate
+    inner = relay_hf.generation.hooks.generate
 
     def generate(call, stock, args, kwargs):
         relay, error = call.facts.view.model.relay, None
@@ -62,4 +64,4 @@ def ask_before_each_call(monkeypatch: pytest.MonkeyPatch, may_differ: Callable[[
         assert not differences(said, call.report) or may_differ(call, kwargs), (said, call.report)
         return outputs
 
-    monkeypatch.setattr(relay_hf.relay, "generate", generate)
+    monkeypatch.setattr(relay_hf.generation.hooks, "generate", generate)

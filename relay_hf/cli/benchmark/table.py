@@ -81,5 +81,5 @@ def show(record: Record, table: Table, same: Mapping[str, bool], out: Console) -
         out.print(f"tokens of {', '.join(same)}: {verdict}")
     for each in record["contenders"]:
         if each["report"]:
-            out.print(f"{each['contender']}: {RelayReport(**each['report'])}", markup=False)
+            out.print(f"{each['contender']}: {RelayReport(**each['report'])!r}", markup=False)
     out.print()
