@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .config import RelayConfig, check_count
 from .display import Shown, as_html, as_line
-from .generation.explain import explain, read_arguments
+from .generation.explain import explain
 from .generation.facts import CallArguments
+from .generation.given_inputs import read_arguments
 from .generation.hooks import ModelHooks
 from .generation.hub import HubPrefixes
 from .generation.save_load import load_prefixes, save_prefixes
@@ -68,7 +69,7 @@ class Relay(HubPrefixes):
 
     def warm(
         self,
-        text_or_ids: str | Sequence[int] | Tensor,
+        text_or_ids: str | Sequence[str] | Sequence[int] | Mapping[str, Any] | Tensor,
         tokenizer: Any = None,
         *,
         pin: bool = False,
@@ -78,7 +79,8 @@ class Relay(HubPrefixes):
         """Prefill and keep a prefix ahead of its first request.
 
         Args:
-            text_or_ids: the prefix: token ids (`[P]` or `[1, P]`), or text, which needs `tokenizer`.
+            text_or_ids: the prefix: token ids (`[P]` or `[1, P]`), what a tokenizer returns of one text, or one text,
+                which needs `tokenizer`.
             tokenizer: turns text into ids as it does for the requests to come, special tokens included.
             pin: keep it, even if its memory is needed for other prefixes, until `clear()`, a change of the model, or
                 until its `pinned` is set to False.
@@ -152,7 +154,7 @@ class Relay(HubPrefixes):
 
     def explain(
         self,
-        input_ids: Tensor | Sequence[Sequence[int]] | None = None,
+        input_ids: Tensor | Sequence[Sequence[int]] | Mapping[str, Any] | str | Sequence[str] | None = None,
         attention_mask: Tensor | GenerationConfig | None = None,
         /,
         *args: Any,
@@ -164,7 +166,9 @@ class Relay(HubPrefixes):
         drawn, and nothing is changed: a streamer gets nothing, and caches and kept prefixes stay as they are.
 
         Args:
-            input_ids: `[B, L]` int64, or lists of ids: generate()'s first argument.
+            input_ids: `[B, L]` int64, or lists of ids: generate()'s first argument. Or what a tokenizer returns, as a
+                whole. Or a text or a list of texts, which needs `tokenizer=`: it adds its special tokens, and rows are
+                padded on the left.
             attention_mask: `[B, L]`, a tensor. generate() takes it by name alone; any other object in the second place
                 is generate()'s own second argument, a `generation_config`.
             *args: generate()'s other arguments by position.
@@ -174,10 +178,11 @@ class Relay(HubPrefixes):
         Returns:
             The report that the call would have, with a `tree` of the runs that its rows share. Printed, it has an
             indented line for each run. Bytes and graphs are not foretold. A call that computes before its prefill, or
-            without one, is not relayed; then rows and prompt tokens are 0.
+            without one, is not relayed; then rows and prompt tokens are None.
 
         Raises:
-            ValueError: `input_ids` has not two dimensions.
+            ValueError: `input_ids` has not two dimensions; or it is text, and there is no tokenizer, or no pad token.
+            TypeError: an argument stands there twice.
             Exception: what generate() raises for its arguments.
 
         The call itself may do otherwise only where

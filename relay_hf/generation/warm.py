@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from . import eligibility, eligible_models
 from .call import GenerateCall
 from .eligible_code import code_refusal
 from .facts import CallFacts
+from .given_inputs import as_rows, encoded, is_text
 from .prefix_prefill import prefill_and_store, prefill_tree
 from .progress import progress_bar
 from .sharing import match
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tensor, tokenizer: Any) -> Tensor:
+def read_prefix(model: PreTrainedModel, text_or_ids: Any, tokenizer: Any) -> Tensor:
     """`[P]` int64 token ids on the host, checked against the model."""
-    if isinstance(text_or_ids, str):
-        if tokenizer is None:
-            raise ValueError("text_or_ids is text, so tokenizer is needed; got None. Pass tokenizer=..., or token ids.")
-        text_or_ids = tokenizer(text_or_ids)["input_ids"]
+    if is_text(text_or_ids):
+        if not isinstance(text_or_ids, str) and len(text_or_ids) > 1:
+            raise ValueError(f"text_or_ids must be one text; got {len(text_or_ids)}. Warm them one after the other.")
+        text_or_ids = encoded(text_or_ids, tokenizer, "text_or_ids")
+    if isinstance(text_or_ids, Mapping):
+        text_or_ids = _attended(as_rows(text_or_ids))
     try:
         ids = torch.as_tensor(text_or_ids, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -48,6 +51,17 @@ def read_prefix(model: PreTrainedModel, text_or_ids: str | Sequence[int] | Tenso
     ids = ids.detach().to(torch.int64)
     check_prefix(model, ids, len(ids), "text_or_ids")
     return ids
+
+
+def _attended(inputs: dict[str, Any]) -> Any:
+    """The ids of what a tokenizer returned, without padding."""
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"text_or_ids must hold input_ids; got {', '.join(map(repr, inputs)) or 'nothing'}. Pass what the "
+            "tokenizer returns."
+        )
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return ids if mask is None or len(ids) > 1 else ids[mask.bool()]
 
 
 def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress: bool | None) -> KeptPrefix:

@@ -10,7 +10,18 @@ import weakref
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, DynamicCache, GenerationConfig, StaticCache
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    StaticCache,
+)
 from transformers.generation import BaseStreamer
 
 import relay_hf
@@ -294,3 +305,116 @@ def test_two_masks_are_an_error():
     mask = INPUTS["attention_mask"]
     with pytest.raises(TypeError, match="two masks"):
         patched().relay.explain(INPUTS["input_ids"], mask, attention_mask=mask)
+
+
+TEXTS = ["a b c d e f g h i j k l m n o p q r s t", "a b c d e f g h i j k l m n o p q r s t u v"]
+
+
+def tokenizer_of(padding="<pad>"):
+    """One token a word, behind a first one that marks the start."""
+    words = ["<pad>", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
+    made = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="</s>"))
+    made.pre_tokenizer = Whitespace()
+    made.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token=padding, padding_side="right")
+
+
+GIVEN = {
+    "what a tokenizer returns": lambda tokenizer: ((padded(tokenizer),), {}),
+    "a dictionary": lambda tokenizer: ((dict(padded(tokenizer)),), {}),
+    "by name": lambda tokenizer: ((), dict(padded(tokenizer))),
+    "lists": lambda tokenizer: ((tokenizer(TEXTS, padding=True, padding_side="left"),), {}),
+    "arrays": lambda tokenizer: ((tokenizer(TEXTS, padding=True, padding_side="left", return_tensors="np"),), {}),
+    "texts": lambda tokenizer: ((TEXTS,), {"tokenizer": tokenizer}),
+    "texts by generate()'s name": lambda tokenizer: ((), {"inputs": TEXTS, "tokenizer": tokenizer}),
+}
+
+
+def padded(tokenizer):
+    return tokenizer(TEXTS, padding=True, padding_side="left", return_tensors="pt")
+
+
+@pytest.mark.parametrize("what", GIVEN)
+def test_it_takes_what_a_tokenizer_gives(what):
+    model, tokenizer = patched(), tokenizer_of()
+    args, kwargs = GIVEN[what](tokenizer)
+    said = model.relay.explain(*args, **kwargs, max_new_tokens=3, num_beams=2, num_return_sequences=2)
+    model.generate(**padded(tokenizer), max_new_tokens=3, num_beams=2, num_return_sequences=2)
+    assert differences(said, model.relay.last) == []
+    assert (said.rows, said.prefix_length, said.prompt_tokens_computed + said.prompt_tokens_saved) == (4, 20, 88)
+
+
+def test_one_text_is_a_row():
+    model, tokenizer = patched(), tokenizer_of(padding=None)
+    for given in (tokenizer(TEXTS[0]), TEXTS[0], TEXTS[:1]):
+        said = model.relay.explain(given, tokenizer=tokenizer, max_new_tokens=3, do_sample=True, num_return_sequences=3)
+        assert (said.rows, said.prefix_length) == (3, 20)
+
+
+def test_a_tokenizer_that_reads_text_is_left_as_it_was():
+    model, tokenizer = patched(), tokenizer_of()
+    before = tokenizer.padding_side, tokenizer.backend_tokenizer.to_str(), tokenizer.init_kwargs.copy()
+    model.relay.explain(TEXTS, tokenizer=tokenizer, max_new_tokens=3)
+    model.relay.warm(TEXTS[0], tokenizer)
+    assert (tokenizer.padding_side, tokenizer.backend_tokenizer.to_str(), tokenizer.init_kwargs) == before
+
+
+PREFIXES = {
+    "a text": lambda tokenizer: TEXTS[0],
+    "a list of one text": lambda tokenizer: TEXTS[:1],
+    "what a tokenizer returns": lambda tokenizer: tokenizer(TEXTS[0]),
+    "that as tensors, padded": lambda tokenizer: tokenizer(
+        TEXTS[:1], padding="max_length", max_length=30, return_tensors="pt"
+    ),
+    "a dictionary of ids": lambda tokenizer: {"input_ids": tokenizer(TEXTS[0])["input_ids"]},
+}
+
+
+@pytest.mark.parametrize("what", PREFIXES)
+def test_warm_takes_what_explain_takes(what):
+    tokenizer = tokenizer_of()
+    prefix = patched().relay.warm(PREFIXES[what](tokenizer), tokenizer)
+    assert prefix.ids.tolist() == tokenizer(TEXTS[0])["input_ids"]
+
+
+WRONG_PREFIXES = {
+    "texts": (TEXTS, "text_or_ids must be one text; got 2"),
+    "rows": ({"input_ids": INPUTS["input_ids"], "attention_mask": INPUTS["attention_mask"]}, "at least one integer"),
+    "no ids": ({"pixel_values": torch.zeros(1)}, "text_or_ids must hold input_ids; got 'pixel_values'"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PREFIXES)
+def test_warm_takes_one_text_alone(what):
+    given, message = WRONG_PREFIXES[what]
+    with pytest.raises(ValueError, match=message):
+        patched().relay.warm(given, tokenizer_of())
+
+
+WRONG = {
+    "no tokenizer": (
+        (TEXTS,),
+        {},
+        ValueError,
+        r"input_ids is text, so tokenizer is needed; got None\. Pass tokenizer=",
+    ),
+    "no pad token": ((TEXTS,), {"tokenizer": tokenizer_of(None)}, ValueError, "tokenizer must have a pad token"),
+    "no tokenizer of Transformers": (
+        (TEXTS,),
+        {"tokenizer": tokenizer_of().backend_tokenizer},
+        TypeError,
+        "tokenizer must be a tokenizer of Transformers; got Tokenizer",
+    ),
+    "rows of other lengths": ((tokenizer_of()(TEXTS),), {}, ValueError, "input_ids must be .* Call the tokenizer with"),
+    "ids twice": ((INPUTS,), {"input_ids": INPUTS["input_ids"]}, TypeError, "got input_ids twice"),
+    "a mask twice": ((INPUTS, INPUTS["attention_mask"]), {}, TypeError, "two masks"),
+    "no rows": ((5,), {}, ValueError, r"input_ids must be \[rows, tokens\]; got \(\)"),
+    "messages": (([{"role": "user"}],), {}, ValueError, "input_ids must be a tensor"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_cannot_be_read_is_an_error_that_says_what_to_do(what):
+    args, kwargs, kind, message = WRONG[what]
+    with pytest.raises(kind, match=message):
+        patched().relay.explain(*args, **kwargs)
