@@ -28,8 +28,9 @@ class RelayConfig:
             stock), or `"auto"` for the Triton kernels where they run and torch elsewhere.
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"` where enough steps may follow for a capture to pay,
             `True` from the second step on, `False` never. No effect on a CPU.
-        max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. `None`
-            is 1 GiB on a CPU and a tenth of the device's memory on a GPU; 0 keeps nothing.
+        max_store_bytes: budget for prefixes kept between calls (bytes); the least recently used leave first. A text
+            such as `"1GB"`, `"1.5GiB"` or `"512MiB"` becomes that many bytes. `None` is 1 GiB on a CPU and a tenth of
+            the device's memory on a GPU; 0 keeps nothing.
         trust: the modules for whose code and forward hooks you vouch: each treats every token by itself, as it would
             alone in its row. Names of modules, as `model.named_modules()` has them, or patterns of names
             (`"model.layers.*.mlp"`); or a function of a name and its module. `""` is the model itself, and the
@@ -41,7 +42,7 @@ class RelayConfig:
     min_prefix_length: int = 16
     backend: Literal["auto", "triton", "torch"] = "auto"
     cuda_graphs: Literal["auto", True, False] = "auto"
-    max_store_bytes: int | None = None
+    max_store_bytes: int | str | None = None  # an int or None, once the options are made
     trust: Sequence[str] | Callable[[str, nn.Module], bool] = ()
 
     def __post_init__(self) -> None:
@@ -51,7 +52,7 @@ class RelayConfig:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
         check_count("min_prefix_length", self.min_prefix_length, least=1)
         if self.max_store_bytes is not None:
-            check_count("max_store_bytes", self.max_store_bytes, least=0)
+            object.__setattr__(self, "max_store_bytes", _bytes("max_store_bytes", self.max_store_bytes))
         if not callable(self.trust):
             names = self.trust if isinstance(self.trust, list | tuple) else (None,)
             if not all(isinstance(name, str) for name in names):
@@ -79,3 +80,20 @@ def check_count(name: str, value: object, least: int) -> None:
         raise TypeError(f"{name} must be an int; got {value!r} of type {type(value).__name__}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def _bytes(name: str, size: object) -> int:
+    """A size as a number of bytes. An error names the argument and the forms that it may have."""
+    forms = "an int (bytes), or a text such as '1GB', '500MB' (powers of 1000), '1.5GiB' or '512MiB' (powers of 1024)"
+    if isinstance(size, bool) or not isinstance(size, int | str):
+        raise TypeError(f"{name} must be {forms}; got {size!r} of type {type(size).__name__}.")
+    if isinstance(size, int):
+        check_count(name, size, least=0)
+        return size
+    from accelerate.utils import convert_file_size_to_int  # here, because it takes longer than all of this module
+
+    try:
+        count: int = convert_file_size_to_int(size.strip().upper())  # it takes "1Gb" and "1gb" for bits
+    except (OverflowError, ValueError):
+        raise ValueError(f"{name} must be {forms}; got {size!r}.") from None
+    return count

@@ -65,6 +65,25 @@ def test_options_that_are_assigned_do_what_patching_does():
     assert (model.relay.prefixes, hooks.store.budget) == ((), 0)
 
 
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("1GB", 10**9),
+        ("1gb", 10**9),  # not bits
+        ("1Gb", 10**9),
+        ("512MiB", 512 * 2**20),
+        (" 1.5 gib ", 3 * 2**29),
+        ("64KiB", 2**16),
+        (7, 7),
+        (None, None),
+    ],
+)
+def test_a_budget_may_be_a_text_and_becomes_bytes(size, count):
+    model = relay_hf.patch_model(tiny_model("llama"), max_store_bytes=size)
+    assert model.relay.config == relay_hf.RelayConfig(max_store_bytes=count)
+    assert model.relay._hooks.store.budget == (2**30 if count is None else count)
+
+
 @pytest.mark.parametrize("wrong", ["off", None, {"policy": "off"}])
 def test_options_that_are_none_cannot_be_assigned(wrong):
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")
@@ -347,6 +366,22 @@ def test_eager_attentions_are_still_given():
         (None, {"backend": "cuda"}, ValueError, "backend must be one of"),
         (None, {"cuda_graphs": 1}, ValueError, "cuda_graphs must be one of"),
         (None, {"max_store_bytes": -1}, ValueError, "max_store_bytes must be at least 0"),
+        (
+            None,
+            {"max_store_bytes": "1 apple"},
+            ValueError,
+            "max_store_bytes must be an int .*'1GB'.*'512MiB'.*'1 apple'",
+        ),
+        (None, {"max_store_bytes": "-1GB"}, ValueError, "max_store_bytes must be an int"),
+        (None, {"max_store_bytes": "infGB"}, ValueError, "max_store_bytes must be an int"),
+        (None, {"max_store_bytes": "1024"}, ValueError, "max_store_bytes must be an int .* got '1024'"),
+        (
+            None,
+            {"max_store_bytes": 1e9},
+            TypeError,
+            "max_store_bytes must be an int .*'1GB'.* got 1000000000.0 of type",
+        ),
+        (None, {"max_store_bytes": True}, TypeError, "max_store_bytes must be an int .* got True of type bool"),
         (None, {"config": {"policy": "auto"}}, TypeError, "config must be a RelayConfig or None; got dict"),
     ],
 )

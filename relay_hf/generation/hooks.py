@@ -211,7 +211,7 @@ class ModelHooks:
     def _budget(self) -> int:
         """Bytes that the store may hold. The store asks at its first use, when the model is on its final device."""
         if self.config.max_store_bytes is not None:
-            return self.config.max_store_bytes
+            return int(self.config.max_store_bytes)
         device = device_of(self.model)
         if device.type == "cuda":
             return torch.cuda.get_device_properties(device).total_memory // 10

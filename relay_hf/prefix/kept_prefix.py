@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cache_utils import PrefixKV
+from ..report import readable_bytes
 
 ITEM = 8  # bytes of a token id
 
@@ -83,7 +84,7 @@ class KeptPrefix(RadixNode):
 
     def __repr__(self) -> str:
         behind = f", the last {self.run.length}" if self.run.start else ""
-        return f"KeptPrefix({len(self)} tokens{behind}: {self.nbytes / 2**20:.1f} MiB{', pinned' * self.pinned})"
+        return f"KeptPrefix({len(self)} tokens{behind}: {readable_bytes(self.nbytes)}{', pinned' * self.pinned})"
 
 
 def overhead_bytes(embedded: Tensor) -> int:
