@@ -16,6 +16,7 @@ class Shown(NamedTuple):
     Attributes:
         model: the name of the model's class.
         policy: the policy in force.
+        refused: why no call is relayed, whatever the call, in words; None if that is up to the call.
         prefixes: the kept prefixes, the least recently used first.
         budget: bytes that these may take.
         stats: totals over all calls.
@@ -24,6 +25,7 @@ class Shown(NamedTuple):
 
     model: str
     policy: str
+    refused: str | None
     prefixes: tuple[KeptPrefix, ...]
     budget: int
     stats: RelayStats
@@ -53,7 +55,9 @@ def _facts(shown: Shown) -> list[tuple[str, str]]:
     size, budget = readable_bytes(sum(prefix.nbytes for prefix in kept)), readable_bytes(shown.budget)
     count = "1 prefix" if len(kept) == 1 else f"{len(kept)} prefixes"
     calls = "1 call" if stats.calls == 1 else f"{stats.calls} calls"
+    refused = [] if shown.refused is None else [("relays no call:", shown.refused)]
     return [
+        *refused,
         ("policy", shown.policy),
         ("kept", f"{count}, {size} of {budget}"),
         ("", f"{calls}, {stats.relayed_calls} relayed, {stats.prompt_tokens_saved:,} prompt tokens saved"),

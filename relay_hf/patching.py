@@ -36,7 +36,8 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
         **options: fields of RelayConfig, which override `config`.
 
     Returns:
-        The same object. `model.relay` is the handle; `unpatch_model(model)` undoes it.
+        The same object. `model.relay` is the handle; `unpatch_model(model)` undoes it. If no call of the model will be
+        relayed, whatever the call (encoder-decoder models, for example), the logger `relay_hf` warns, once.
 
     Raises:
         TypeError: `model` does not generate (the error says what to pass), or an option is unknown or of the wrong
@@ -61,7 +62,9 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
             return model
         drift.check(type(target))
         interface.register()
-        _put_on(target, ModelHooks(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED}))
+        hooks = ModelHooks(target, settings, {name: target.__dict__.get(name) for name in _SHADOWED})
+        _put_on(target, hooks)
+        hooks.announce()
     return model
 
 

@@ -90,7 +90,8 @@ class Relay(HubPrefixes):
             progress: show a progress bar over the chunks; None: on a terminal and in a notebook.
 
         Returns:
-            The kept prefix. The requests' ids must start with its `ids` for it to be used.
+            The kept prefix. The requests' ids must start with its `ids` for it to be used. One of fewer tokens than
+            `min_prefix_length` serves no call; the logger `relay_hf` warns of it.
 
         Raises:
             TypeError, ValueError: an argument is wrong: no token ids, ids out of the vocabulary, more ids than the
@@ -211,8 +212,8 @@ class Relay(HubPrefixes):
 
     def _shown(self) -> Shown:
         hooks = self._hooks
-        kind = type(hooks.model).__name__
-        return Shown(kind, self.config.policy, self.prefixes, hooks.store.budget, self.stats(), self.last)
+        kind, refused = type(hooks.model).__name__, hooks.standing_refusal()
+        return Shown(kind, self.config.policy, refused, self.prefixes, hooks.store.budget, self.stats(), self.last)
 
     # -- pickles of earlier versions ---------------------------------------------------------------------------------
 

@@ -4,19 +4,22 @@ import ast
 import copy
 import logging
 import re
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationMixin, LlamaForCausalLM
+from transformers import GenerationMixin, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 import relay_hf
 from relay_hf.reasons import Reason
 from relay_hf.report import RelayReport, RelayStats
-from relay_hf.testing import prompts
+from relay_hf.testing import VOCABULARY, prompts
+from tests.models.expected import EXPECTED, ONE_LENGTH, RELAYED, STATE_SHARED
 from tests.support.generating import CACHE, cache_of, generate
+from tests.support.sweeps import all_but_swept
 from tests.support.tiny_models import tiny_model
 
 INPUTS = prompts(20, (3, 7, 1, 5))
@@ -102,6 +105,61 @@ def test_a_type_that_is_not_served_says_so_once(model_type, caplog):
         return
     assert model.relay.last.reason_source == "model"
     assert len(warnings_of(caplog)) == 1
+
+
+def t5():
+    config = T5Config(
+        vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    return T5ForConditionalGeneration(config).eval()
+
+
+def learnt():
+    model = tiny_model("llama")
+    with_learnt_prompts(model)
+    return model
+
+
+NEVER = {
+    "encoder-decoder": (t5, "encoder_decoder"),
+    "no cache": (lambda: tiny_model("openai-gpt"), "no_cache"),
+    "states outside of the cache": (lambda: tiny_model("recurrent_gemma"), "unfit_model"),
+    "a layer of its own": (lambda: tiny_model("deepseek_v32"), "layer"),
+    "learnt prompts": (learnt, "preparation"),
+}
+
+
+@pytest.mark.parametrize("what", NEVER)
+def test_a_model_of_which_no_call_is_relayed_says_so_at_once(what, caplog):
+    make, code = NEVER[what]
+    model = relay_hf.patch_model(make())
+    said = model.relay.explain(INPUTS, max_new_tokens=2)
+    assert (said.relayed, said.reason_code) == (False, code)
+    assert warnings_of(caplog) == [
+        f"relay_hf: no call of this {type(model).__name__} is relayed: {said.reason}. All its calls go on as stock."
+    ]
+    assert f"relays no call: {said.reason}; " in repr(model.relay)
+    assert f"<th>relays no call:</th><td>{escape(said.reason)}</td>" in model.relay._repr_html_()
+    model.generate(**INPUTS, max_new_tokens=2)
+    relay_hf.patch_model(model, policy="always")
+    assert (model.relay.last.reason, len(warnings_of(caplog))) == (said.reason, 1)
+
+
+def test_who_wants_no_call_relayed_is_not_warned_until_he_does(caplog):
+    model = relay_hf.patch_model(t5(), policy="off")
+    assert not warnings_of(caplog)
+    model.relay.config = relay_hf.RelayConfig()
+    assert len(warnings_of(caplog)) == 1
+
+
+SERVED = (RELAYED, ONE_LENGTH, STATE_SHARED)
+
+
+@pytest.mark.parametrize("model_type", all_but_swept([name for name, status in EXPECTED.items() if status in SERVED]))
+def test_a_model_whose_calls_are_relayed_says_nothing_at_once(model_type, caplog):
+    model = relay_hf.patch_model(tiny_model(model_type))
+    assert not warnings_of(caplog)
+    assert "relays no call" not in repr(model.relay) + model.relay._repr_html_()
 
 
 OF_THE_CALL = {

@@ -9,10 +9,12 @@ import importlib.util
 
 from torch import nn
 
+from ..model.upstream.caches import keeps_state
 from ..model.upstream.models import checkpoints_gradients, is_bidirectional, replaced_preparation
-from ..model.upstream.names import RANDOM_IN_TRAINING
+from ..model.upstream.names import RANDOM_IN_TRAINING, takes_cache
 from ..model.view import ModelView
 from ..reasons import Reason, Refusal
+from .eligibility import cache_refusal
 
 # Packages whose kernels replace the recurrent layers' PyTorch code on a GPU.
 _RECURRENT_KERNELS = ("causal_conv1d", "fla", "kernels", "mamba_ssm")
@@ -34,6 +36,17 @@ def model_refusal(view: ModelView) -> Refusal | None:
     if replaced_preparation(view.model):
         return Reason.PREPARATION.of()
     return None
+
+
+def standing_refusal(view: ModelView) -> Refusal | None:
+    """Why no call of this model is served as it is now, whatever the call; or None, also where only a call shows it."""
+    refused = model_refusal(view)
+    if refused:
+        return refused
+    cache = view.default_cache()
+    if cache is None:  # the model may make one of its own, which only a call shows
+        return None if takes_cache(view.forward_inputs) else Reason.NO_CACHE.of()
+    return cache_refusal(cache) or (recurrent_refusal(view) if keeps_state(cache) else None)
 
 
 def training_refusal(view: ModelView) -> Refusal | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,12 +22,14 @@ from ..model.upstream.models import ENCODE, unencoded
 from ..model.upstream.names import PREFILL
 from ..model.view import ModelView
 from ..prefix.store import PrefixStore
-from ..reasons import Reason
+from ..reasons import Reason, Refusal
 from ..report import RelayReport, RelayStats
 from .call import DryCall, GenerateCall, current_call, running, stop_if_dry
+from .eligible_models import standing_refusal
 from .facts import CallArguments, CallFacts, PrefillInputs
 from .findings import ModelFindings
 from .generate_hook import generate
+from .notices import tell_standing
 from .prefill_hook import prefill
 
 if TYPE_CHECKING:
@@ -78,6 +80,20 @@ class ModelHooks:
         if before.max_store_bytes != config.max_store_bytes:
             self.store = PrefixStore(self._budget)
         self.graphs.configure(config)
+        self.announce()
+
+    def standing_refusal(self) -> Refusal | None:
+        """Why no call of the model is relayed as it is now, whatever the call; None if that is up to the call."""
+        found = self.findings.refusal
+        with suppress(Exception):  # a model that can't be looked at says so when it is called
+            found = found or standing_refusal(ModelView.of(self.model))
+        return found
+
+    def announce(self) -> None:
+        """Warn, once, if no call of the model will be relayed, unless the user wants none."""
+        refused = None if self.config.policy == "off" else self.standing_refusal()
+        if refused:
+            tell_standing(self.model, self.findings, refused)
 
     def retire(self) -> None:
         """Relay no call from now on.

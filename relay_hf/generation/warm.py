@@ -22,6 +22,7 @@ from .call import GenerateCall
 from .eligible_code import code_refusal
 from .facts import CallFacts
 from .given_inputs import as_rows, encoded, is_text
+from .notices import tell_short
 from .prefix_prefill import prefill_and_store, prefill_tree
 from .progress import progress_bar
 from .sharing import match
@@ -80,6 +81,8 @@ def warm(call: GenerateCall, ids: Tensor, pin: bool, chunk: int | None, progress
         size = kv_of_one_token(call).nbytes + token_overhead(view.embedding)
         if facts.store.lacks([Planned(ids, len(ids) - done, (len(ids) - done) * size)], view.store_key):
             raise _too_large(facts, len(ids) * size)
+    if len(ids) < facts.config.min_prefix_length:
+        tell_short(len(ids), facts.config.min_prefix_length)
     with progress_bar("relay_hf: prefix", len(ids), done, progress if len(ends) > 1 else False) as reached:
         for end in ends:
             prefix = _keep_prefix(call, ids[:end], pin and end == len(ids))

@@ -159,6 +159,26 @@ def test_nothing_is_printed_or_logged_unless_it_is_asked_for(capfd, caplog):
     assert [record.getMessage() for record in caplog.records] == [repr(model.relay.last)]
 
 
+def test_a_prefix_that_is_too_short_to_serve_is_told(caplog):
+    model = patched(min_prefix_length=30)
+    model.relay.warm(IDS[:30])
+    assert not caplog.records
+    model.relay.clear()
+    for _ in range(2):
+        model.relay.warm(IDS[:29])
+    said = (
+        "relay_hf: a prefix of 29 tokens serves no call, because min_prefix_length is 30. Warm a longer one, or lower "
+    )
+    said += "it by patch_model(model, min_prefix_length=29)."
+    assert [record.getMessage() for record in caplog.records] == [said, said]
+    generate(model, ROWS)
+    assert model.relay.last.prefix_tokens_reused == 0  # it is true
+    model = patched(min_prefix_length=29)
+    model.relay.warm(IDS[:29])
+    generate(model, ROWS)
+    assert model.relay.last.prefix_tokens_reused == 29
+
+
 def test_the_handle_says_what_it_holds_in_a_line_and_in_tables():
     model = patched()
     assert "kept 0 prefixes, 0 B of 1.00 GiB; 0 calls" in repr(model.relay)
