@@ -42,8 +42,7 @@ def main() -> int:
             tokens = model.generate(**inputs.to(model.device), max_new_tokens=4, do_sample=False)
             texts = tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
             predictions += [text.strip().split("\n")[0] for text in texts]
-            if relay := getattr(model, "relay", None):
-                report = relay.last
+            if (relay := getattr(model, "relay", None)) and (report := relay.last).relayed:
                 print(f"  {report.prefix_length} tokens shared, {report.prefix_tokens_reused} of them from before")
         return predictions
 

@@ -39,7 +39,8 @@ def serve(model: peft.PeftModel, inputs: dict[str, Tensor]) -> tuple[list[Tensor
         tokens.append(showcase.timed(name, lambda: model.generate(**inputs, max_new_tokens=12, do_sample=False)))
         if relay := getattr(model, "relay", None):
             reused.append(relay.last.prefix_tokens_reused)
-            print(f"  {relay.last.prefix_length} tokens shared, {reused[-1]} of them from before")
+            shared = relay.last.prefix_length if relay.last.relayed else 0
+            print(f"  {shared} tokens shared, {reused[-1]} of them from before")
     return tokens, reused
 
 

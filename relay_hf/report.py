@@ -98,11 +98,13 @@ class RelayReport:
         return f"{name}({'; '.join(parts)}; backend {self.backend}{graph})"
 
     def __str__(self) -> str:
-        return "\n  ".join(f"{label}: {words}" for label, words in self._facts())
+        # Of a relayed call the expectation, which depends on the machine, is for those who look for it.
+        facts = self._facts() + ([] if self.relayed else self._expected)
+        return "\n  ".join(f"{label}: {words}" for label, words in facts)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        return html_table(self._facts())
+        return html_table(self._facts() + self._expected)
 
     def _facts(self) -> list[tuple[str, str]]:
         """What is known, each with a label."""
@@ -121,12 +123,15 @@ class RelayReport:
             facts.append(("KV", self._kv))
         if self.unkept_reason:
             facts.append(("nothing kept", self.unkept_reason))
-        if self.expected_saving_seconds is not None and not self.relayed:
-            facts.append(("expected saving", f"{self.expected_saving_seconds:.2g} s"))
         if self.relayed:
             replayed = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
             facts.append(("backend", self.backend + replayed))
         return facts
+
+    @property
+    def _expected(self) -> list[tuple[str, str]]:
+        seconds = self.expected_saving_seconds
+        return [] if seconds is None else [("expected saving", f"{seconds:.2g} s")]
 
     @property
     def _shared(self) -> str:

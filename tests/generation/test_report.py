@@ -58,10 +58,12 @@ def test_what_the_cost_model_expected_is_said_with_its_sign():
     assert report.expected_saving_seconds < 0
     milliseconds = re.search(r"cost (\d+) ms more", report.reason).group(1)
     assert round(-report.expected_saving_seconds * 1e3) == int(milliseconds)
+    assert "\n  expected saving: -0.0" in str(report)
     model = patched("auto")
     model.generate(**prompts(4000, (3, 7, 1, 5)), max_new_tokens=2)
     assert model.relay.last.relayed
     assert model.relay.last.expected_saving_seconds > 0
+    assert "<th>expected saving</th><td>0." in model.relay.last._repr_html_()
     model = patched("always")
     generate(model, INPUTS)
     assert model.relay.last.expected_saving_seconds is None  # nobody asked

@@ -11,7 +11,8 @@ from tests.notebooks.execute import NOTEBOOKS, execute
 # What does not depend on the machine: counts of tokens and bytes, and whether results are the same.
 FACTS = re.compile(
     r"identical \w+: \w+|equal up to rounding in float64: \w+|\d+ prompts of up to \d+ tokens"
-    r"|^ *\d+ tokens, .*$|RelayReport\(.*\)$|^.*: left to stock: .*$|^.*(?: tokens stored)$",
+    r"|^ *\d+ tokens, .*$|RelayReport\(.*\)$|^relayed: .*$"
+    r"|^  (?:reason code|shared|prompt tokens|KV|backend): .*$|^.*: left to stock: .*$|^.*(?: tokens stored)$",
     re.MULTILINE,
 )
 ABSOLUTE_PATH = re.compile(r"(?:^|[\s'\"(=])(?:/\w[\w.-]*/|[A-Z]:\\)|site-packages|~/", re.MULTILINE)
