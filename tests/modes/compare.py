@@ -137,7 +137,12 @@ def assert_reason(ours: PreTrainedModel, reason: str) -> None:
     report = ours.relay.last
     assert not report.relayed, report
     assert reason in report.reason, report
-    assert (report.backend, report.prefix_length) == ("stock", 0)
+    assert (report.backend, report.prefix_tokens_reused, report.prompt_tokens_saved, report.kv_bytes) == (
+        "stock",
+        0,
+        0,
+        None,
+    )
 
 
 def keep_prefix(ours: PreTrainedModel) -> None:
