@@ -184,6 +184,10 @@ class Reason(Enum):
         self.source = source
         self.words = words
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """A pickle has its name, which stays; an Enum's own way takes the value, and so the words."""
+        return getattr, (Reason, self.name)
+
     @property
     def code(self) -> str:
         """The name by which programs know the reason."""

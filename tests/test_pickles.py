@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 import relay_hf
 from relay_hf.model.device import ComputeContext
+from relay_hf.reasons import Reason
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE
 from tests.support.tiny_models import tiny_model
@@ -77,3 +78,11 @@ def test_every_class_that_has_moved_is_found_where_it_was(old):
 def test_a_module_that_never_was_is_not_found():
     with pytest.raises(ModuleNotFoundError, match=r"relay_hf\.nothing"):
         pickle.loads(b"crelay_hf.nothing\nNothing\n.")
+
+
+def test_a_reason_is_pickled_by_its_name_so_that_its_words_may_change():
+    reason = Reason.SHORT_PREFIX.of(tokens=3, least=16)
+    again = pickle.loads(pickle.dumps(reason))
+    assert (again, again.code, type(again)) == (reason, "short_prefix", type(reason))
+    assert again.reason is Reason.SHORT_PREFIX
+    assert b"fewer than min_prefix_length={least}" not in pickle.dumps(Reason.SHORT_PREFIX)

@@ -158,7 +158,7 @@ def _content(estimate: Estimate, tokenizer: PreTrainedTokenizerBase, device: str
             "device": device,
             "relayed": verdict.relays,
             "reason": verdict.reason,
-            "expected_gain_seconds": verdict.gain,
+            "expected_saving_seconds": verdict.gain,
         },
     }
 

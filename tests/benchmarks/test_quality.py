@@ -1,4 +1,4 @@
-"""What the page on answers says: float32's are stock's, half precision is as near to float32 as stock; and the script."""
+"""What docs/quality.md says: in float32 the answers are stock's, and half precision is as near to float32 as stock."""
 
 import subprocess
 import sys

@@ -23,7 +23,7 @@ def prompts(tmp_path):
 
 
 def test_it_expects_what_the_call_then_does(run, folder, prompts):
-    found = run("explain", prompts, "--model", folder, "--new-tokens", 8, "--json").json
+    found = run("explain", prompts, "--model", folder, "--new", 8, "--json").json
     shown = showcase.load(folder, device="cpu")
     inputs = shown.tokenizer(TREE, padding=True, return_tensors="pt")
     with relay_hf.patched(shown.model, policy="always"):
