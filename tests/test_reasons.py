@@ -427,7 +427,7 @@ def test_no_report_has_a_reason_that_is_not_from_the_table():
         and isinstance(node.func, ast.Name)
         and node.func.id in ("RelayReport", "Explanation")
     ]
-    assert len(made) == 2
+    assert len(made) == 3
     for name, keywords, args in made:
         assert None in keywords, name
         assert not args, name

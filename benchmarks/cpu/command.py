@@ -15,7 +15,7 @@ from relay_hf.cli.benchmark.record import exit_code, hand_out, result
 from relay_hf.cli.benchmark.run import Job, run
 from relay_hf.cli.benchmark.timed_model import NamedModel
 from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output, refuse
-from relay_hf.cli.model_names import check_name
+from relay_hf.cli.models import check_name
 from relay_hf.cli.options import Json, Model
 
 from . import results

@@ -34,7 +34,8 @@ def source(name: str) -> str:
     """Where a result is, and what it was measured on."""
     found = result(name)
     hardware, versions = found["hardware"], found["versions"]
-    on = found.get("chip") or f"{hardware['threads']} threads on {hardware['cores']} cores of {hardware['cpu']}"
+    threads = f"{hardware['threads']} thread{'s' if hardware['threads'] > 1 else ''}"
+    on = found.get("chip") or f"{threads} on {hardware['cores']} cores of {hardware['cpu']}"
     packages = f"PyTorch {versions['torch']}, Transformers {versions['transformers']}"
     return f"[{name}.json](../benchmarks/results/{name}.json): {on}; {packages}.\n"
 

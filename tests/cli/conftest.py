@@ -20,7 +20,7 @@ def transformers_speaks_again():
 
 
 @pytest.fixture(autouse=True)
-def no_chat_model(monkeypatch, tmp_path_factory):
+def no_chat_model(transformers_speaks_again, monkeypatch, tmp_path_factory):
     """Commands find none, whatever this machine has: what they print does not depend on it."""
     monkeypatch.setattr(smollm2, "cache", lambda: tmp_path_factory.getbasetemp())
 

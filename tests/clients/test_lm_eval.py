@@ -7,6 +7,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+import relay_hf
 from relay_hf import showcase
 
 SHOTS, BATCH = 4, 4
@@ -85,6 +86,29 @@ def test_few_shot_generation_is_relayed_with_stocks_answers_and_scores(stock, ou
     for report in later:
         assert report.relayed
         assert report.prefix_tokens_reused >= shots
+
+
+def right(references, predictions):
+    """Whether an answer begins with the team."""
+    (team,), (said,) = references, predictions
+    return float(said.strip().lower().startswith(team))
+
+
+def test_a_real_model_has_stocks_scores(generation, reports):
+    """The demo's chat model, on real questions: a score that is neither nothing nor all, and the same answers."""
+    shown = showcase.load(device="cpu")
+    scored = {"metric": right, "aggregation": "mean", "higher_is_better": True}
+    task = generation | {"metric_list": [scored], "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4}}
+    expected, answers = evaluate(shown.model, shown.tokenizer, task)
+    assert 0 < expected["right,none"] < 1, answers
+    relay_hf.patch_model(shown.model)
+    assert evaluate(shown.model, shown.tokenizer, task) == (expected, answers)
+    first, *later = reports()
+    assert first.relayed
+    assert later
+    for report in later:
+        assert report.relayed
+        assert report.prefix_tokens_reused > 100
 
 
 def test_likelihoods_come_from_plain_forwards_that_are_untouched(stock, ours, tokenizer, reports, choice):

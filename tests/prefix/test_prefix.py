@@ -170,7 +170,7 @@ def test_a_pinned_prefix_stays(model):
     ids = [prompts(30, (1,), seed=seed)["input_ids"][0, :30] for seed in range(4)]
     relay_hf.patch_model(model, max_store_bytes=2 * model.relay.warm(ids[0]).nbytes)
     pinned = model.relay.warm(ids[0], pin=True)
-    assert "30 tokens: 0.0 MiB, pinned" in repr(pinned)
+    assert "30 tokens: 8.0 KiB, pinned" in repr(pinned)
     for seed in (1, 2):
         generate(model, prompts(30, (2, 3), seed=seed))
     generate(model, prompts(30, (2, 3), seed=0))
