@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
+from benchmarks.numerics.errors import forced_logits
+from benchmarks.options import output_file
 from relay_hf import showcase
+from relay_hf.cli.benchmark.record import write_json
 from relay_hf.cli.environment import environment
 
 from .record import counted, distance_record, first_differences, ratio_record, same_rows
@@ -44,7 +45,8 @@ def measure(model: str, questions: int, new: int, size: str | None = None) -> di
         if reference is None:
             reference = stock
             record |= {"model": shown.about, "prompt_tokens": inputs.input_ids.shape[1], "new_tokens": new}
-            exact = _exact(shown, inputs, stock)
+            console.print(f"{name}: the reference's logits ...")
+            exact = forced_logits(shown.model, inputs, stock.tokens)
         else:
             found["as_in_float32"] = {"stock": same_rows(stock, reference), "relay_hf": same_rows(relayed, reference)}
             console.print(f"{name}: distances ...")
@@ -59,28 +61,21 @@ def measure(model: str, questions: int, new: int, size: str | None = None) -> di
     return record
 
 
-def _exact(shown: showcase.Showcase, inputs: Any, stock: Answers) -> torch.Tensor:
-    from benchmarks.numerics.errors import forced_logits
-
-    console.print("float32: the reference's logits ...")
-    return forced_logits(shown.model, inputs, stock.tokens)
-
-
 def main() -> int:
     """Measure; 1 if an answer in float32 differs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="as showcase.load() takes it")
+    parser.add_argument("--model", default=showcase.CHAT_MODEL, help="as showcase.load() takes it")
     parser.add_argument("--size", help="of --model random")
     parser.add_argument("--questions", type=int, default=32)
     parser.add_argument("--new", type=int, default=32, help="tokens of each answer, at most (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the result here, as JSON")
+    parser.add_argument("--output", type=output_file, help="write the result here, as JSON")
     arguments = parser.parse_args()
     record = environment() | measure(arguments.model, arguments.questions, arguments.new, arguments.size)
     for name in DTYPES:
         distance = record[name].get("distance")
         console.print(f"{name}: {len(record[name]['differ'])} answers differ; {distance or ''}")
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(arguments.output, record)
     return int(bool(record["float32"]["differ"]))
 
 

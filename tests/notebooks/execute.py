@@ -17,6 +17,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "2",  # what the default policy expects of a call depends on them
     # tqdm's bars as widgets are for people who look at a notebook, and need a package of their own.
     "PYTHONWARNINGS": "ignore:IProgress not found",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
 
 
