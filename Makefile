@@ -99,8 +99,9 @@ compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registe
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)
 
-tables: .venv/.ready ## write the tables of docs/ anew, from benchmarks/results
+tables: .venv/.ready ## write the tables and the demo's picture anew, from benchmarks/results
 	.venv/bin/python -m benchmarks.document --write
+	.venv/bin/python docs/figures/demo.py
 
 test-site: docs .venv-site/.ready ## every page of the site in headless Chromium, which has to be installed
 	.venv-site/bin/python -m pytest tests/site

@@ -28,7 +28,7 @@ def draw() -> str:
     show(json.loads(RESULT.read_text(encoding="utf-8")), out)
     svg = out.export_svg(title="relay_hf", theme=MONOKAI, unique_id="demo")
     # rich's picture fetches a font from the network, which a page must not do for it.
-    return re.sub(r"\n *@font-face \{.*?\}\n", "\n", svg, flags=re.DOTALL)
+    return re.sub(r" *@font-face \{.*?\}\n", "", svg, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    """Hugging Face generate() that computes, stores and reads the prompt tokens a batch shares once, not once a row."""
+    """Hugging Face generate() that computes what the prompts of a batch share once, not once a row."""
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_counts_of_model_types_are_those_of_their_page(path):
 def test_an_old_count_of_model_types_is_noticed():
     assert said_of_types("Of 189 causal model types 159 are relayed") == {189, 159}
     assert said_of_types("166 of 186 model types, | model types called | 192 |") == {166, 186, 192}
+
+
+def test_the_demos_picture_is_of_the_committed_run():
+    drawn = runpy.run_path(str(ROOT / "docs/figures/demo.py"))["draw"]()
+    assert (ROOT / "docs/figures/demo.svg").read_text(encoding="utf-8") == drawn, "make tables writes it anew"
+    assert "https://" not in drawn.replace("https://www.textualize.io", "")  # a page must fetch nothing
+    found = result("demo")
+    assert found["same_tokens"]
+    for row, each in enumerate(found["answers"]):
+        assert each["stock"] == each["relay_hf"], row
+    stock, first, kept = (run["seconds"] for run in found["runs"])
+    assert stock + first + kept < 90
 
 
 def test_where_nothing_is_shared_no_call_takes_more_than_the_page_says():
