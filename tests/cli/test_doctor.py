@@ -39,7 +39,7 @@ def test_all_is_well_here(run):
         f"ok      {name}" for name in CHECKS
     ]
     for what in (
-        "│ transformers │",
+        "│ transformers ",
         "│ torch ",
         '│ policy "auto" │ relays a call where',
         "no CUDA device",

@@ -28,19 +28,21 @@ def layers(stock, shown):
         seen.append((query, key, value))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
-    AttentionInterface.register("recorded", record)
-    AttentionMaskInterface.register("recorded", sdpa_mask)
+    name = "recorded"
     shared = shown.inputs([chat("")]).input_ids[0]
     texts = shown.tokenizer(list(showcase.QUESTIONS)).input_ids
     own = [torch.tensor(ids[:OWN]) for ids in texts if len(ids) >= OWN][:ROWS]
     ids = torch.stack([torch.cat([shared, row]) for row in own])
     before = stock.config._attn_implementation
-    stock.set_attn_implementation("recorded")
-    try:
-        with torch.no_grad():
-            stock(ids)
-    finally:
-        stock.set_attn_implementation(before)
+    with pytest.MonkeyPatch.context() as registered:  # unknown code in a registry is seen by every call of the process
+        registered.setitem(AttentionInterface._global_mapping, name, record)
+        registered.setitem(AttentionMaskInterface._global_mapping, name, sdpa_mask)
+        stock.set_attn_implementation(name)
+        try:
+            with torch.no_grad():
+                stock(ids)
+        finally:
+            stock.set_attn_implementation(before)
     return seen
 
 
