@@ -46,8 +46,8 @@ napoleon_use_ivar = True  # attributes of a dataclass are fields of its descript
 nitpick_ignore_regex = [
     (
         "py:class",
-        r"(collections\.abc|os|torch|transformers)\..*|nn\.Module|Cache|GenerationConfig|PreTrainedConfig|"
-        r"Tensor|relay_hf\.patching\.Model",
+        r"(collections\.abc|huggingface_hub|os|torch|transformers)\..*|nn\.Module|Cache|GenerationConfig|PreTrainedConfig|"
+        r"Tensor|relay_hf\.patching\.Model|dict\[\w+",  # a type of a field is cut at its comma
     )
 ]
 

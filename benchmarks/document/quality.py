@@ -28,8 +28,14 @@ def summary() -> str:
                 *(f"{as_exact[name]} of {count}" for name in _WHO),
             ]
         )
-    head = ["dtype", "answers that differ from stock's", "first at token (median)"]
-    head += ["best two scores apart there (median; most)", "stock's as in float32", "relay_hf's as in float32"]
+    head = [
+        "dtype",
+        "differ from stock",
+        "from token",
+        "best two apart",
+        "stock as in float32",
+        "relay_hf as in float32",
+    ]
     return table(head, rows) + "\n" + source("quality")
 
 
@@ -89,8 +95,8 @@ def _names(who: list[str]) -> str:
 
 
 def _cell(text: str, most: int = 400) -> str:
-    """Text for a line of Markdown, cut where it is long."""
-    line = " ".join(text.split())
+    """Text for a line of Markdown, cut where it is long, without the model's own marks of bold type."""
+    line = " ".join(text.replace("**", "").split())
     line = line if len(line) <= most else f"{line[:most].rstrip()} ..."
     for mark in "\\`*_|<>[]#":
         line = line.replace(mark, f"\\{mark}")
