@@ -11,8 +11,8 @@ LENDERS := .venv
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # What another Transformers does not change, so that it is not run a second time: the sweeps, kernels, the store and the
-# tree of tokens, files, locks, the command line, examples, documents, benchmarks and what real weights are for. Layers that run several times are
-# of types that only the latest has, and test_names.py reads sources.
+# tree of tokens, files, locks, the command line, examples, documents, benchmarks, and what real weights are for. Layers
+# that run several times are of types that only the latest has, and test_names.py reads sources.
 NOT_ON_FLOOR := $(addprefix tests/,kernels attention/test_triton_model.py fuzz_files saving cli examples notebooks \
 	clients site real benchmarks docs project prefix/test_radix.py prefix/test_tree.py concurrency/test_locks.py \
 	faults/test_operations.py faults/test_interrupts.py faults/test_kept.py faults/test_graphs.py \
