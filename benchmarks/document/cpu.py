@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .markdown import NAMES, result, source, table
+from .markdown import BRIEF, NAMES, result, source, table
 
 _OPTIONS = {"num_return_sequences": "samples", "num_beams": "beams"}
 
@@ -25,6 +25,18 @@ def headline() -> str:
         f"{seconds['stock']:.2f} s; {seconds['relay-kept']:.2f} s once the prefix is kept. The tokens are the same. "
         "(Workload C1, [benchmarks](benchmarks.md).)\n"
     )
+
+
+def brief() -> str:
+    """Seconds of the main contenders on C1, and the KV of stock and of the relay."""
+    c1 = _workloads("cpu")["C1"]
+    seconds, rows = _medians(c1), []
+    for contender in BRIEF:
+        report = _contender(c1, contender if contender.startswith("relay") else "relay-cold")["report"]
+        size = {"stock": report["kv_bytes_stock"], "relay-cold": report["kv_bytes"], "relay-kept": report["kv_bytes"]}
+        kv = f"{size[contender] / 2**20:,.0f} MiB" if contender in size else ""
+        rows.append([NAMES[contender], f"{seconds[contender]:.2f}", kv])
+    return table(["", "seconds", "KV memory"], rows)
 
 
 def workloads(name: str) -> str:
@@ -120,6 +132,7 @@ def _parameters(model: dict[str, int]) -> int:
 
 TABLES = {
     "headline": headline,
+    "brief-cpu": brief,
     "cpu": lambda: workloads("cpu"),
     "trees": lambda: workloads("trees"),
     "grid": grid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from .markdown import NAMES, result, source, table
+from .markdown import BRIEF, NAMES, result, source, table
 
 _GENERATE, _OPERATOR = "gpu_nvidia_h200_e2e", "gpu_nvidia_h200"
 
@@ -20,6 +20,13 @@ def generate() -> str:
     ]
     head = ["seconds; rows x prefix", *(f"{record['rows']} x {record['prefix']:,}" for record in cells.values())]
     return table(head, rows) + "\n" + source(_GENERATE)
+
+
+def brief() -> str:
+    """Seconds of the main contenders on 32 rows that share 2,048 tokens."""
+    found = next(each for each in _cells(_GENERATE, "e2e").values() if (each["rows"], each["prefix"]) == (32, 2048))
+    rows = [[NAMES[name], _seconds(found["contenders"][name])] for name in BRIEF if name in found["contenders"]]
+    return table(["", "seconds"], rows)
 
 
 def steps() -> str:
@@ -86,4 +93,4 @@ def _thousands(number: int) -> str:
     return f"{number:,}"
 
 
-TABLES = {"gpu-generate": generate, "gpu-steps": steps, "gpu-operator": operator, "gpu-gate": gate}
+TABLES = {"brief-gpu": brief, "gpu-generate": generate, "gpu-steps": steps, "gpu-operator": operator, "gpu-gate": gate}

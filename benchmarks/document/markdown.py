@@ -22,6 +22,7 @@ NAMES = {
     "floor": "each token once, with stock's loop",  # named token-once since these were measured
     "no-prefix": "no prefix at all",
 }
+BRIEF = ("stock", "static-cache", "prefix-copied", "relay-cold", "relay-kept")  # what the README has
 
 
 @lru_cache
