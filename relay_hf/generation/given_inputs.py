@@ -24,6 +24,8 @@ def read_arguments(
     kwargs = dict(kwargs)
     if inputs is None:
         inputs = kwargs.pop("inputs", None)  # generate()'s name of its first argument
+    if inputs is None and is_text(kwargs.get(_IDS)):
+        inputs = kwargs.pop(_IDS)
     if is_text(inputs):
         inputs = encoded(inputs, kwargs.get("tokenizer"), _IDS)
     if isinstance(inputs, Mapping):
@@ -42,6 +44,8 @@ def read_arguments(
         kwargs[_MASK], second = second, None
     if kwargs.get(_IDS) is not None:
         kwargs[_IDS] = _ids(kwargs[_IDS])
+    if kwargs.get(_MASK) is not None:
+        kwargs[_MASK] = _tensor(kwargs[_MASK], _MASK)
     inputs = inputs if inputs is None else _ids(inputs)
     if args or second is not None:
         return (inputs, second, *args), kwargs
@@ -97,7 +101,8 @@ def as_rows(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _ids(inputs: Any) -> Tensor:
     ids: Tensor = _tensor(inputs, _IDS)
-    if not isinstance(ids, Tensor) or (ids.dim() != 2 and not ids.is_floating_point()):  # sound has more dimensions
+    # Sound has more dimensions. A list without rows becomes a tensor of floats too.
+    if not isinstance(ids, Tensor) or ids.dim() < 2 or (ids.dim() > 2 and not ids.is_floating_point()):
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(inputs).__name__
         raise ValueError(f"input_ids must be [rows, tokens]; got {got}.")
     return ids

@@ -323,10 +323,12 @@ GIVEN = {
     "what a tokenizer returns": lambda tokenizer: ((padded(tokenizer),), {}),
     "a dictionary": lambda tokenizer: ((dict(padded(tokenizer)),), {}),
     "by name": lambda tokenizer: ((), dict(padded(tokenizer))),
+    "lists by name": lambda tokenizer: ((), {name: each.tolist() for name, each in padded(tokenizer).items()}),
     "lists": lambda tokenizer: ((tokenizer(TEXTS, padding=True, padding_side="left"),), {}),
     "arrays": lambda tokenizer: ((tokenizer(TEXTS, padding=True, padding_side="left", return_tensors="np"),), {}),
     "texts": lambda tokenizer: ((TEXTS,), {"tokenizer": tokenizer}),
     "texts by generate()'s name": lambda tokenizer: ((), {"inputs": TEXTS, "tokenizer": tokenizer}),
+    "texts by the name of ids": lambda tokenizer: ((), {"input_ids": TEXTS, "tokenizer": tokenizer}),
 }
 
 
@@ -408,6 +410,7 @@ WRONG = {
     "rows of other lengths": ((tokenizer_of()(TEXTS),), {}, ValueError, "input_ids must be .* Call the tokenizer with"),
     "ids twice": ((INPUTS,), {"input_ids": INPUTS["input_ids"]}, TypeError, "got input_ids twice"),
     "a mask twice": ((INPUTS, INPUTS["attention_mask"]), {}, TypeError, "two masks"),
+    "an empty list": (([],), {}, ValueError, r"input_ids must be \[rows, tokens\]; got \(0,\)"),
     "no rows": ((5,), {}, ValueError, r"input_ids must be \[rows, tokens\]; got \(\)"),
     "messages": (([{"role": "user"}],), {}, ValueError, "input_ids must be a tensor"),
 }
