@@ -134,6 +134,8 @@ def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
     """The report, with the rows and tokens of a call that was refused before its prompts were read."""
     input_ids, mask = asked.input_ids, asked.inputs.get("attention_mask")
     if report.rows is None and input_ids.dim() == 2:
+        embedded = asked.inputs.get("inputs_embeds")  # in the place of ids, of which there are none then
+        columns = (input_ids if embedded is None else embedded).shape[1]
         report.rows = len(input_ids)
-        report.prompt_tokens_computed = input_ids.numel() if mask is None else int(mask.sum())
+        report.prompt_tokens_computed = len(input_ids) * columns if mask is None else int(mask.sum())
     return report

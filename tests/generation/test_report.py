@@ -51,6 +51,16 @@ def test_a_call_that_is_left_to_stock_keeps_what_is_known(code):
     assert (said.graph_steps, model.relay.last.graph_steps) == (None, 0)
 
 
+@pytest.mark.parametrize("own", [(3, 3), (3, 7)])
+def test_embeddings_in_the_place_of_ids_are_counted(own):
+    """Of rows without padding Transformers hands no mask on."""
+    model, inputs = patched(), prompts(20, own)
+    embedded = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    model.generate(inputs_embeds=embedded, attention_mask=inputs["attention_mask"], max_new_tokens=2)
+    assert model.relay.last.reason_code == "input_given"
+    assert known(model.relay.last) == (2, None, None, 40 + sum(own))
+
+
 def test_what_the_cost_model_expected_is_said_with_its_sign():
     model = patched("auto")
     generate(model, INPUTS)
