@@ -39,7 +39,10 @@ def main() -> int:
         predictions = []
         for batch in batches:
             inputs = tokenizer([few_shot_prompt(text) for text, _ in batch], padding=True, return_tensors="pt")
-            tokens = model.generate(**inputs.to(model.device), max_new_tokens=4, do_sample=False)
+            # A penalty for words of the prompt, which the chat model has by default, would be one for the answers.
+            tokens = model.generate(
+                **inputs.to(model.device), max_new_tokens=4, do_sample=False, repetition_penalty=1.0
+            )
             texts = tokenizer.batch_decode(tokens[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
             predictions += [text.strip().split("\n")[0] for text in texts]
             if (relay := getattr(model, "relay", None)) and (report := relay.last).relayed:

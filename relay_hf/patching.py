@@ -37,7 +37,8 @@ def patch_model(model: Model, config: RelayConfig | None = None, **options: Any)
 
     Returns:
         The same object. `model.relay` is the handle; `unpatch_model(model)` undoes it. If no call of the model will be
-        relayed, whatever the call (encoder-decoder models, for example), the logger `relay_hf` warns, once.
+        relayed, whatever the call, and its configuration shows it (encoder-decoder models, for example), the logger
+        `relay_hf` warns, once. Of some types only a call shows it; then that call's warning says so.
 
     Raises:
         TypeError: `model` does not generate (the error says what to pass), or an option is unknown or of the wrong

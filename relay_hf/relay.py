@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .config import RelayConfig, check_count
 from .display import Shown, as_html, as_line
+from .errors import RelayError
 from .generation.explain import explain
 from .generation.facts import CallArguments
 from .generation.given_inputs import read_arguments
@@ -47,7 +48,7 @@ class Relay(HubPrefixes):
                 f"config must be a RelayConfig; got {config!r} of type {type(config).__name__}. Pass "
                 "RelayConfig(policy='off'), for example, or change single options by patch_model(model, policy='off')."
             )
-        self._hooks.configure(config)
+        self._live.configure(config)
 
     @property
     def last(self) -> RelayReport | None:
@@ -98,7 +99,7 @@ class Relay(HubPrefixes):
                 model's context, or a wrong chunk size.
             RelayError: prefixes of this model can't be kept now; the message says why.
         """
-        ids = read_prefix(self._hooks.model, text_or_ids, tokenizer)
+        ids = read_prefix(self._live.model, text_or_ids, tokenizer)
         if prefill_chunk_size is not None:
             check_count("prefill_chunk_size", prefill_chunk_size, least=1)
         with torch.no_grad(), self._hooks.open_call() as call:
@@ -125,7 +126,7 @@ class Relay(HubPrefixes):
             OSError: the file can't be written, or something else than a file is at its path.
         """
         chosen = [prefixes] if isinstance(prefixes, KeptPrefix) else prefixes
-        with torch.no_grad(), self._hooks.open_call() as call:
+        with torch.no_grad(), self._live.open_call() as call:
             return save_prefixes(call.facts, Path(path), chosen)
 
     def load(self, path: str | os.PathLike[str], *, mmap: bool = False) -> tuple[KeptPrefix, ...]:
@@ -150,7 +151,7 @@ class Relay(HubPrefixes):
             ValueError: no path can have such a name.
             OSError: the file can't be read, or the path is not that of a file.
         """
-        with torch.no_grad(), self._hooks.open_call() as call:
+        with torch.no_grad(), self._live.open_call() as call:
             return load_prefixes(call, Path(path), mmap)
 
     def explain(
@@ -198,10 +199,19 @@ class Relay(HubPrefixes):
         - a wrapper changes the model while its own generate() runs, as peft's prompt learning does. `explain` is that
           of the model inside.
         """
-        stock = self._hooks.stock("generate")
+        stock = self._live.stock("generate")
         args, kwargs = read_arguments(input_ids, attention_mask, args, kwargs)
         with self._hooks.open_dry_call(CallArguments.of(stock, args, kwargs)) as call:
             return explain(call, stock, args, kwargs)
+
+    @property
+    def _live(self) -> ModelHooks:
+        """What the model is patched with."""
+        if self._hooks.retired:
+            raise RelayError(
+                "the model of this handle is not patched any more. Patch it again, and use its new `model.relay`."
+            )
+        return self._hooks
 
     def __repr__(self) -> str:
         return as_line(self._shown())

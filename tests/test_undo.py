@@ -116,6 +116,25 @@ def test_one_of_two_models_is_unpatched_and_the_other_is_served():
     assert differences(before, snapshot(one)) == {}
 
 
+def test_a_handle_that_outlives_its_patch_says_so(tmp_path):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always")
+    handle, inputs = model.relay, prompts(40, (3, 5))
+    model.generate(**inputs, max_new_tokens=2)
+    relay_hf.unpatch_model(model)
+    for use in (
+        lambda: handle.explain(**inputs),
+        lambda: handle.warm(inputs["input_ids"][0]),
+        lambda: handle.save(tmp_path / "prefixes"),
+        lambda: handle.load(tmp_path / "prefixes"),
+        lambda: setattr(handle, "config", relay_hf.RelayConfig()),
+    ):
+        with pytest.raises(relay_hf.RelayError, match="this handle is not patched any more. Patch it again"):
+            use()
+    assert handle.stats().calls == 1  # what it has seen can be read
+    relay_hf.patch_model(model, policy="always")
+    assert model.relay.explain(**inputs, max_new_tokens=2).relayed
+
+
 def test_unpatching_lets_the_handle_go():
     """And with it the memory of what it kept: tests/leaks."""
     model = relay_hf.patch_model(tiny_model("llama"), policy="always")

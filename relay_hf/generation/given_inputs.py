@@ -36,7 +36,7 @@ def read_arguments(
             )
         kwargs |= as_rows(inputs)
         inputs = None
-    if isinstance(second, Tensor):
+    if isinstance(second, Tensor | list | tuple):
         if kwargs.get(_MASK) is not None:
             raise TypeError(
                 "explain() got two masks: in the second place, and as attention_mask. Leave one of them out."

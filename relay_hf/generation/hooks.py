@@ -54,7 +54,10 @@ class ModelHooks:
         last: the report of the latest generate(), or None before the first.
         shadowed: the values of the model's own `__dict__` under these names before the patch, or None.
         handles: handles of the hooks on the model.
+        retired: the model is not patched any more. What was put around its methods meanwhile may still call ours.
     """
+
+    retired = False
 
     def __init__(self, model: PreTrainedModel, config: RelayConfig, shadowed: dict[str, Any]) -> None:
         self.model = model
@@ -109,6 +112,7 @@ class ModelHooks:
                     "patch_model(model, policy='off')."
                 )
             self.config = RelayConfig(policy="off")
+            self.retired = True
 
     def stats(self) -> RelayStats:
         """A copy of the totals since the model was patched."""

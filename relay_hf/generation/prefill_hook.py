@@ -137,5 +137,7 @@ def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
         embedded = asked.inputs.get("inputs_embeds")  # in the place of ids, of which there are none then
         columns = (input_ids if embedded is None else embedded).shape[1]
         report.rows = len(input_ids)
+        if asked.inputs.get("encoder_outputs") is not None:  # the prompt has gone through the encoder
+            return report
         report.prompt_tokens_computed = len(input_ids) * columns if mask is None else int(mask.sum())
     return report

@@ -24,6 +24,11 @@ def save_prefixes(facts: CallFacts, path: Path, chosen: Collection[KeptPrefix] |
         raise FileNotFoundError(f"path must be in a folder that exists; there is no {path.parent}. Create it first.")
     if chosen is not None and not chosen:
         raise ValueError("prefixes must name one at least; got none. Leave it out to save all.")
+    wrong = [each for each in chosen or () if not isinstance(each, KeptPrefix)]
+    if wrong:
+        raise TypeError(
+            f"prefixes must be some of `model.relay.prefixes`; got {wrong[0]!r} of type {type(wrong[0]).__name__}."
+        )
     nodes, stored, before = store.stored(view.modules, view.embedding, view.store_key, chosen)
     held = {node.ids.numpy().tobytes() for node in nodes}
     gone = [each for each in chosen or () if each.ids.numpy().tobytes() not in held]

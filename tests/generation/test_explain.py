@@ -107,6 +107,7 @@ def test_of_an_encoder_and_a_decoder():
     for beams in (1, 2):
         said = foretold(model, INPUTS, max_new_tokens=3, num_beams=beams)
         assert (said.reason, said.rows) == ("encoder-decoder models are not relayed", 4 * beams)
+        assert said.prompt_tokens_computed is None  # the decoder's start is no prompt
     assert len(encoded) == 2  # by the two calls
 
 
