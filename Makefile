@@ -52,7 +52,7 @@ test-5.23: .venv-5.23/.ready ## what the name of the cache touches, with the las
 	.venv-5.23/bin/python -m pytest $(PYTEST) -m "not sweep" $(ON_5_23) --ignore tests/model/upstream/test_names.py \
 		'$(COMPILES)[llama-compile_forward-True]'
 
-test-newest: .venv-clients/.ready ## the core tests, with the newest Transformers that the package index serves
+test-newest: .venv-clients/.ready .venv/.model ## the core tests, with the newest Transformers that the index serves
 	.venv/bin/python .ci/newest.py
 
 test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of everything; writes requirements/bounds.json
@@ -61,7 +61,7 @@ test-bounds: .venv-bounds/.ready ## the core tests, with the lowest version of e
 test-notebooks: .venv/.docs .venv/.model ## the notebooks: they run from clean kernels, and their committed outputs hold
 	.venv/bin/python -m pytest tests/notebooks
 
-test-clients: .venv-clients/.ready .venv-apart/.ready ## the libraries that call generate() or change models, unmodified
+test-clients: .venv-clients/.ready .venv-apart/.ready .venv/.model ## the libraries that call generate() or change models
 	.venv-clients/bin/python -m pytest tests/clients
 	.venv-apart/bin/python -m pytest tests/clients/apart
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import sys
 import tarfile
 import zipfile
@@ -155,3 +156,23 @@ def test_an_archive_that_names_a_path_of_this_machine_is_told(tmp_path):
     found = script("release").faults(wheel(tmp_path, IN_WHEEL), TRACKED, {"/somewhere/", "/nowhere/"})
     assert len(found) == len(IN_WHEEL)
     assert all(line.endswith(" of relay_hf-1.0-py3-none-any.whl names /somewhere/") for line in found)
+
+
+@pytest.mark.parametrize("target", ["test", "test-all", "test-newest", "test-notebooks", "test-clients"])
+def test_a_target_whose_tests_load_the_chat_model_downloads_it(target):
+    (needs,) = re.findall(rf"^{target}:(.*?)(?:##|$)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert ".venv/.model" in needs.split()
+
+
+@pytest.mark.parametrize("name", ["apart", "clients", "docs", "release", "site"])
+def test_what_the_first_environment_has_is_pinned_once(name):
+    """These lie over it, so that a second pin of the same version installs nothing."""
+    first, over = (
+        set(
+            re.findall(
+                r"^[^#\s]+==[^;\s]+", (ROOT / f"requirements/{each}.txt").read_text(encoding="utf-8"), re.MULTILINE
+            )
+        )
+        for each in ("pins", name)
+    )
+    assert not first & over
