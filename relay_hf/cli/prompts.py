@@ -38,7 +38,7 @@ Tokenizer = Annotated[
     str | None,
     typer.Option(
         metavar="ID",
-        help="Hub id or folder of a tokenizer; without it --model's, or one made on the spot of the demo's texts.",
+        help="Hub id or folder of a tokenizer. Without it, the model's.",
     ),
 ]
 
@@ -67,6 +67,7 @@ def read_prompts(
     advice = "Give a text file with a prompt in each line, or - for standard input."
     with about("PROMPTS", advice, OSError, UnicodeDecodeError):
         text = sys.stdin.read() if str(source) == "-" else source.read_text(encoding="utf-8")
+    text = text.removeprefix("\ufeff")  # a mark that some editors write, and no word of the first prompt
     lines = text.split("\n")  # str.splitlines() also splits at signs that may stand in a prompt
     found: list[Prompt] = []
     if jsonl is not None:

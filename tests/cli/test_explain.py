@@ -81,6 +81,17 @@ def test_json_lines_and_standard_input_are_read(run, folder, prompts):
     assert run("explain", "-", "--jsonl", "text", "--model", folder, "--json", stdin=lines).json == by_line
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_prompt(run, folder, prompts, tmp_path):
+    """Editors on Windows write one; with it the first prompt would start like no other."""
+    model = ("--model", folder, "--json")
+    plain = run("explain", prompts, *model).json
+    (tmp_path / "text").write_text(prompts.read_text(), encoding="utf-8-sig")
+    (tmp_path / "json").write_text("".join(json.dumps({"p": text}) + "\n" for text in TREE), encoding="utf-8-sig")
+    assert run("explain", tmp_path / "text", *model).json == plain
+    assert run("explain", "-", *model, stdin=(tmp_path / "text").read_text(encoding="utf-8")).json == plain
+    assert run("explain", tmp_path / "json", "--jsonl", "p", *model).json == plain
+
+
 def test_what_does_not_pay_is_said_and_what_cannot_be_shared_too(run, folder, prompts, tmp_path):
     assert "Left to stock by default" in run("explain", prompts, "--model", folder).out
     path = tmp_path / "other.txt"
