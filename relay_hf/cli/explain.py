@@ -49,7 +49,7 @@ def explain(
         typer.Option(
             metavar="ID",
             help=f"Hub id, such as {REAL_MODEL}, or folder of the model whose KV sizes are shown. Its configuration is "
-            "read, not its weights. Without it, the demo's model where it has been downloaded, else random.",
+            "read, not its weights. Without it, the demo's model where the demo has run, else random.",
         ),
     ] = None,
     samples: Annotated[

@@ -85,6 +85,7 @@ def test_help_names_every_contender_and_the_model_that_is_built(run):
     assert [name for name in contenders.CONTENDERS if name not in options] == []
     assert "8 layers of width 512" in shown
     assert "8 layers of width 512" in timed_model.ModelShape(512, 1376, 8, 8, 8).about
+    assert "Without it, random, and with PROMPTS the demo's chat model." in shown
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import typer
 
 from .. import models
 from ..console import REAL_MODEL, examples, output, progress, refuse
-from ..options import Json, Model
+from ..options import MODEL_HELP, Json
 from ..prompts import Jsonl, Prompt, Separator, Tokenizer, read_prompts, token_ids
 from . import arguments
 
@@ -34,7 +34,10 @@ def bench(
     jsonl: Jsonl = None,
     separator: Separator = None,
     tokenizer: Tokenizer = None,
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help=f"{MODEL_HELP} Without it, random, and with PROMPTS the demo's chat model."),
+    ] = None,
     device: arguments.Device = None,
     rounds: arguments.Rounds = 3,
     contenders: Annotated[
