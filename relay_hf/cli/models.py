@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from .console import REAL_MODEL, about, progress
 
 if TYPE_CHECKING:
@@ -46,11 +48,16 @@ def chat_model(console: Console) -> str:
     """The name of the demo's model, which is converted now if it never was; a line says so.
 
     Raises:
-        typer.BadParameter: it has not been downloaded.
+        typer.Exit: it has not been downloaded. Standard error has the command that does it, in a line to copy.
+        typer.BadParameter: it can't be converted.
     """
     from relay_hf.showcase import smollm2
 
-    if smollm2.is_fetched() and not smollm2.is_converted():
+    if not smollm2.is_fetched():
+        console.print(f"{smollm2.NAME} has not been downloaded. This downloads it (91 MB); or take --model random.")
+        console.print(smollm2.command(), soft_wrap=True, markup=False, highlight=False)
+        raise typer.Exit(2)
+    if not smollm2.is_converted():
         console.print(f"Converting {smollm2.NAME}, once; it takes about 20 seconds ...")
     with about("--model", "Or take --model random.", OSError, ValueError, ImportError):
         smollm2.folder()
@@ -66,7 +73,8 @@ def load_with_progress(model: str | None, *, tiny: bool = False, dtype: Dtype = 
         dtype: of the weights.
 
     Raises:
-        typer.BadParameter: there is no such model, or the demo's has not been downloaded.
+        typer.BadParameter: there is no such model.
+        typer.Exit: the demo's has not been downloaded.
     """
     check_name(model)
     console = progress()
@@ -75,12 +83,13 @@ def load_with_progress(model: str | None, *, tiny: bool = False, dtype: Dtype = 
         from transformers import AutoConfig
 
         from relay_hf import showcase
+        from relay_hf.showcase import smollm2
 
         quiet()
         options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
         if model == showcase.RANDOM:
             return showcase.load(model, size="tiny" if tiny else "small", **options)
-        name = model or chat_model(console)
+        name = chat_model(console) if model is None or model == smollm2.NAME else model
         with named():
             AutoConfig.from_pretrained(showcase.path_of(name))  # without a network this gives up in half the time
             return showcase.load(name, **options)

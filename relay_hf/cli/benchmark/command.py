@@ -73,7 +73,7 @@ def bench(
     models.check_name(model)
     models.check_name(tokenizer, "--tokenizer")
     with progress().status("loading torch and Transformers ..."):
-        from relay_hf.showcase import RANDOM
+        from relay_hf.showcase import CHAT_MODEL, RANDOM
 
         from .bench import Bench
         from .contenders import CONTENDERS
@@ -87,8 +87,10 @@ def bench(
         models.quiet()
         arguments.set_threads(threads)
         place = arguments.device_of(device)
-        if model is None:
-            model = RANDOM if prompts is None else models.chat_model(progress())
+        if model is None and prompts is None:
+            model = RANDOM
+        elif model is None or model == CHAT_MODEL:
+            model = models.chat_model(progress())
         with models.named():
             timed = SMALL_MODEL if model == RANDOM else NamedModel.of(model)
         chosen = arguments.contenders_of(contenders, CONTENDERS)
