@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import smollm2
+from .model import RANDOM
 from .random_model import SIZES
 
 Result = TypeVar("Result")
@@ -20,7 +21,10 @@ def options(description: str | None) -> argparse.Namespace:
         "--model", default=smollm2.NAME, help="a Hub id, a local path, or random (default: %(default)s)"
     )
     parser.add_argument("--size", choices=SIZES, help="of --model random (default: small)")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.size is not None and given.model != RANDOM:
+        parser.error(f"argument --size: it is of --model {RANDOM}, and --model is {given.model}")
+    return given
 
 
 def timed(name: str, call: Callable[..., Result], *arguments: Any) -> Result:

@@ -89,6 +89,13 @@ def test_the_options_show_the_name_of_a_real_model(monkeypatch, capsys):
     assert "random" in said
 
 
+def test_a_size_without_the_random_model_is_a_line_of_usage(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["script.py", "--size", "tiny"])
+    with pytest.raises(SystemExit, match="2"):
+        showcase.options("What the script does.")
+    assert "argument --size: it is of --model random, and --model is SmolLM2" in capsys.readouterr().err
+
+
 def test_the_verdict_fails_on_other_outputs_and_on_calls_that_were_not_relayed(shown, capsys):
     chats = showcase.support_chats(4)
     with relay_hf.patched(shown.model, policy="always"):
