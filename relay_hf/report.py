@@ -84,9 +84,9 @@ class RelayReport:
     def __repr__(self) -> str:
         name = type(self).__name__
         if not self.relayed:
-            return f"{name}(untouched: {self.reason})"
+            return f"{name}({self._status}: {self.reason})"
         parts = [
-            f"relayed: {self.reason}",
+            f"{self._status}: {self.reason}",
             self._shared,
             f"prompt tokens computed {self.prompt_tokens_computed}, saved {self.prompt_tokens_saved}",
         ]
@@ -108,7 +108,7 @@ class RelayReport:
 
     def _facts(self) -> list[tuple[str, str]]:
         """What is known, each with a label."""
-        facts = [("relayed" if self.relayed else "left to stock", self.reason)]
+        facts = [(self._status, self.reason)]
         if self.reason_code:
             whose = f", because of {_WHOSE[self.reason_source]}" if self.reason_source else ""
             facts.append(("reason code", self.reason_code + whose))
@@ -127,6 +127,10 @@ class RelayReport:
             replayed = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
             facts.append(("backend", self.backend + replayed))
         return facts
+
+    @property
+    def _status(self) -> str:
+        return "relayed" if self.relayed else "left to stock"
 
     @property
     def _expected(self) -> list[tuple[str, str]]:
@@ -164,6 +168,10 @@ class Explanation(RelayReport):
     """
 
     tree: str = ""
+
+    @property
+    def _status(self) -> str:
+        return f"would be {super()._status}"
 
     def __str__(self) -> str:
         return f"{super().__str__()}\n{self.tree}".rstrip()

@@ -67,7 +67,7 @@ def demo(
         print_json(record)
     show(record, out)
     if shown.is_random:
-        out.print("\nThe weights are random, so the text is noise. relay-hf demo takes a small chat model.")
+        out.print("\nWithout --model and --tiny the demo takes a small chat model, whose text is English.")
     if not record["same_tokens"] and dtype != "float32":
         out.print(f"In {dtype} two tokens can tie within rounding, so a difference is not an error here.")
     elif not record["same_tokens"]:

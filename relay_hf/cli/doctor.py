@@ -167,7 +167,7 @@ def _tested_table() -> Table:
 
 def _machine_table(hardware: dict[str, Any], computes: dict[str, str]) -> Table:
     table = Table(show_header=False)
-    cpu = f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads for torch"
+    cpu = f"{hardware['cpu']}; cores: {hardware['cores']}, torch's threads: {hardware['threads']}"
     table.add_row("processor", f"{cpu}, {hardware['memory_gib']} GiB, {hardware['system']}")
     gpu = hardware.get("gpu")
     text = "none that torch sees"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +75,11 @@ def read_prompts(
         places = [(line, f"line {number} of {source}") for number, line in enumerate(lines, start=1) if line.strip()]
         found = [_from_json(line, jsonl, place) for line, place in places]
     else:
-        found += [prompt for prompt in (lines if separator is None else _between(lines, separator)) if prompt.strip()]
+        texts = lines if separator is None else _between(lines, separator)
+        found += [text for text in texts if text.strip()]
+        if found and all(re.fullmatch(r"\s*\{.*\}\s*", text) for text in texts if text.strip()):
+            note = f"each line of {source} looks like a JSON object, and is taken as text"
+            typer.echo(f"Note: {note}. --jsonl FIELD takes the prompt from a field.", err=True)
     if not found:
         raise typer.BadParameter(f"{source} has no prompts. {advice}", param_hint=_ARGUMENT)
     return found

@@ -81,6 +81,14 @@ def test_json_lines_and_standard_input_are_read(run, folder, prompts):
     assert run("explain", "-", "--jsonl", "text", "--model", folder, "--json", stdin=lines).json == by_line
 
 
+def test_json_lines_that_are_taken_as_text_are_noted(run, folder, prompts):
+    lines = "\n".join(json.dumps({"prompt": line}) for line in prompts.read_text().splitlines())
+    note = "looks like a JSON object, and is taken as text. --jsonl FIELD takes the prompt from a field."
+    assert note in run("explain", "-", "--model", folder, stdin=lines).error
+    assert note not in run("explain", "-", "--model", folder, "--jsonl", "prompt", stdin=lines).error
+    assert note not in run("explain", prompts, "--model", folder).error
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_prompt(run, folder, prompts, tmp_path):
     """Editors on Windows write one; with it the first prompt would start like no other."""
     model = ("--model", folder, "--json")

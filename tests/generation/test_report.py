@@ -114,7 +114,7 @@ def test_print_gives_lines_and_repr_one():
     ]
     assert max(map(len, lines)) < 100
     said = model.relay.explain(**INPUTS, max_new_tokens=4)
-    assert repr(said).startswith("Explanation(relayed: a kept prefix; ")
+    assert repr(said).startswith("Explanation(would be relayed: a kept prefix; ")
     assert "\n" not in repr(said)
     assert str(said).splitlines()[-1] == "20 tokens, 4 rows (0-3), kept from before"
     generate(model, INPUTS, use_cache=False)
@@ -129,7 +129,7 @@ def test_print_gives_lines_and_repr_one():
 def test_a_notebook_gets_a_table_in_which_all_words_are_escaped():
     report = Explanation(False, "<b>bold</b>", rows=2, tree="<i>")
     shown = report._repr_html_()
-    assert shown.startswith("<table><tr><th>left to stock</th><td>&lt;b&gt;bold&lt;/b&gt;</td></tr>")
+    assert shown.startswith("<table><tr><th>would be left to stock</th><td>&lt;b&gt;bold&lt;/b&gt;</td></tr>")
     assert shown.endswith("<pre>&lt;i&gt;</pre>")
 
 

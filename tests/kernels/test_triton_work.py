@@ -164,6 +164,6 @@ print(model.relay.explain(prompts(40, (3, 5))["input_ids"]).relayed)
         "backend=\"triton\": the kernels need a CUDA device (or the CPU under TRITON_INTERPRET=1), not 'cpu'; "
         'use backend="auto" or "torch"'
     )
-    assert "untouched" in lines[1]
+    assert "left to stock" in lines[1]
     assert lines[0] in lines[1]
     assert lines[2] == "False"
