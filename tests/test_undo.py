@@ -128,7 +128,7 @@ def test_a_handle_that_outlives_its_patch_says_so(tmp_path):
         lambda: handle.load(tmp_path / "prefixes"),
         lambda: setattr(handle, "config", relay_hf.RelayConfig()),
     ):
-        with pytest.raises(relay_hf.RelayError, match="this handle is not patched any more. Patch it again"):
+        with pytest.raises(relay_hf.RelayError, match=r"this handle is not patched any more\. Patch it again"):
             use()
     assert handle.stats().calls == 1  # what it has seen can be read
     relay_hf.patch_model(model, policy="always")
