@@ -12,6 +12,7 @@ from ..errors import RECHOSEN, RelayError, TokenIdError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
+from ..model.upstream.names import ENCODER_OUTPUTS
 from ..report import RelayReport
 from .call import FirstStep, GenerateCall
 from .decide import decide
@@ -137,7 +138,7 @@ def counted(report: RelayReport, asked: PrefillInputs) -> RelayReport:
         embedded = asked.inputs.get("inputs_embeds")  # in the place of ids, of which there are none then
         columns = (input_ids if embedded is None else embedded).shape[1]
         report.rows = len(input_ids)
-        if asked.inputs.get("encoder_outputs") is not None:  # the prompt has gone through the encoder
+        if asked.inputs.get(ENCODER_OUTPUTS) is not None:  # the prompt has gone through the encoder
             return report
         report.prompt_tokens_computed = len(input_ids) * columns if mask is None else int(mask.sum())
     return report

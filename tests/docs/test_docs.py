@@ -179,10 +179,11 @@ def test_examples_in_docstrings_run(path):
 @pytest.fixture
 def downloaded(monkeypatch):
     """The chat model under its name on the Hub, as if it had been downloaded from there."""
+    folder = path_of(showcase.CHAT_MODEL)
 
     def stand_in(kind):
         there = kind.from_pretrained
-        monkeypatch.setattr(kind, "from_pretrained", lambda name, **how: there(path_of(name.partition("/")[2]), **how))
+        monkeypatch.setattr(kind, "from_pretrained", lambda name, **how: there(folder, **how))
 
     for kind in (AutoModelForCausalLM, AutoTokenizer):
         stand_in(kind)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from .names import takes_cache
+from .names import ENCODER_OUTPUTS, takes_cache
 
 _LIBRARY = "transformers."
 # What encodes a call's inputs before that. At first it was for encoder-decoder models alone, and had another name.
@@ -147,8 +147,8 @@ def notes_undone(model: PreTrainedModel, modules: Iterable[nn.Module]) -> Iterat
 def unencoded(model: PreTrainedModel, inputs: Tensor, model_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The `model_kwargs` of generate() after it has encoded a call's `inputs`, with nothing in place of codes."""
     if model.config.is_encoder_decoder:
-        if model_kwargs.get("encoder_outputs") is None:
-            model_kwargs["encoder_outputs"] = BaseModelOutput(torch.zeros(len(inputs), 1, 1, device=inputs.device))
+        if model_kwargs.get(ENCODER_OUTPUTS) is None:
+            model_kwargs[ENCODER_OUTPUTS] = BaseModelOutput(torch.zeros(len(inputs), 1, 1, device=inputs.device))
         return model_kwargs
     kinds = [kind for kind in ("image", "video") if kind in model.input_modalities]
     if not kinds or _ENCODED not in inspect.signature(model.forward).parameters:

@@ -18,6 +18,9 @@ _STATE_CACHE = "cache" if MINOR >= 24 else "cache_params"
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 _OLD_NAMES = CACHE_NAMES[1:] if MINOR >= 24 else ()
 
+# The input by which generate() hands what an encoder made of the prompt to the decoder.
+ENCODER_OUTPUTS = "encoder_outputs"
+
 # Keyword inputs of a forward that a relayed call understands. Any other may change what a token's keys and values are
 # (images, token types, adapters by row).
 KNOWN_INPUTS = frozenset(
