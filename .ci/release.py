@@ -86,7 +86,7 @@ def main() -> None:
         if [archive.name.endswith((".whl", ".tar.gz")) for archive in archives] != [True, True]:
             sys.exit(f"a build gives a wheel and an sdist; this one gave {[each.name for each in archives]}")
         run(sys.executable, "-m", "twine", "check", "--strict", *archives)
-        private = {f"{ROOT}/", f"{Path.home()}/"}
+        private = {f"{ROOT}/", f"{Path.home()}/"} - {"//"}  # of a home that is the root; every URL has it
         if wrong := [line for archive in archives for line in faults(archive, tracked, private)]:
             sys.exit("\n".join(wrong))
         for archive in archives:

@@ -33,6 +33,10 @@ def main() -> int:
         parser.error("--write takes a full run: leave out --small, --families and --seeds")
     subjects = SMALL if arguments.small else SUBJECTS
     if arguments.families:
+        known = [each.name for each in subjects]
+        unknown = [name for name in arguments.families.split(";") if name not in known]
+        if unknown:
+            parser.error(f"--families must name some of {'; '.join(known)}; got {unknown[0]!r}")
         subjects = tuple(each for each in subjects if each.name in arguments.families.split(";"))
     seeds = arguments.seeds or (SMALL_SEEDS if arguments.small else None)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -59,7 +59,8 @@ class HubPrefixes(ABC):
 
         Raises:
             ValueError: the repository is public, and `private` is not False; or as in `save`.
-            RelayError, PrefixFileError, OSError: as in `save`. Of the Hub its client's own, which are OSErrors.
+            RelayError, PrefixFileError, OSError: as in `save`. Of the Hub its client's own: OSErrors, and a
+                ValueError for a `repo_id` that can be none.
         """
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / _FILE
@@ -103,7 +104,8 @@ class HubPrefixes(ABC):
             As `load`.
 
         Raises:
-            PrefixFileError, RelayError, OSError: as in `load`. Of the Hub its client's own, which are OSErrors.
+            PrefixFileError, RelayError, OSError: as in `load`. Of the Hub its client's own: OSErrors, and a
+                ValueError for a `repo_id` that can be none.
         """
         path = HfApi(token=token).hf_hub_download(repo_id, filename, revision=revision)
         return self.load(path, mmap=mmap)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.numerics.__main__ import main
 from benchmarks.numerics.document import expected_rows, read
 from benchmarks.numerics.results import BOUND, summarize
 from benchmarks.numerics.runs import run
@@ -35,6 +36,14 @@ def test_small_form():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("float16") == done.stdout.count("bfloat16") * 2 == 20
+
+
+def test_a_family_that_there_is_not_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["numerics", "--families", "llama;lama"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert "--families must name some of llama; mistral" in capsys.readouterr().err
 
 
 def _round_log_sum_exps(out, lse, other_out, other_lse, more, merge=merging.merge):
