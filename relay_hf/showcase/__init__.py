@@ -7,9 +7,7 @@ from .smollm2 import NAME as CHAT_MODEL
 from .texts import (
     QUESTIONS,
     SYSTEM_PROMPT,
-    as_text,
     document_chats,
-    document_prompts,
     support_chats,
     support_prompts,
 )
@@ -21,9 +19,7 @@ __all__ = [
     "SIZES",
     "SYSTEM_PROMPT",
     "Showcase",
-    "as_text",
     "document_chats",
-    "document_prompts",
     "load",
     "options",
     "path_of",

