@@ -35,6 +35,8 @@ class RelayReport:
         unkept_reason: why the shared runs are not kept for later calls, in words; empty if they may be.
         unkept_code: the same as a code; None if they may be.
         backend: what computed attention: "triton", "torch", "model" for code of the model's own, or "stock".
+        linears: what computed linear layers: "onednn" for those that are plain, or "pytorch" for all.
+        linears_reason: why it was not oneDNN, in words; empty if it was.
         graph_steps: decode steps that were replays of a CUDA graph (steps).
         graph_bytes: memory of this call's graphs: own KV, which these fields count too, and working memory (bytes).
         graph_reason: why decode steps were not replays, in words; empty if they were.
@@ -62,6 +64,8 @@ class RelayReport:
     reason_code: str = ""
     unkept_code: str | None = None
     expected_saving_seconds: float | None = None
+    linears: str = "pytorch"
+    linears_reason: str = ""
 
     @classmethod
     def of(cls, reason: ReasonText, **facts: Any) -> RelayReport:

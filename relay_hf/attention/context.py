@@ -13,7 +13,9 @@ from ..cache_utils import RelayCache, RelayLayer
 from ..cache_utils.active import ActiveForward, active_forward
 from ..errors import UnfitModelError
 from ..kernels.plan import Plan
+from ..model import linears
 from ..model.attention_choice import deselect, select
+from ..model.linears import Linears
 from .mask_registry import MaskRegistry
 from .split_tensor import Columns, SplitTensor
 
@@ -39,6 +41,7 @@ class ForwardSettings:
         capture: see `ForwardListener.capture`.
         inputs: the forward's arguments by name, as its caller gave them.
         may_rerun: see `ForwardListener.may_rerun`.
+        linears: the linear layers that oneDNN computes while it runs.
     """
 
     cache: RelayCache
@@ -50,6 +53,7 @@ class ForwardSettings:
     capture: Capture | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
     may_rerun: bool = False
+    linears: Linears = field(default_factory=Linears)
 
 
 @dataclass(eq=False)
@@ -155,6 +159,7 @@ def open_context(settings: ForwardSettings) -> ForwardContext:
     active_forward.set(context)  # first, so that `close_context` undoes the rest wherever an interrupt comes
     settings.cache.in_static_step = step is not None
     select(settings.configs, context)
+    linears.select(settings.linears, context)
     return context
 
 
@@ -162,6 +167,7 @@ def close_context(context: ForwardContext) -> None:
     """Leave a relayed forward, and any inside it that an interrupt left open."""
     inner = active_context()
     while inner is not None:
+        linears.deselect(inner.settings.linears, inner)
         deselect(inner.settings.configs, inner)
         inner.cache.in_static_step = False
         active_forward.set(inner.outer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -59,7 +60,8 @@ def enter(model: PreTrainedModel, backend: str, args: tuple[Any, ...], kwargs: d
         )
     reruns = told is not None and told.may_rerun(cache)
     own_mask = own_columns(cache.rows, mask)
-    open_context(ForwardSettings(cache, model, configs, backend, own_mask, inputs=kwargs, may_rerun=reruns))
+    settings = ForwardSettings(cache, model, configs, backend, own_mask, inputs=kwargs, may_rerun=reruns)
+    open_context(settings if told is None else replace(settings, linears=told.linears))
     return None
 
 
@@ -78,7 +80,9 @@ def _enter_known(
     told.static_step = step
     configs = () if cache.rows.whole_rows else told.configs
     reruns = told.may_rerun(cache)
-    settings = ForwardSettings(cache, model, configs, backend, cache.rows.holes, step, told.capture, kwargs, reruns)
+    settings = ForwardSettings(
+        cache, model, configs, backend, cache.rows.holes, step, told.capture, kwargs, reruns, told.linears
+    )
     context = open_context(settings)
     if step is None:
         return None

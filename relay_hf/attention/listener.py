@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from ..cache_utils import RelayCache
     from ..errors import RelayError
+    from ..model.linears import Linears
     from .context import Observations
     from .static_step import StaticStep
 
@@ -32,6 +33,10 @@ class ForwardListener(Protocol):
     @property
     def configs(self) -> Sequence[PreTrainedConfig]:
         """The configurations whose attention implementation is switched during a forward."""
+
+    @property
+    def linears(self) -> Linears:
+        """The linear layers that oneDNN computes during a forward."""
 
     def tokens(self, cache: RelayCache, input_ids: Tensor | None) -> None:
         """A forward of `input_ids` `[B, T]` with `cache` is about to begin."""

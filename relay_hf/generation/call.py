@@ -25,6 +25,7 @@ from ..errors import RelayError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
 from ..model.device import is_out_of_memory
+from ..model.linears import Linears
 from ..model.upstream.caches import mark_as_users
 from ..report import RelayReport
 from .facts import CallFacts, PrefillInputs
@@ -88,6 +89,11 @@ class GenerateCall:
     def configs(self) -> Sequence[PreTrainedConfig]:
         """The configurations whose attention implementation is switched during a forward."""
         return self.facts.view.configs
+
+    @property
+    def linears(self) -> Linears:
+        """The linear layers that oneDNN computes during a forward."""
+        return self.facts.linears
 
     def tokens(self, cache: RelayCache, input_ids: Tensor | None) -> None:
         """A forward of `input_ids` with `cache` is about to begin."""

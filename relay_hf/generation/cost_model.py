@@ -13,8 +13,8 @@ without such a committed result are left to stock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ class Machine:
         layer_device: seconds of the device for a decoder layer of a step, without those to move weights and KV.
         replayed_overhead: `layer_overhead` of a step that is replayed as a CUDA graph, and takes no time of the host.
         layer_capture: seconds to capture a decoder layer.
+        linears: how many times as fast relayed forwards multiply by weights as stock's.
     """
 
     flops: float
@@ -50,6 +51,7 @@ class Machine:
     layer_device: float = 0.0
     replayed_overhead: float = 0.0
     layer_capture: float = 0.0
+    linears: float = 1.0
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype) -> Machine | None:
@@ -123,6 +125,7 @@ class Shape:
 
     Attributes:
         rows: rows of the call.
+        computed: prompt tokens that a relayed call computes.
         new: tokens to be generated for a row, at most.
         runs: the runs that rows would share: tokens, rows, and whether an earlier call has kept it, of each.
         forwards: forwards for the runs that are not kept.
@@ -140,6 +143,7 @@ class Shape:
     passes: int = 1
     own_code: bool = False
     replayed: bool = False
+    computed: int = 0
 
 
 def costs(
@@ -148,15 +152,20 @@ def costs(
     device: torch.device,
     dtype: torch.dtype,
     attending: float = 1.0,
+    linears: Callable[[int], float] | None = None,
 ) -> tuple[ModelCost, Machine] | Refusal:
-    """The costs of the model of `modules` and `config`, and its machine; or the reason why they are not known."""
+    """The costs of the model of `modules` and `config`, and its machine; or the reason why they are not known.
+
+    `linears`: `Machine.linears` of a model with so many parameters; None: 1.
+    """
     machine = Machine.of(device, dtype)
     if machine is None:
         return Reason.DEVICE_COST.of(device=device.type)
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in MEASURED:
         return Reason.DEVICE_UNMEASURED.of()
     try:
-        return ModelCost.of(modules, config, attending), machine
+        model = ModelCost.of(modules, config, attending)
+        return model, machine if linears is None else replace(machine, linears=linears(model.parameters))
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         return Reason.MODEL_COST.of(error=type(error).__name__)
 
@@ -181,9 +190,10 @@ def judge(
     device: torch.device,
     dtype: torch.dtype,
     attending: float = 1.0,
+    linears: Callable[[int], float] | None = None,
 ) -> Verdict:
     """Whether relaying a call of the model of `modules` and `config` is expected to pay."""
-    known = costs(modules, config, device, dtype, attending)
+    known = costs(modules, config, device, dtype, attending, linears)
     if isinstance(known, Refusal):
         return Verdict(None, known)
     gain = expected_gain(shape, *known)
@@ -202,7 +212,7 @@ def run_gain(
     copies = (ways - 1) * tokens
     overhead = machine.replayed_overhead if replayed else machine.layer_overhead
     step = model.layers * (copies * model.kv_bytes / machine.bandwidth - overhead)
-    prefill = (copies + kept * tokens) * 2 * model.parameters / machine.flops
+    prefill = (copies + kept * tokens) * 2 * model.parameters / (machine.flops * machine.linears)
     return prefill - (not kept) * _forward(model, machine) + new * step
 
 
@@ -212,17 +222,19 @@ def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
     shared = sum(tokens for tokens, _, _ in shape.runs)
     computed = sum(tokens for tokens, _, kept in shape.runs if not kept)
     saved = stocks - computed + _RETURNS * shape.keeping
-    prefill = saved * 2 * model.parameters / machine.flops
+    faster = shape.computed * (1 - 1 / machine.linears)
+    prefill = (saved + faster) * 2 * model.parameters / machine.flops
     passes = (shape.forwards + shape.passes - 1) * _forward(model, machine)
 
     # A step takes the longer one of the device's and the host's time.
-    device = model.parameters * model.itemsize / machine.bandwidth + model.layers * machine.layer_device
+    weights = model.parameters * model.itemsize / machine.bandwidth
+    device = weights + model.layers * machine.layer_device
     host = model.layers * machine.layer_host
     token = model.layers * model.kv_bytes / machine.bandwidth
     stock_step = max(host, device + _STOCK_COPIES * (stocks + shape.keeping) * token)
     parts = len(shape.runs) or bool(shape.keeping)
     once = model.layers * _KEEPING if shape.keeping else 0.0
-    device += (shared + shape.keeping) * token
+    device += (shared + shape.keeping) * token - weights * (1 - 1 / machine.linears)
     if shape.replayed:
         once += model.layers * machine.layer_capture
         step = device + model.layers * machine.replayed_overhead * parts
@@ -234,4 +246,5 @@ def expected_gain(shape: Shape, model: ModelCost, machine: Machine) -> float:
 
 def _forward(model: ModelCost, machine: Machine) -> float:
     """Seconds that one more forward takes beside its arithmetic: a pass over the weights, or the host's Python."""
-    return max(model.parameters * model.itemsize / machine.bandwidth, model.layers * _FORWARD_HOST)
+    weights = model.parameters * model.itemsize / (machine.bandwidth * machine.linears)
+    return max(weights, model.layers * _FORWARD_HOST)

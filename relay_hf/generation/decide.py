@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -169,7 +170,8 @@ def _positions(weighed: _Weighed) -> str:
 def _prune(found: Decision, weighed: _Weighed) -> None:
     """Leave out the prefixes that are not expected to pay."""
     facts, view, new, device = weighed.facts, weighed.facts.view, weighed.new, weighed.device
-    known = cost_model.costs(view.modules, view.text_config, device, view.model.dtype)
+    linears = partial(facts.linears.speedup_of, len(found.prompts.ids))
+    known = cost_model.costs(view.modules, view.text_config, device, view.model.dtype, linears=linears)
     if isinstance(known, Refusal):
         return
     replayed = facts.graphs.expected(new, device)
@@ -203,10 +205,12 @@ def _cost_refusal(found: Decision, weighed: _Weighed) -> Refusal | None:
         keeping=prompts.tokens - sum(len(run.ids) for _, run in walk(found.runs)) if found.keep_row else 0,
         passes=passes,
         own_code=own_code,
+        computed=prompts.tokens - sum((len(run.rows) - (not run.kept)) * len(run.ids) for _, run in walk(found.runs)),
         replayed=weighed.facts.graphs.expected(weighed.new, weighed.device) and not states and not own_code,
     )
+    linears = partial(weighed.facts.linears.speedup_of, len(prompts.ids))
     verdict = cost_model.judge(
-        shape, view.modules, view.text_config, weighed.device, view.model.dtype, attending(cache)
+        shape, view.modules, view.text_config, weighed.device, view.model.dtype, attending(cache), linears
     )
     found.gain = verdict.gain
     return verdict.refused

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from ..config import RelayConfig
 from ..graphs import GraphPool
+from ..model.linears import Linears, choose
 from ..model.upstream.models import is_librarys
 from ..model.upstream.names import CALLERS_CODE, GENERATE_ARGUMENTS, TOKEN_TYPES, arguments_of
 from ..model.view import ModelView
@@ -95,6 +97,12 @@ class CallFacts:
     def source(self) -> PrefixSource:
         """The protocol by which a call finds and keeps prefixes; the store implements it."""
         return self.store
+
+    @cached_property
+    def linears(self) -> Linears:
+        """The linear layers that oneDNN computes in the relayed forwards of the call."""
+        view = self.view
+        return choose(view.modules, view.device, view.model.dtype, self.config.linears)
 
     def free_memory(self) -> None:
         """Drop all kept prefixes that are not pinned, and all graphs, because a running call lacks memory."""

@@ -24,6 +24,7 @@ def finish(call: GenerateCall) -> RelayReport:
         _fill_given(call)
     if report.relayed:
         report.backend = "+".join(sorted(call.backends)) or "model"
+        report.linears, report.linears_reason = call.facts.linears.outcome
     if call.cache is not None and report.relayed:
         with guarded("the KV of this call could not be counted"):
             _count(call.cache, report)

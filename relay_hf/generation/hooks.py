@@ -77,10 +77,11 @@ class ModelHooks:
         self._lock = threading.Lock()
 
     def configure(self, config: RelayConfig) -> None:
-        """Take other options. Prefixes stay, unless their budget changes."""
+        """Take other options. Prefixes stay, unless their budget changes, or what computes linear layers."""
         before, self.config = self.config, config
         self.findings.forget()
-        if before.max_store_bytes != config.max_store_bytes:
+        # Keys and values that one of oneDNN and PyTorch has computed are not used beside the other's.
+        if (before.max_store_bytes, before.linears) != (config.max_store_bytes, config.linears):
             self.store = PrefixStore(self._budget)
         self.graphs.configure(config)
         self.announce()

@@ -17,6 +17,7 @@ from .device import autocast_of
 from .digests import digest_of_all
 from .fingerprint.contents import PLAIN
 from .fingerprint.module_state import adapter_state
+from .modules import class_of
 from .upstream.models import PASSING_ATTRIBUTES, rope_limit
 from .upstream.version import INSTALLED
 from .view import ModelView
@@ -104,7 +105,7 @@ def _modules_digest(model: PreTrainedModel) -> str:
     """The digest of each module's class and plain settings, which a forward may read without the configuration."""
     lines = []
     for path, module in model.named_modules():
-        kind = type(module)
+        kind = class_of(module)
         settings = sorted(
             (name, value)
             for name, value in vars(module).items()

@@ -11,6 +11,9 @@ from .upstream.models import INITIALIZED_MARK, PASSING_ATTRIBUTES
 
 # Classes whose own methods take no part in a forward.
 GENERAL_CLASSES = frozenset({object, nn.Module, *PreTrainedModel.__mro__})
+# Classes that this library gives a module for the time of a forward, each with the one that it stands for. Other
+# threads may look at the module meanwhile.
+STAND_INS: dict[type[nn.Module], type[nn.Module]] = {}
 _MODULE, _LINEAR = [*vars(nn.Module())], {*vars(nn.Linear(1, 1, device="meta"))}
 
 
@@ -24,9 +27,15 @@ def all_modules(model: nn.Module) -> list[nn.Module]:
     return [*found]
 
 
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, also where one of this library's stands in for it."""
+    kind = type(module)
+    return STAND_INS.get(kind, kind)
+
+
 def is_plain_linear(module: nn.Module) -> bool:
     """Whether a module is a Linear with no more attributes than nn.Linear sets. Its forward reads none of these."""
-    if type(module) is not nn.Linear:
+    if class_of(module) is not nn.Linear:
         return False
     members = module.__dict__.keys()
     return members == _LINEAR or members - {INITIALIZED_MARK} == _LINEAR

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from . import options, rows, sizes
 from .rows import Batch
@@ -83,7 +83,7 @@ def draw(number: int, types: Sequence[str]) -> Case:
         number=number,
         model_type=model_type,
         size=size,
-        relay={"policy": _policy(number), **_relay(rng, len(style.prefix))},
+        relay={"policy": _policy(number), "linears": _linears(number), **_relay(rng, len(style.prefix))},
         options=call,
         start=rng.choices(("", "warm", "file", "by hand" if mode in _PLAIN_MODES else ""), (90, 4, 2, 4))[0],
         processor=rng.random() < 0.08,
@@ -100,6 +100,11 @@ def draw(number: int, types: Sequence[str]) -> Case:
 def _policy(number: int) -> str:
     """Under "auto" a tiny model's call is seldom relayed: it shows what `explain` makes of the call's length."""
     return "auto" if random.Random(f"policy {number}").random() < 0.04 else "always"
+
+
+def _linears(number: int) -> Literal[True, "auto"]:
+    """Under "auto" the layers of a tiny model are too small for oneDNN."""
+    return True if random.Random(f"linears {number}").random() < 0.6 else "auto"
 
 
 def _sometimes(what: str, often: float, names: Sequence[str]) -> str:

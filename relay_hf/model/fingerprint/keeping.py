@@ -8,6 +8,7 @@ from torch import nn
 
 from ...reasons import Reason, Refusal
 from ..known_code import is_quantized
+from ..modules import class_of
 
 # They compute the same in training mode. resize_token_embeddings() leaves the modules that it makes in that mode.
 _NEVER_RANDOM = (nn.Embedding, nn.Linear)
@@ -24,7 +25,7 @@ def keeping_refusal(model: nn.Module, modules: Sequence[nn.Module]) -> Refusal |
         return Reason.SHARDED.of()
     device = None
     for module in modules:
-        if module.training and type(module) not in _NEVER_RANDOM:
+        if module.training and class_of(module) not in _NEVER_RANDOM:
             return Reason.TRAINING_MODE.of()
         if "forward" in module.__dict__:  # accelerate, torch.compile or a patch replaced it: it may compute anything
             return Reason.FORWARD_REPLACED.of(module=type(module).__name__)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from ..attention_choice import attention_configs, users_implementation
-from ..modules import GENERAL_CLASSES, is_plain_linear, own_names
+from ..modules import GENERAL_CLASSES, class_of, is_plain_linear, own_names
 from ..upstream.attention import ATTENTION_FIELD
 from .contents import SETTINGS, content
 
@@ -61,8 +61,9 @@ def _seen(name: str, value: Any) -> tuple[Hashable, list[Tensor]] | None:
 
 def module_state(modules: Sequence[nn.Module]) -> list[Any]:
     """Modules, their classes with their code, adapters, and configurations."""
-    state: list[Any] = [*map(id, modules), *map(type, modules)]
-    classes = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
+    kinds = [*map(class_of, modules)]
+    state: list[Any] = [*map(id, modules), *kinds]
+    classes = dict.fromkeys(base for kind in dict.fromkeys(kinds) for base in kind.__mro__)
     state += [f for each in classes if each not in GENERAL_CLASSES for f in vars(each).values() if type(f) in _CODE]
     state += adapter_state(modules)
     for config in attention_configs(modules):

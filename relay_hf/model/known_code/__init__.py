@@ -5,6 +5,7 @@ by itself. Code that looks at several tokens, or at the whole batch, would see o
 """
 
 from .hooks import unknown_hook
+from .origins import is_known_function
 from .pytorch import mode_around, replaced_operator
 from .quantizers import dependent_layers, is_quantized
 from .registered import unknown_attention
@@ -14,6 +15,7 @@ __all__ = [
     "Trust",
     "Unknown",
     "dependent_layers",
+    "is_known_function",
     "is_quantized",
     "mode_around",
     "replaced_operator",

@@ -25,6 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from . import caches
 from .attention import ATTENTION_FIELD
 from .fact import Fact, arguments, mentions, takes
+from .linears import ADDMM, TransposedLinear
 from .models import ENCODE, PREPARE_INPUTS, QUANTIZER, is_librarys
 from .names import CACHE_NAMES, CRITERIA, CRITERIA_POSITION, PREFILL
 from .version import MINOR
@@ -192,6 +193,12 @@ FACTS = (
         lambda: sorted(name for name, make in ROPE_INIT_FUNCTIONS.items() if is_librarys(make.__module__)),
     ),
     Fact("a configuration's field for its RoPE", True, lambda: hasattr(LlamaConfig(), "rope_parameters")),
+    # Linear layers
+    Fact(
+        "the function by which GPT-2's linear layer multiplies",
+        [ADDMM],
+        partial(mentions, TransposedLinear, "forward", [ADDMM]),
+    ),
     Fact(
         "the mark of a quantized model",
         [QUANTIZER],

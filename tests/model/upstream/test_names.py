@@ -17,7 +17,7 @@ PUBLIC = {
     *("crop", "get_mask_sizes", "get_query_offset", "get_seq_length", "lazy_initialization", "layers", "reorder_cache"),
     *("batch_repeat_interleave", "batch_select_indices", "is_initialized", "number_of_states", "reset", "update"),
     *("attention_chunk_size", "max_position_embeddings", "num_kv_shared_layers", "rope_parameters", "rope_type"),
-    *("config", "device", "dropout", "dtype", "eager", "scaling", "sdpa", "sliding_window"),
+    *("config", "device", "dropout", "dtype", "eager", "forward", "scaling", "sdpa", "sliding_window"),
 }
 # These are words of relay_hf's own too, or Python's.
 OURS = {
@@ -50,6 +50,7 @@ OF_OTHERS = {
     ),
     *("_foreach_copy_", "_forward_hooks", "_forward_pre_hooks", "_make_wrapper_subclass", "_modules"),
     *("_non_persistent_buffers_set", "_parameters", "_scaled_dot_product_flash_attention_for_cpu", "_version"),
+    *("_get_mkldnn_enabled", "_linear_pointwise", "_reconstructor"),
     *("_fsdp_param_groups", "_torchdynamo_orig_callable", "_hf_hook", "_active_adapter", "_disable_adapters"),
     *("_disabled_torch_function_impl", "_get_current_dispatch_mode_stack", "_get_current_function_mode_stack"),
     *("_impls", "_load_from_state_dict", "_nn", "_ops", "_save_to_state_dict"),
