@@ -97,3 +97,16 @@ def test_rows_that_end_early_and_a_second_turn():
     again = [each.sequences for each in first]
     second = [generate(model, {"input_ids": ids}) for model, ids in zip((stock, ours), again, strict=True)]
     assert torch.equal(*second)
+
+
+def test_many_lengths_are_few_products(monkeypatch):
+    """oneDNN makes code for each number of rows that it is given, which takes time and memory."""
+    product, given = onednn._product, set()
+    monkeypatch.setattr(onednn, "_product", lambda x, *rest: (given.add(x.numel() // 24), product(x, *rest))[1])
+    weight, bias = torch.randn(17, 24), torch.randn(17)
+    for rows in (*range(1, 1500, 7), 5000):
+        x = torch.randn(rows, 2, 24)[:, 1] if rows % 2 else torch.randn(rows // 2, 2, 24)
+        found = onednn.linear(x, weight, bias)
+        torch.testing.assert_close(found, nn.functional.linear(x, weight, bias))
+        assert found.is_contiguous()
+    assert len(given) <= 10 + 12 + 12 + 2 + 1, sorted(given)
