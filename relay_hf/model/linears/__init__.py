@@ -5,7 +5,8 @@ memory's rate. oneDNN is in PyTorch too, and reads the same plain weights: no co
 Only the forward of a relayed call is switched, in the thread that runs it. See `docs/numerics.md` for its rounding.
 """
 
-from .choice import Linears, choose
+from .choice import choose
+from .linears import Linears
 from .selection import deselect, select
 
 __all__ = ["Linears", "choose", "deselect", "select"]

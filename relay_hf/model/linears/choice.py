@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -15,7 +14,7 @@ from ..known_code import is_known_function
 from ..modules import class_of
 from . import onednn
 from .layers import SWITCHED
-from .selection import FORBIDDEN
+from .linears import Linears
 
 # The least multiplications for which the operator is worth its call. With tiny operands it takes 12 us, PyTorch's own
 # 2. Of 32 rows through a weight of 256 x 128 PyTorch took 16 us and oneDNN 19, through one of 256 x 256 28 and 24.
@@ -23,36 +22,6 @@ LEAST_WORK = 2**20
 
 # What linear layers ran when this library was imported.
 _FORWARDS, _LINEAR = {kind: kind.forward for kind in SWITCHED}, functional.linear
-
-
-@dataclass(eq=False)
-class Linears:
-    """The linear layers that are computed by oneDNN in a call.
-
-    Attributes:
-        modules: the layers; empty for none.
-        why_not: why there are none, in words; empty if there are some.
-        least_work: fewest multiplications of a product for which the operator is used.
-        speedup: how many times as fast as PyTorch's own the operator is, at least; 1.0 if that is not known.
-        used: the layers were computed so in a forward.
-    """
-
-    modules: Sequence[nn.Module] = ()
-    why_not: str = ""
-    least_work: int = 0
-    speedup: float = 1.0
-    used: bool = False
-
-    @property
-    def outcome(self) -> tuple[str, str]:
-        """What computed linear layers, and why it was not oneDNN: see `RelayReport.linears`."""
-        return ("onednn", "") if self.used else ("pytorch", self.why_not or FORBIDDEN)
-
-    def speedup_of(self, rows: int, parameters: int) -> float:
-        """How many times as fast a forward of `rows` tokens multiplies, in a model of so many weights."""
-        sizes = (each.get_parameter("weight").numel() for each in self.modules)
-        share = min(sum(size for size in sizes if size * rows >= self.least_work) / max(parameters, 1), 1.0)
-        return 1 / (1 - share + share / self.speedup)
 
 
 def choose(
@@ -68,7 +37,7 @@ def choose(
         return Linears(why_not=f"the model computes on {device.type}, and the operator is for a CPU")
     if dtype is not torch.float32:
         return Linears(why_not=f"the model computes in {str(dtype).partition('.')[2]}, and the operator is for float32")
-    found = [each for each in modules if _is_plain(each)]
+    found = {each: size for each in modules if (size := _plain_weights(each))}
     if not found:
         return Linears(why_not="the model has no plain linear layers")
     if is_compiled_inside(modules):
@@ -79,17 +48,20 @@ def choose(
     if fault:
         return Linears(why_not=fault)
     if asked is True:
-        return Linears(found)
+        return Linears([*found], [*found.values()])
     speedup = onednn.speedup(torch.get_num_threads())
     if speedup < onednn.FASTER:
         return Linears(why_not=f"oneDNN is not faster on this processor ({speedup:.2f} times PyTorch's speed)")
-    return Linears(found, least_work=LEAST_WORK, speedup=speedup)
+    return Linears([*found], [*found.values()], least_work=LEAST_WORK, speedup=speedup)
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether a layer is of one of the classes, runs its class's forward, and has a plain weight in float32."""
+def _plain_weights(module: nn.Module) -> int:
+    """The number of weights of a layer that is of one of the classes, runs its class's forward, and has a plain weight
+    in float32; 0 for any other module."""
     weight = module._parameters.get("weight") if class_of(module) in SWITCHED else None
-    return type(weight) is nn.Parameter and weight.dtype is torch.float32 and "forward" not in module.__dict__
+    if type(weight) is not nn.Parameter or weight.dtype is not torch.float32 or "forward" in module.__dict__:
+        return 0
+    return weight.numel()
 
 
 def _stand_for_themselves() -> bool:

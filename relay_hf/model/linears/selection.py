@@ -7,7 +7,7 @@ one to leave gives the layer its class back.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,11 +17,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..modules import class_of
 from .layers import SWITCHED, least_work
+from .linears import Linears
 
-if TYPE_CHECKING:
-    from .choice import Linears
-
-FORBIDDEN = "autocast, a mode, or a setting of PyTorch's is on that the operator does not know"
 _SINGLE = ("ieee", "none")  # PyTorch's settings under which products in float32 are not rounded to less
 
 _lock = threading.Lock()
