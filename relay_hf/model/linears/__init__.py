@@ -6,7 +6,7 @@ Only the forward of a relayed call is switched, in the thread that runs it. See 
 """
 
 from .choice import choose
-from .linears import Linears
+from .chosen import Linears
 from .selection import deselect, select
 
 __all__ = ["Linears", "choose", "deselect", "select"]

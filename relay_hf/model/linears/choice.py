@@ -13,8 +13,8 @@ from ..compiling import is_compiled_inside
 from ..known_code import is_known_function
 from ..modules import class_of
 from . import onednn
+from .chosen import Linears
 from .layers import SWITCHED
-from .linears import Linears
 
 # The least multiplications for which the operator is worth its call. With tiny operands it takes 12 us, PyTorch's own
 # 2. Of 32 rows through a weight of 256 x 128 PyTorch took 16 us and oneDNN 19, through one of 256 x 256 28 and 24.

@@ -16,8 +16,8 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..modules import class_of
+from .chosen import Linears
 from .layers import SWITCHED, least_work
-from .linears import Linears
 
 _SINGLE = ("ieee", "none")  # PyTorch's settings under which products in float32 are not rounded to less
 
