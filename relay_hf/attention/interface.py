@@ -61,7 +61,8 @@ def relay_attention_forward(
     """
     if positional:
         arguments.update(zip(POSITIONAL_ARGUMENTS[: len(positional)], positional, strict=True))
-    compiling = torch.compiler.is_compiling()
+    # Not `is_compiling`, which is true in every thread of a process while one of them compiles.
+    compiling = torch.compiler.is_dynamo_compiling()
     context = None if compiling else active_context()
     if context is None and not compiling:
         return _users_attention(module)(module, query, key, value, attention_mask, **arguments)

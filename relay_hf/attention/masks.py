@@ -29,7 +29,7 @@ def relay_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
     Masks that are prepared ahead for decode steps are never None, because a model that gets None makes its own mask.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         from ..model import uncompiled
 
         return uncompiled.call(_relay_mask, args, kwargs)

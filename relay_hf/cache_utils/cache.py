@@ -166,7 +166,7 @@ class RelayCache(DynamicView):
         """
         if self.is_joined:
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             if self.traceable:
                 return key_states, value_states
             from ..model import uncompiled

@@ -185,7 +185,7 @@ class ModelHooks:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Open the context of a forward that is given a RelayCache."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             from ..model import uncompiled
 
             return uncompiled.call(enter, self.model, self.config.backend, args, kwargs)
@@ -194,7 +194,7 @@ class ModelHooks:
 
     def after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Close it, and check that every layer attended to its shared prefix. See `leave` for what is returned."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             from ..model import uncompiled
 
             return uncompiled.call(leave, self.model, output is not None)

@@ -11,7 +11,8 @@ from transformers import AttentionInterface
 
 import relay_hf
 from relay_hf.attention.interface import relay_attention_forward
-from relay_hf.model.attention_choice import ATTENTION_NAME
+from relay_hf.model.attention_choice import ATTENTION_NAME, deselect, select
+from relay_hf.model.compiling import compiled_parts, uncompiled_parts
 from relay_hf.testing import prompts
 from tests.support.generating import CACHE, cache_of, generate
 from tests.support.tiny_models import tiny_model
@@ -157,3 +158,55 @@ def test_a_model_with_many_layers_has_its_steps_compiled():
     assert torch.equal(generate(model, inputs), stock)
     assert model.relay.last.relayed, model.relay.last
     assert (counters["stats"]["unique_graphs"], counters["graph_break"]) == (1, {})
+
+
+def compile_layers(model):
+    for layer in model.model.layers:
+        layer.compile(backend="eager")
+
+
+def test_layers_that_are_compiled_one_by_one_cost_a_prefill_no_graphs():
+    """torch.compile makes 8 graphs, one a layer, and runs the other layers as they are; so it does with stock."""
+    model = tiny_model("llama", num_hidden_layers=12)
+    inputs = prompts(20, RAGGED)
+    stock = generate(model, inputs)
+    relay_hf.patch_model(model, policy="always")
+    compile_layers(model)
+    calls = [layer._compiled_call_impl for layer in model.model.layers]
+    counts = Graphs()
+    assert torch.equal(generate(model, inputs, stopping_criteria=[counts]), stock)
+    assert model.relay.last.relayed, model.relay.last
+    assert counts.counts == [(0, 0), *[(8, 0)] * 11]
+    assert [layer._compiled_call_impl for layer in model.model.layers] == calls
+
+
+def test_compiled_layers_are_put_back_by_the_last_prefill_that_set_them_aside():
+    model = tiny_model("llama")
+    compile_layers(model)
+    first, second = model.model.layers
+    parts, call = compiled_parts([*model.modules()]), first._compiled_call_impl
+    assert parts == [first, second]
+    one, two = uncompiled_parts(parts), uncompiled_parts(parts)
+    one.__enter__()
+    two.__enter__()
+    assert first._compiled_call_impl is None
+    one.__exit__(None, None, None)
+    assert first._compiled_call_impl is None
+    second._compiled_call_impl = mine = object()
+    two.__exit__(None, None, None)
+    assert (first._compiled_call_impl, second._compiled_call_impl) == (call, mine)
+
+
+def test_a_call_that_stock_runs_while_another_thread_compiles():
+    """`torch.compiler.is_compiling()` is true in all threads then, and another call may have selected our attention."""
+    model = tiny_model("llama")
+    inputs = prompts(20, RAGGED)
+    stock = generate(model, inputs)
+    relay_hf.patch_model(model, policy="off")
+    select([model.config], holder := object())
+    try:
+        with torch.compiler._compile_session_context():
+            assert torch.equal(generate(model, inputs), stock)
+    finally:
+        deselect([model.config], holder)
+    assert not model.relay.last.relayed
