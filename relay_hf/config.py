@@ -14,6 +14,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "policy": ("auto", "always", "off"),
     "backend": ("auto", "triton", "torch"),
     "cuda_graphs": ("auto", True, False),
+    "compile": ("auto", True, False),
     "linears": ("auto", True, False),
 }
 
@@ -29,6 +30,10 @@ class RelayConfig:
             stock), or `"auto"` for the Triton kernels where they run and torch elsewhere.
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"` where enough steps may follow for a capture to pay,
             `True` from the second step on, `False` never. No effect on a CPU.
+        compile: compile decode steps by torch.compile, on a CPU: `"auto"` once a model has made, or may be about to
+            make, 1,000 steps; `True` at the first step; `False`, the default, never. Compiling takes seconds, once a
+            model. Copies of the weights in oneDNN's order are kept beside the plain ones: as many bytes as those, and
+            half of the free memory at most.
         linears: compute the linear layers of relayed forwards by oneDNN, on a CPU in float32: `"auto"` for layers that
             are large enough, where oneDNN is at least 1.25 times as fast as PyTorch's own choice (measured once a
             process, in 20 ms), `True` for all, `False` for none.
@@ -46,6 +51,7 @@ class RelayConfig:
     min_prefix_length: int = 16
     backend: Literal["auto", "triton", "torch"] = "auto"
     cuda_graphs: Literal["auto", True, False] = "auto"
+    compile: Literal["auto", True, False] = False
     linears: Literal["auto", True, False] = "auto"
     max_store_bytes: int | str | None = None  # an int or None, once the options are made
     trust: Sequence[str] | Callable[[str, nn.Module], bool] = ()

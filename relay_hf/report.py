@@ -40,6 +40,10 @@ class RelayReport:
         graph_steps: decode steps that were replays of a CUDA graph (steps).
         graph_bytes: memory of this call's graphs: own KV, which these fields count too, and working memory (bytes).
         graph_reason: why decode steps were not replays, in words; empty if they were.
+        compiled_steps: decode steps that ran compiled (steps).
+        compile_seconds: time of this call that went into compiling them (seconds).
+        compile_bytes: reordered copies of the model's weights that compiled steps read (bytes).
+        compile_reason: why decode steps were not compiled, in words; empty if they were, or if `compile=False`.
         expected_saving_seconds: time that policy "auto" expected relaying to save, at least; negative where relaying
             would have cost more (seconds). None if it was not asked, or does not know.
     """
@@ -61,6 +65,10 @@ class RelayReport:
     graph_steps: int | None = None
     graph_bytes: int | None = None
     graph_reason: str = ""
+    compiled_steps: int | None = None
+    compile_seconds: float | None = None
+    compile_bytes: int | None = None
+    compile_reason: str = ""
     reason_code: str = ""
     unkept_code: str | None = None
     expected_saving_seconds: float | None = None
@@ -98,8 +106,7 @@ class RelayReport:
             parts.append(f"KV {self._kv}")
         if self.unkept_reason:
             parts.append(f"nothing kept: {self.unkept_reason}")
-        graph = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
-        return f"{name}({'; '.join(parts)}; backend {self.backend}{graph})"
+        return f"{name}({'; '.join(parts)}; backend {self.backend}{self._steps})"
 
     def __str__(self) -> str:
         # Of a relayed call the expectation, which depends on the machine, is for those who look for it.
@@ -128,13 +135,18 @@ class RelayReport:
         if self.unkept_reason:
             facts.append(("nothing kept", self.unkept_reason))
         if self.relayed:
-            replayed = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
-            facts.append(("backend", self.backend + replayed))
+            facts.append(("backend", self.backend + self._steps))
         return facts
 
     @property
     def _status(self) -> str:
         return "relayed" if self.relayed else "left to stock"
+
+    @property
+    def _steps(self) -> str:
+        """How the decode steps ran, if not by the model's own code."""
+        replayed = f", {self.graph_steps} steps replayed" if self.graph_steps else ""
+        return replayed + (f", {self.compiled_steps} steps compiled" if self.compiled_steps else "")
 
     @property
     def _expected(self) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from ..compiled import CompiledSteps
 from ..config import RelayConfig
 from ..graphs import GraphPool
 from ..model.linears import Linears, choose
@@ -80,6 +81,7 @@ class CallFacts:
         config: the options in force.
         store: the kept prefixes of the model.
         graphs: the captured decode steps of the model.
+        compiled: the compiled decode step of the model.
         findings: results of the model's earlier calls.
         arguments: facts about the arguments.
         dry: nothing is computed in the call, and nothing changed.
@@ -89,6 +91,7 @@ class CallFacts:
     config: RelayConfig
     store: PrefixStore
     graphs: GraphPool
+    compiled: CompiledSteps
     findings: ModelFindings
     arguments: CallArguments = CallArguments()
     dry: bool = False
@@ -105,9 +108,10 @@ class CallFacts:
         return choose(view.modules, view.device, view.model.dtype, self.config.linears)
 
     def free_memory(self) -> None:
-        """Drop all kept prefixes that are not pinned, and all graphs, because a running call lacks memory."""
+        """Drop all kept prefixes that are not pinned, graphs and reordered weights: a running call lacks memory."""
         self.store.release()
         self.graphs.clear()
+        self.compiled.weights.clear()
 
 
 class PrefillInputs(NamedTuple):

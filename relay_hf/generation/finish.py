@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 
 from ..cache_utils import RelayCache
+from ..compiled import CompiledRunner
+from ..graphs.active import active_runner
 from ..model.upstream.models import has_loops_of_its_own, is_stocks
 from ..reasons import Reason, Refusal
 from ..report import RelayReport
@@ -18,7 +20,8 @@ logger = logging.getLogger("relay_hf")
 def finish(call: GenerateCall) -> RelayReport:
     """Hand back the cache and the graph of a call, and report the call; no Exception leaves this."""
     report = call.report or RelayReport.of(without_prefill(call.facts))
-    report.graph_steps = report.graph_bytes = 0
+    report.graph_steps = report.graph_bytes = report.compiled_steps = report.compile_bytes = 0
+    report.compile_seconds = 0.0
     runner = call.runner
     with guarded("the RelayCache given to this call could not take what was generated, and is empty"):
         _fill_given(call)
@@ -35,6 +38,10 @@ def finish(call: GenerateCall) -> RelayReport:
         if report.relayed:
             report.graph_steps, report.graph_bytes = runner.replayed, runner.nbytes
             report.graph_reason = runner.reason
+    compiled = active_runner.get()
+    if isinstance(compiled, CompiledRunner) and report.relayed:
+        report.compiled_steps, report.compile_seconds = compiled.compiled, compiled.seconds
+        report.compile_bytes, report.compile_reason = compiled.nbytes, compiled.reason
     with guarded("the report of this call could not be logged"):
         logger.info("%r", report)
         tell(call.facts, report.reason, report.reason_source)

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..attention import interface
 from ..attention.forward import enter, leave
+from ..compiled import CompiledSteps
 from ..config import RelayConfig
 from ..errors import RelayError
 from ..graphs import GraphPool
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # Attributes that a copy or a pickle leaves out: stores start empty, and locks belong to one process.
-_OF_THIS_ONE = frozenset({"_lock", "_open", "graphs", "store"})
+_OF_THIS_ONE = frozenset({"_lock", "_open", "compiled", "graphs", "store"})
 _DEFAULT_STORE_BYTES = 2**30
 
 Call = TypeVar("Call", bound=GenerateCall)
@@ -50,6 +51,7 @@ class ModelHooks:
         config: the options in force.
         store: the prefixes that are kept between calls.
         graphs: decode steps that were captured as CUDA graphs.
+        compiled: the compiled decode step.
         findings: results of the model's earlier calls.
         last: the report of the latest generate(), or None before the first.
         shadowed: the values of the model's own `__dict__` under these names before the patch, or None.
@@ -73,6 +75,7 @@ class ModelHooks:
         """Set the attributes with which a new, a copied and an unpickled handle start."""
         self.store = PrefixStore(self._budget)
         self.graphs = GraphPool(self.model, self.config)
+        self.compiled = CompiledSteps(self.model, self.config)
         self._open: set[GenerateCall] = set()
         self._lock = threading.Lock()
 
@@ -84,6 +87,7 @@ class ModelHooks:
         if (before.max_store_bytes, before.linears) != (config.max_store_bytes, config.linears):
             self.store = PrefixStore(self._budget)
         self.graphs.configure(config)
+        self.compiled.configure(config)
         self.announce()
 
     def standing_refusal(self) -> Refusal | None:
@@ -121,9 +125,10 @@ class ModelHooks:
             return replace(self._stats, calls_by_code=dict(self._stats.calls_by_code))
 
     def clear(self) -> None:
-        """Drop all kept prefixes and graphs, and forget what was learnt about the model."""
+        """Drop all kept prefixes, graphs and compiled steps, and forget what was learnt about the model."""
         self.store.clear()
         self.graphs.clear()
+        self.compiled.clear()
         self.findings.forget()
 
     # -- what replaces the model's methods ---------------------------------------------------------------------------
@@ -211,7 +216,7 @@ class ModelHooks:
     def _facts(self, arguments: CallArguments, dry: bool = False) -> CallFacts:
         view = ModelView.of(self.model)
         self.findings.look(view.modules)
-        return CallFacts(view, self.config, self.store, self.graphs, self.findings, arguments, dry)
+        return CallFacts(view, self.config, self.store, self.graphs, self.compiled, self.findings, arguments, dry)
 
     @contextmanager
     def _opened(self, call: Call) -> Iterator[Call]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..cache_utils import RelayCache
+from ..compiled import CompiledRunner
 from ..errors import RECHOSEN, RelayError, TokenIdError, UnfitModelError
 from ..graphs import GraphRunner
 from ..graphs.active import active_runner
@@ -95,7 +96,7 @@ def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
         return
     config = asked.generation_config
     steps = max((config.max_length or 0) - asked.input_ids.shape[1] - 1, 0)  # one token is the prefill's
-    call.runner = GraphRunner(
+    runner = call.runner = GraphRunner(
         facts.graphs,
         call,
         facts.view.modules,
@@ -104,7 +105,12 @@ def _hand_over(call: GenerateCall, asked: PrefillInputs) -> None:
         facts.graphs.refusal(call.cache, facts.view.modules, own_loop),
         ahead=(config.num_beams or 1) == 1,  # beams are reordered before they are fed
     )
-    active_runner.set(call.runner)
+    active_runner.set(runner)
+    if facts.compiled.wanted:
+        refusal = partial(facts.compiled.refusal, facts.view, own_loop)
+        watched = facts.arguments.callers_code
+        compiled = CompiledRunner(facts.compiled, runner, facts.view, facts.config.backend, steps, refusal, watched)
+        active_runner.set(compiled)
 
 
 def _relayed(call: GenerateCall, decision: Decision, asked: PrefillInputs) -> Any:

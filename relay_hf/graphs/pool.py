@@ -88,9 +88,13 @@ class GraphPool:
 
     @contextmanager
     def in_the_way(self) -> Iterator[bool]:
-        """Within it calls of the model come here first, if a graph may be used at all. Yields whether they do."""
+        """Within it calls of the model come here first, if a graph or a compiled step may be used at all.
+
+        Yields whether a graph may be.
+        """
         model = self._model
-        used = self._config.cuda_graphs is not False and capture.supports(model.device)
+        graphs = self._config.cuda_graphs is not False and capture.supports(model.device)
+        used = graphs or (self._config.compile is not False and model.device.type == "cpu")
         with self._lock:
             used = used and (self._open > 0 or model.__dict__.get(CALL_PATH) is None)
             if used:
@@ -100,7 +104,7 @@ class GraphPool:
                 model.__dict__[CALL_PATH] = self._call_model
         try:
             with capture.generating():
-                yield used
+                yield used and graphs
         finally:
             if used:
                 with self._lock:

@@ -89,7 +89,7 @@ class GraphRunner:
 
     def run(self, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """`forward(*args, **kwargs)`, or a replay of a graph that computes the same."""
-        if self.why_not is not None or not self._is_step(args, kwargs):
+        if self.why_not is not None or not self.is_step(args, kwargs):
             return forward(*args, **kwargs)
         self._left -= 1
         self._cache.take_over()
@@ -171,7 +171,8 @@ class GraphRunner:
         self._astray |= graph.ran_astray()
         self.pool.give_back(graph, self._modules)
 
-    def _is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    def is_step(self, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call of the model with these arguments is a decode step of the call."""
         ids = kwargs.get("input_ids")
         mine = self._cache in given_caches(kwargs)
         return not args and mine and isinstance(ids, Tensor) and ids.dim() == 2 and ids.shape[1] == 1

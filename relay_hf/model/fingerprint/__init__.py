@@ -4,6 +4,7 @@ from .embedding import embedding_samples
 from .fingerprint import ModelFingerprint
 from .keeping import keeping_refusal
 from .module_state import PlaceInModel, adapter_state, make_up, structure
+from .samples import tensor_samples
 
 __all__ = [
     "ModelFingerprint",
@@ -13,4 +14,5 @@ __all__ = [
     "keeping_refusal",
     "make_up",
     "structure",
+    "tensor_samples",
 ]

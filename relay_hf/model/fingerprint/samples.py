@@ -27,6 +27,11 @@ def samples(parameters: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[lis
     return found[: len(pieces)], found[len(pieces) :]
 
 
+def tensor_samples(tensors: Sequence[Tensor]) -> list[bytes]:
+    """Evenly spread elements of each tensor, as bytes, one by one."""
+    return samples([], tensors)[1]
+
+
 def _by_kind(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     """The samples of each tensor, `[n]`, grouped by device and dtype."""
     # On the host the samples are copied, because `cat` takes 1.2 us more for a view. On a GPU they are views, so that

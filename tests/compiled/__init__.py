@@ -1,0 +1,1 @@
+"""Decode steps that torch.compile has compiled."""
