@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from time import perf_counter
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -38,7 +39,8 @@ class CompiledStep:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._ran = False
         self._step: Callable[[dict[str, Any]], Any] | None = None
         self.failed: str | None = None
 
@@ -49,11 +51,21 @@ class CompiledStep:
 
     def run(self, forward: Callable[..., Any], inputs: dict[str, Any], weights: ReorderedWeights) -> StepResult:
         """`forward(**inputs)`, compiled, or as it is if `failed`. Errors of the model are raised as the model does."""
+        with nullcontext() if self._ran else self._lock:  # else several threads would compile it at once
+            step = self._compiled(forward)
+            result = StepResult(forward(**inputs)) if step is None else self._run(step, forward, inputs, weights)
+            self._ran = True
+        return result
+
+    def _run(
+        self,
+        step: Callable[[dict[str, Any]], Any],
+        forward: Callable[..., Any],
+        inputs: dict[str, Any],
+        weights: ReorderedWeights,
+    ) -> StepResult:
         from .inductor import StepRun, step_run  # here, because it loads PyTorch's compiler, which takes seconds
 
-        step = self._compiled(forward)
-        if step is None:
-            return StepResult(forward(**inputs))
         run, began = StepRun(weights), perf_counter()
         token = step_run.set(run)
         try:
@@ -72,11 +84,10 @@ class CompiledStep:
     def _compiled(self, forward: Callable[..., Any]) -> Callable[[dict[str, Any]], Any] | None:
         from .inductor import backend, missing_compiler
 
-        with self._lock:
-            self.failed = self.failed or missing_compiler()
-            if self.failed is None and self._step is None:
-                self._step = torch.compile(_own_code(forward), backend=backend, fullgraph=True, dynamic=True)
-            return self._step
+        self.failed = self.failed or missing_compiler()
+        if self.failed is None and self._step is None:
+            self._step = torch.compile(_own_code(forward), backend=backend, fullgraph=True, dynamic=True)
+        return self._step
 
 
 def _own_code(forward: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
