@@ -19,12 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..model.linears import onednn
+from ..model.upstream.linears import ADDMM
 from .reordered import ReorderedWeights
 
 logger = logging.getLogger("relay_hf")
 
 _LIBRARY = torch.library.Library("relay_hf", "FRAGMENT")
-_LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(
+    "reordered_linear(Tensor x, Tensor weight, Tensor? bias, bool transposed) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
 @dataclass(eq=False)
@@ -32,12 +37,12 @@ class StepRun:
     """One run of a compiled step.
 
     Attributes:
-        weights: the reordered weights that it uses.
+        weights: the reordered weights that it uses, or None if PyTorch is to compute its linear layers.
         compilations: how often it was compiled in this run.
         started: when its graph began to run, in seconds of `perf_counter`; None before.
     """
 
-    weights: ReorderedWeights
+    weights: ReorderedWeights | None
     compilations: int = 0
     started: float | None = None
 
@@ -45,16 +50,19 @@ class StepRun:
 step_run: ContextVar[StepRun] = ContextVar("relay_hf_step_run")
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x, step_run.get().weights.of(weight), bias, "none", [], "")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    weights = step_run.get().weights
+    plain = weight.T if transposed else weight
+    used = plain if weights is None else weights.of(weight, transposed)
+    return torch.ops.mkldnn._linear_pointwise.default(x, used, bias, "none", [], "")
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty(*x.shape[:-1], weight.shape[0])
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[1 if transposed else 0])
 
 
-_LIBRARY.impl("linear", _linear, "CPU")
-torch.library.register_fake("relay_hf::linear", _fake, lib=_LIBRARY)
+_LIBRARY.impl("reordered_linear", _linear, "CPU")
+torch.library.register_fake("relay_hf::reordered_linear", _fake, lib=_LIBRARY)
 
 
 def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -62,11 +70,14 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     step_run.get().compilations += 1
-    for node in graph.graph.find_nodes(op="call_function", target=nn.functional.linear):
-        x, weight, bias = (*node.args, None)[:3]
-        if _fits(x, weight) and not node.kwargs:
-            node.target, node.args = torch.ops.relay_hf.linear.default, (x, weight, bias)
-    graph.recompile()
+    if step_run.get().weights is not None:
+        for node in graph.graph.find_nodes(op="call_function", target=nn.functional.linear):
+            x, weight, bias = (*node.args, None)[:3]
+            _replace(node, x, weight, bias, transposed=False)
+        for node in graph.graph.find_nodes(op="call_function", target=getattr(torch, ADDMM)):
+            bias, x, weight = node.args
+            _replace(node, x, weight, bias, transposed=True)
+        graph.recompile()
     compiled: Any = compile_fx(graph, inputs)
 
     def run(*arguments: Any) -> Any:
@@ -77,16 +88,21 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     return run
 
 
+def _replace(node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None, transposed: bool) -> None:
+    if _fits(x, weight) and not node.kwargs:
+        node.target, node.args = torch.ops.relay_hf.reordered_linear.default, (x, weight, bias, transposed)
+
+
 def _fits(x: fx.Node, weight: fx.Node) -> bool:
     """Whether oneDNN computes a linear layer in the arithmetic of its dtype."""
     given, held = (node.meta.get("example_value") for node in (x, weight))
     if weight.op != "placeholder" or not isinstance(given, Tensor) or not isinstance(held, Tensor):
         return False
     plain = held.is_cpu and held.dim() == 2 and held.is_contiguous() and given.dtype is held.dtype
-    if not plain or not torch.backends.mkldnn.is_available():
+    if not plain or onednn.fault():
         return False
     if held.dtype is torch.float32:
-        return torch.get_float32_matmul_precision() == "highest"
+        return onednn.is_single_precision()
     return held.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 

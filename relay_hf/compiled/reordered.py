@@ -26,7 +26,7 @@ class _Copy(NamedTuple):
     """A weight's copy, with the marks and samples that the weight had."""
 
     weight: ref[Tensor]
-    marks: tuple[int, int]
+    marks: tuple[int, int, bool]
     samples: bytes
     copy: Tensor
 
@@ -49,12 +49,15 @@ class ReorderedWeights:
             self._copies: dict[int, _Copy] = {}
             self.nbytes = 0
 
-    def of(self, weight: Tensor) -> Tensor:
-        """The copy of `weight` `[N, K]`, which is made at its first use; the weight itself where memory lacks."""
+    def of(self, weight: Tensor, transposed: bool) -> Tensor:
+        """The copy of `weight` `[N, K]`, which is made at its first use; the weight itself where memory lacks.
+
+        `transposed`: it is `[K, N]`, and what is returned is `[N, K]`.
+        """
         found = self._copies.get(id(weight))
-        if found is not None and found.weight() is weight and found.marks == _marks(weight):
+        if found is not None and found.weight() is weight and found.marks == (*_marks(weight), transposed):
             return found.copy
-        return self._add(weight)
+        return self._add(weight, transposed)
 
     def check(self) -> None:
         """Drop the copies of weights that have changed or are gone, also of those that changed through `.data`."""
@@ -62,23 +65,24 @@ class ReorderedWeights:
         weights = [weight for _, weight, _ in copies if weight is not None]
         seen = iter(tensor_samples(weights))
         for key, weight, found in copies:
-            if weight is None or next(seen) != found.samples or found.marks != _marks(weight):
+            if weight is None or next(seen) != found.samples or found.marks[:2] != _marks(weight):
                 self._drop(key)
 
-    def _add(self, weight: Tensor) -> Tensor:
+    def _add(self, weight: Tensor, transposed: bool) -> Tensor:
         self._drop(id(weight))
         size = weight.numel() * weight.element_size()
         with self._lock:
             if self._most is None:
                 self._most = _SHARE * psutil.virtual_memory().available
             if self.nbytes + size > self._most:
-                return weight
+                return weight.T if transposed else weight
         (samples,) = tensor_samples([weight])
-        copy = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+        plain = weight.detach().T.contiguous() if transposed else weight.detach()
+        copy = torch.ops.mkldnn._reorder_linear_weight(plain, _ROWS)
         with self._lock:
             if id(weight) not in self._copies:
                 self.nbytes += size
-            self._copies[id(weight)] = _Copy(ref(weight), _marks(weight), samples, copy)
+            self._copies[id(weight)] = _Copy(ref(weight), (*_marks(weight), transposed), samples, copy)
         return copy
 
     def _drop(self, key: int) -> None:

@@ -105,7 +105,7 @@ class CompiledRunner:
         if context is None or not context.stores_late:
             self.reason = "the steps are not static: they read masks, or attention takes what the cache does not store"
             return forward(**inputs)
-        result = step.run(forward, inputs, self._steps.weights)
+        result = step.run(forward, inputs, self._steps.usable_weights)
         self._steps.compiled(result.compilations)
         self.seconds += result.seconds
         self.reason = step.failed or ""

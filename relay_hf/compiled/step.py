@@ -49,7 +49,7 @@ class CompiledStep:
         """Whether the step was compiled, or is being compiled."""
         return self._step is not None
 
-    def run(self, forward: Callable[..., Any], inputs: dict[str, Any], weights: ReorderedWeights) -> StepResult:
+    def run(self, forward: Callable[..., Any], inputs: dict[str, Any], weights: ReorderedWeights | None) -> StepResult:
         """`forward(**inputs)`, compiled, or as it is if `failed`. Errors of the model are raised as the model does."""
         with nullcontext() if self._ran else self._lock:  # else several threads would compile it at once
             step = self._compiled(forward)
@@ -62,7 +62,7 @@ class CompiledStep:
         step: Callable[[dict[str, Any]], Any],
         forward: Callable[..., Any],
         inputs: dict[str, Any],
-        weights: ReorderedWeights,
+        weights: ReorderedWeights | None,
     ) -> StepResult:
         from .inductor import StepRun, step_run  # here, because it loads PyTorch's compiler, which takes seconds
 

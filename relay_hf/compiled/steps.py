@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from ..cache_utils import RelayCache
 from ..config import RelayConfig
@@ -49,8 +50,8 @@ class CompiledSteps:
 
     def configure(self, config: RelayConfig) -> None:
         """Take other options, and drop what was compiled if it is wanted no more."""
-        self._config = config
-        if not self.wanted:
+        before, self._config = self._config, config
+        if not self.wanted or before.linears != config.linears:
             self.clear()
 
     def clear(self) -> None:
@@ -64,6 +65,11 @@ class CompiledSteps:
     def wanted(self) -> bool:
         """Whether the options ask for compiled steps."""
         return self._config.compile is not False
+
+    @property
+    def usable_weights(self) -> ReorderedWeights | None:
+        """The reordered weights; None if the options have PyTorch compute linear layers."""
+        return None if self._config.linears is False else self.weights
 
     def refusal(self, view: ModelView, own_loop: bool, cache: RelayCache) -> str | None:
         """Why no decode step of a call is compiled, or None."""
@@ -81,8 +87,8 @@ class CompiledSteps:
             return "the decoding loop is the caller's"
         if cache.state_layers or cache.rows.whole_rows:
             return "the model has recurrent layers or attention code of its own"
-        if torch.is_autocast_enabled("cpu"):
-            return "autocast is on"
+        if torch.is_autocast_enabled("cpu") or torch.is_grad_enabled():
+            return "autocast or gradients are on"
         return None if cache.traceable else "attention takes other keys and values than the cache stores"
 
     def find(self, modules: Sequence[nn.Module]) -> CompiledStep:
@@ -112,8 +118,7 @@ class CompiledSteps:
 
 
 def _has_hooks(model: nn.Module, modules: Sequence[nn.Module]) -> bool:
-    """Whether a module but the model itself has hooks, or all modules have: torch.compile does not watch them."""
-    if torch.nn.modules.module._has_any_global_hook():
+    """Whether a module but the model itself has forward hooks, or all have: torch.compile does not watch them."""
+    if _global_forward_hooks or _global_forward_pre_hooks:
         return True
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(module.__dict__.get(kind) for module in modules if module is not model for kind in kinds)
+    return any((m._forward_hooks or m._forward_pre_hooks) and m is not model for m in modules)

@@ -151,19 +151,20 @@ def test_other_options_keep_what_is_compiled_and_compile_false_drops_it(traced):
 def test_copies_take_no_more_than_half_of_the_free_memory():
     copies, one, two = ReorderedWeights(), nn.Parameter(torch.randn(8, 16)), nn.Parameter(torch.randn(8, 16))
     copies._most = one.nbytes
-    assert copies.of(one).is_mkldnn
-    assert copies.of(two) is two
+    assert copies.of(one, False).is_mkldnn
+    assert copies.of(two, False) is two
     assert copies.nbytes == one.nbytes
 
 
 def test_a_weight_that_is_gone_is_dropped_and_its_address_serves_no_other():
     copies, weight = ReorderedWeights(), nn.Parameter(torch.randn(8, 16))
     key = id(weight)
-    copies.of(weight)
+    copies.of(weight, False)
     other = nn.Parameter(torch.randn(8, 16))
-    copies._copies[id(other)] = copies._copies.pop(key)  # as if it had been made where the first one was
+    same = (other._version, other.data_ptr(), False)  # as if it had been made where the first one was
+    copies._copies[id(other)] = copies._copies.pop(key)._replace(marks=same)
     x = torch.randn(3, 16)
-    ours = torch.ops.mkldnn._linear_pointwise(x, copies.of(other), None, "none", [], "")
+    ours = torch.ops.mkldnn._linear_pointwise(x, copies.of(other, False), None, "none", [], "")
     torch.testing.assert_close(ours, x @ other.detach().T)
     del weight, other
     copies.check()

@@ -72,12 +72,21 @@ def test_the_call_runs_without(no_graphs, family, change, options, why):
     assert report.compile_reason.startswith(why)
 
 
-def test_autocast_and_a_loop_of_the_callers(no_graphs):
+def test_autocast(no_graphs):
     model = relay_hf.patch_model(tiny_model("llama"), policy="always", compile=True)
     with torch.autocast("cpu", torch.bfloat16):
         generate(model, INPUTS)
-    assert model.relay.last.compile_reason == "autocast is on"
+    assert model.relay.last.compile_reason == "autocast or gradients are on"
     assert no_graphs["unique_graphs"] == 0
+
+
+def test_linears_false_leaves_linear_layers_to_pytorch(traced):
+    model = relay_hf.patch_model(tiny_model("llama"), policy="always", compile=True)
+    generate(model, INPUTS)
+    relay_hf.patch_model(model, linears=False)
+    assert torch.equal(generate(model, INPUTS), generate(tiny_model("llama"), INPUTS))
+    report = model.relay.last
+    assert (report.compiled_steps, report.compile_bytes, traced()) == (11, 0, 2), report.compile_reason
 
 
 def test_auto_waits_until_enough_steps_were_made_or_may_follow(traced):

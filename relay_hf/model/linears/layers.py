@@ -60,6 +60,8 @@ STAND_INS.update({stand_in: plain for plain, stand_in in SWITCHED.items()})
 
 def _product(layer: nn.Module, x: Tensor, transposed: bool = False) -> Tensor | None:
     """The layer of x by oneDNN; None if this thread runs no relayed forward, or the operands are not plain."""
+    if torch.compiler.is_dynamo_compiling():
+        return None  # a compiled step has an operation of its own in the place of PyTorch's
     held, members = least_work.get(), layer._parameters
     weight = members.get("weight")
     if not held or "bias" not in members or type(x) is not Tensor or type(weight) is not nn.Parameter:

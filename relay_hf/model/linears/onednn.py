@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ FASTER = 1.25
 # through five weights take 22.3 s and 0.2 GB so, unpadded 48.8 s and 1.2 GB, by MKL 38.5 s.
 _PADDED_TO = ((1024, 256), (256, 64), (64, 16))
 
+_SINGLE = ("ieee", "none")  # PyTorch's settings under which products in float32 are not rounded to less
 _SIZE = 768  # of the square weight that is timed: 2.4 MB, as of a small model's projections
 _ROWS = (16, 128)  # a decode step of some rows, and a prefill
 _REPEATS = 5  # of which the fastest counts: other work can only slow a run down
@@ -43,6 +45,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+def is_single_precision() -> bool:
+    """Whether PyTorch's settings let oneDNN multiply float32 as it is, and not rounded to less."""
+    settings: Any = torch.backends.mkldnn
+    enabled: bool = torch._C._get_mkldnn_enabled()
+    return bool(settings.is_available()) and enabled and settings.matmul.fp32_precision in _SINGLE
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,6 @@ one to leave gives the layer its class back.
 from __future__ import annotations
 
 import threading
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +15,9 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..modules import class_of
+from . import onednn
 from .chosen import Linears
 from .layers import SWITCHED, least_work
-
-_SINGLE = ("ieee", "none")  # PyTorch's settings under which products in float32 are not rounded to less
 
 _lock = threading.Lock()
 _holders: dict[nn.Module, set[object]] = {}
@@ -57,13 +55,10 @@ def deselect(linears: Linears, holder: object) -> None:
 
 def _allowed() -> bool:
     """Whether PyTorch's settings leave the choice: the operator knows no autocast, no gradients and no modes."""
-    onednn: Any = torch.backends.mkldnn
     return (
         not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and onednn.is_available()
-        and torch._C._get_mkldnn_enabled()
-        and onednn.matmul.fp32_precision in _SINGLE
+        and onednn.is_single_precision()
         and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
         and not _get_current_dispatch_mode_stack()
     )
