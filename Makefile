@@ -3,11 +3,14 @@ PYTHON ?= python3
 BENCH ?= C1
 FUZZ ?= --cases 1000
 FUZZ_FILES ?= --cases 1000
+PEERS_RUN ?= C1
 PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 DOCS := requirements/docs.txt
+PEERS := .venv/.ready $(patsubst %,.venv-%/.ready,clients peers-llamacpp peers-ctranslate2)
 LENDERS := .venv
+ISOLATION := --no-build-isolation
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 
 # What another Transformers does not change, so that it is not run a second time: the sweeps, kernels, the store and the
@@ -29,7 +32,7 @@ NOT_SELECTED_ON_FLOOR := '$(COMPILES)[gpt_oss' tests/attention/test_compile.py::
 	$(addprefix tests/fuzz/test_fuzz.py::test_,a_planted_bug the_summary)
 
 .PHONY: help demo test test-all test-floor test-5.23 test-newest test-bounds test-notebooks test-clients test-site \
-	notebooks models models-floor fuzz fuzz-files numerics lint format compile bench tables docs release-check \
+	notebooks models models-floor fuzz fuzz-files numerics lint format compile bench peers tables docs release-check \
 	clean
 
 help: ## list the targets
@@ -99,6 +102,9 @@ compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registe
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)
 
+peers: $(PEERS) ## relay_hf beside llama.cpp and CTranslate2: make peers PEERS_RUN="C1 --rounds 5"
+	.venv/bin/python -m benchmarks.peers $(PEERS_RUN)
+
 tables: .venv/.ready ## write the tables and the demo's picture anew, from benchmarks/results
 	.venv/bin/python -m benchmarks.document --write
 	.venv/bin/python docs/figures/demo.py
@@ -144,13 +150,18 @@ clean: ## remove the virtual environments and the site
 	$(PYTHON) -m venv --clear --without-pip .venv-$*
 	for lender in $(LENDERS); do $$lender/bin/python -c '$(SITE)'; done \
 		> "$$(.venv-$*/bin/python -c '$(SITE)')/lent.pth"
-	.venv-$*/bin/python -m pip install --quiet --no-deps --no-compile --no-build-isolation -r $<
+	.venv-$*/bin/python -m pip install --quiet --no-deps --no-compile $(ISOLATION) -r $<
 	.venv-$*/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # The clients are not in the first environment: Transformers imports the quantizers wherever it finds them.
 .venv-apart/.ready: private LENDERS := .venv-clients .venv
 .venv-apart/.ready: .venv-clients/.ready
+
+# What builds llama.cpp is in no environment: pip brings it, and removes it. All instructions of this processor, and
+# llama.cpp's own kernels for float32 and bfloat16, are on by default; they stand here because the results name them.
+.venv-peers-llamacpp/.ready: private ISOLATION :=
+.venv-peers-llamacpp/.ready: private export CMAKE_ARGS := -DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON -DLLAVA_BUILD=OFF
 
 # Not over the first one: what the site brings would be lent too, and asks for later versions than the lowest. So does
 # import-linter, which no test runs.
