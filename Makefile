@@ -8,7 +8,7 @@ PYTEST ?= --numprocesses auto --dist worksteal
 
 PINS := requirements/pins.txt
 DOCS := requirements/docs.txt
-PEERS := .venv/.ready $(patsubst %,.venv-%/.ready,clients peers-llamacpp peers-ctranslate2)
+PEERS := .venv/.ready $(patsubst %,.venv-%/.ready,clients peers-llamacpp peers-ctranslate2 peers-openvino)
 LENDERS := .venv
 ISOLATION := --no-build-isolation
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
@@ -102,7 +102,7 @@ compile: .venv/.ready ## every GPU kernel for every chip, no GPU needed: registe
 bench: .venv/.ready ## the CPU benchmark: make bench BENCH="C1 C2 --output out.json --plot out.png"
 	.venv/bin/python -m benchmarks.cpu $(BENCH)
 
-peers: $(PEERS) ## relay_hf beside llama.cpp and CTranslate2: make peers PEERS_RUN="C1 --rounds 5"
+peers: $(PEERS) ## relay_hf beside llama.cpp, CTranslate2, OpenVINO: make peers PEERS_RUN="C1 --rounds 5"
 	.venv/bin/python -m benchmarks.peers $(PEERS_RUN)
 
 tables: .venv/.ready ## write the tables and the demo's picture anew, from benchmarks/results

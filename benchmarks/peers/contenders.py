@@ -49,6 +49,10 @@ _BY_LLAMA = (
     "those of other rows masked"
 )
 _BY_STATIC = "static prompt: the first level computed once, its KV copied to every row"
+_BY_BLOCKS = (
+    "prefix caching: computed and stored once, at every level, in blocks of 32 tokens, as prompts ahead of the rows; a "
+    "step reads them for every row"
+)
 
 
 def _transformers(numbers: Any, patched: bool, modes: tuple[Mode, ...], **more: Any) -> Contender:
@@ -87,17 +91,33 @@ def _ctranslate2(numbers: Any, compute: str, settings: str) -> Contender:
     return Contender(label, numbers, "ctranslate2", environment, {"compute": compute}, _BY_STATIC, settings)
 
 
+def _openvino(numbers: Any, weights: str, precision: str, kv: str) -> Contender:
+    kind = numbers if weights == "float32" else weights
+    return Contender(
+        f"OpenVINO GenAI {kind}",
+        numbers,
+        "openvino",
+        ".venv-peers-openvino",
+        {"weights": weights, "precision": precision, "kv": kv, "batch": 2048},
+        _BY_BLOCKS,
+        f"weights {kind}, computes in {precision}, KV {kv}, batches of 2048 tokens",
+    )
+
+
 CONTENDERS = {
     "stock": _transformers("float32", False, ("cold", "own")),
     "relay": _transformers("float32", True, ("cold", "kept")),
     "llamacpp": _llama("float32", "float32", "float32"),
     "llamacpp-no-flash": _llama("float32", "float32", "float32", flash=False),
     "ctranslate2": _ctranslate2("float32", "float32", "weights and KV float32"),
+    "openvino": _openvino("float32", "float32", "f32", "f32"),
     "stock-bf16": _transformers("bfloat16", False, ("cold", "own")),
     "relay-bf16": _transformers("bfloat16", True, ("cold", "kept")),
     "llamacpp-bf16": _llama("bfloat16", "bfloat16", "float16"),
+    "openvino-bf16": _openvino("bfloat16", "float32", "bf16", "bf16"),
     "llamacpp-q8": _llama("quantized", "Q8_0", "float16"),
     "llamacpp-q4": _llama("quantized", "Q4_K_M", "float16"),
+    "openvino-q8": _openvino("quantized", "Q8_0", "bf16", "f16"),
     "ctranslate2-int8": _ctranslate2("quantized", "int8_float32", "weights and activations int8, the rest float32"),
     # Nothing is kept of a quantized model, because its weights could change unseen.
     "relay-int8": _transformers("quantized", True, ("cold",), quantize=["Int8WeightOnlyConfig", {"version": 2}]),

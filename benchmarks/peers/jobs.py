@@ -5,8 +5,8 @@ Engines run in environments of their own, so this module imports nothing beside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -84,6 +84,11 @@ class Job:
         own = [piece for piece in self.pieces if not piece.kept]
         pieces = tuple(Piece(0, piece.ids, piece.rows, False) for piece in own)
         return Job(pieces, self.rows, self.answers, self.new, self.top_k)
+
+    def mapped(self, other: Callable[[int], int]) -> Job:
+        """A job of the same shape, with other tokens."""
+        pieces = tuple(replace(piece, ids=tuple(map(other, piece.ids))) for piece in self.pieces)
+        return replace(self, pieces=pieces)
 
     def as_json(self) -> dict[str, Any]:
         """As `of_json` reads it."""

@@ -21,8 +21,12 @@ _LAYER = {
     "post_attention_layernorm": "ffn_norm",
 }
 _AROUND = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_KINDS = {"float32": gguf.GGMLQuantizationType.F32, "bfloat16": gguf.GGMLQuantizationType.BF16}
-_FILES = {"float32": gguf.LlamaFileType.ALL_F32, "bfloat16": gguf.LlamaFileType.MOSTLY_BF16}
+_KINDS = {
+    "float32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
+    "bfloat16": (gguf.GGMLQuantizationType.BF16, gguf.LlamaFileType.MOSTLY_BF16),
+    "float16": (gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
+    "Q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
+}
 
 
 def write(weights: Mapping[str, NDArray], shape: Mapping[str, int], path: Path, dtype: str = "float32") -> None:
@@ -32,10 +36,11 @@ def write(weights: Mapping[str, NDArray], shape: Mapping[str, int], path: Path, 
         weights: float32, by Transformers' names.
         shape: the fields of a `ModelShape`.
         path: of the file.
-        dtype: float32 or bfloat16, of the matrices; vectors are in float32.
+        dtype: float32, bfloat16, float16 or Q8_0, of the matrices; vectors are in float32.
     """
+    matrices, file_type = _KINDS[dtype]
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_file_type(_FILES[dtype])
+    writer.add_file_type(file_type)
     writer.add_context_length(16384)
     writer.add_embedding_length(shape["hidden"])
     writer.add_feed_forward_length(shape["intermediate"])
@@ -48,7 +53,7 @@ def write(weights: Mapping[str, NDArray], shape: Mapping[str, int], path: Path, 
     writer.add_vocab_size(shape["vocab"])
     writer.add_tokenizer_model("no_vocab")
     for name, weight in weights.items():
-        kind = _KINDS[dtype] if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
+        kind = matrices if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
         own = gguf.quants.quantize(_rotated(name, weight, shape), kind)
         writer.add_tensor(name_of(name), own, raw_dtype=kind)
     writer.write_header_to_file()
