@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-_RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 NAMES = {
     "stock": "stock",
@@ -28,7 +28,7 @@ BRIEF = ("stock", "static-cache", "prefix-copied", "relay-cold", "relay-kept")  
 @lru_cache
 def result(name: str) -> dict[str, Any]:
     """A committed result by its file's name."""
-    return json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def source(name: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from . import cpu, gpu, quality, reasons, works_with
+from . import cpu, gpu, peers, quality, reasons, works_with
 
 DOCS = Path(__file__).parents[2] / "docs"
-TABLES = cpu.TABLES | gpu.TABLES | quality.TABLES | reasons.TABLES | works_with.TABLES
+TABLES = cpu.TABLES | gpu.TABLES | peers.TABLES | quality.TABLES | reasons.TABLES | works_with.TABLES
 _PLACE = re.compile(r"(?P<head><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<tail><!-- end -->\n)", re.DOTALL)
 
 

@@ -49,7 +49,7 @@ def peers(
     as_json: Json = False,
     to: arguments.Output = None,
 ) -> None:
-    """Time generate(), stock and patched, beside llama.cpp, CTranslate2 and OpenVINO, on the same weights and token ids.
+    """Time generate(), stock and patched, beside llama.cpp, CTranslate2 and OpenVINO, on the same weights and ids.
 
     Each engine runs in a process and an environment of its own, which `make peers` makes. They take turns within one
     run, and one computes at a time. A contender that can't be had is listed with the reason, and the others run. Exit

@@ -98,6 +98,7 @@ class EngineProcess:
             last = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
             raise EngineFailed(f"its process ended with code {code}: {' '.join(last) or 'it said nothing'}")
         self._signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)  # a signal takes a moment
         found = json.loads(line)
         if "error" in found:
             raise EngineFailed(found["error"])

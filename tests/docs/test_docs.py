@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.main import get_command
 
 from benchmarks.cpu.command import app as cpu_benchmark
+from benchmarks.peers.command import app as peers_benchmark
 from relay_hf import showcase
 from relay_hf.cli.app import app
 from relay_hf.showcase import path_of
@@ -103,6 +104,8 @@ def refused(command: str) -> str | None:
             return None if target in known else f"no target {target}"
         case [_, "-m", "benchmarks.cpu", *arguments]:
             return refused_option("benchmarks.cpu", get_command(cpu_benchmark).params, arguments)
+        case [_, "-m", "benchmarks.peers", *arguments]:
+            return refused_option("benchmarks.peers", get_command(peers_benchmark).params, arguments)
         case [python, "-m", module, *arguments] if Path(python).name in ("python", "python3"):
             return refused_module(module, arguments)
         case [program, path, *_] if Path(program).name in ("python", "bash"):
@@ -159,6 +162,7 @@ def test_commands_exist(page):
         (".venv/bin/relay-hf nothing", "relay-hf has no nothing"),
         ("relay-hf bench --nothing", "relay-hf bench takes no --nothing"),
         (".venv/bin/python -m benchmarks.cpu C1 --nothing", "benchmarks.cpu takes no --nothing"),
+        (".venv/bin/python -m benchmarks.peers C1 --nothing", "benchmarks.peers takes no --nothing"),
         (".venv/bin/python examples/nothing.py", "no file examples/nothing.py"),
         ("nothing", "no command known: nothing"),
     ],

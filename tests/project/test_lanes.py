@@ -14,6 +14,7 @@ import pytest
 import relay_hf
 
 ROOT = Path(relay_hf.__file__).parents[1]
+_OVER = ("apart", "clients", "docs", "release", "site")  # environments over the first one
 REPORT = """<testsuites><testsuite>
 <testcase classname="tests.a" name="one"/>
 <testcase classname="tests.a" name="two"><failure message="AssertionError: 1 is not 2&#10;more">trace</failure>
@@ -164,7 +165,7 @@ def test_a_target_whose_tests_load_the_chat_model_downloads_it(target):
     assert ".venv/.model" in needs.split()
 
 
-@pytest.mark.parametrize("name", ["apart", "clients", "docs", "release", "site"])
+@pytest.mark.parametrize("name", [*_OVER, *(path.stem for path in sorted(ROOT.glob("requirements/peers-*.txt")))])
 def test_what_the_first_environment_has_is_pinned_once(name):
     """These lie over it, so that a second pin of the same version installs nothing."""
     first, over = (
