@@ -31,7 +31,7 @@ class RelayConfig:
         cuda_graphs: replay decode steps as CUDA graphs: `"auto"` where enough steps may follow for a capture to pay,
             `True` from the second step on, `False` never. No effect on a CPU.
         compile: compile decode steps by torch.compile, on a CPU: `"auto"` once a model has made, or may be about to
-            make, 1,000 steps; `True` at the first step; `False`, the default, never. Compiling takes seconds, once a
+            make, 1,500 steps; `True` at the first step; `False`, the default, never. Compiling takes seconds, once a
             model. Copies of the weights in oneDNN's order are kept beside the plain ones: as many bytes as those, and
             half of the free memory at most.
         linears: compute the linear layers of relayed forwards by oneDNN, on a CPU in float32: `"auto"` for layers that

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from ..model.view import ModelView
 
-# Steps after which a compilation has paid. A Llama of 12 layers of 768 takes 10 s to compile, and then saves 11 ms of
-# 56 a step where oneDNN computes its linear layers anyway.
-_PAYS = 1000
+# Steps after which a compilation has paid. A Llama of 12 layers of 768 takes 10 to 14 s to compile, and then saves 6 to
+# 10 ms of 50 to 30 a step where oneDNN computes its linear layers anyway (16 and 2 rows).
+_PAYS = 1500
 # States of the model (adapters, modes, settings) whose steps are kept, and compilations until all are dropped.
 _KEPT, _MOST = 4, 8
 
