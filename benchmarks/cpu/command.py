@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from benchmarks.named import app_of, workload_of
 from relay_hf.cli import models
 from relay_hf.cli.benchmark import arguments
 from relay_hf.cli.benchmark.record import exit_code, hand_out, result
 from relay_hf.cli.benchmark.run import Job, run
 from relay_hf.cli.benchmark.timed_model import NamedModel
-from relay_hf.cli.console import REAL_MODEL, about, examples, help_of, output, refuse
+from relay_hf.cli.console import REAL_MODEL, examples, output, refuse
 from relay_hf.cli.models import check_name
 from relay_hf.cli.options import Json, Model
 
@@ -111,21 +111,11 @@ def bench(
 
 
 def _workload(name: str, changes: dict[str, int | None], model: str | None) -> NamedWorkload:
-    if name not in WORKLOADS:
-        advice = f"there is no {name!r}. Choose among {', '.join(WORKLOADS)}; --list describes them."
-        raise typer.BadParameter(advice, param_hint="'WORKLOAD'")
-    given: dict[str, Any] = {field: value for field, value in changes.items() if value is not None}
-    if model is not None:
-        with models.named():
-            given["model"] = NamedModel.of(model)
-    with about("--rows", f"Workload {name} has groups of prompts.", ValueError):
-        return dataclasses.replace(WORKLOADS[name], **given)
+    if model is None:
+        return workload_of(WORKLOADS, name, changes)
+    with models.named():
+        named = NamedModel.of(model)
+    return workload_of(WORKLOADS, name, changes, model=named)
 
 
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(help=help_of(bench), epilog=bench.__dict__["examples"])(bench)
+app = app_of(bench)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Annotated
 
 import torch
 import typer
 
 from benchmarks.cpu.workloads import NamedWorkload
+from benchmarks.named import app_of, workload_of
 from relay_hf.cli import models
 from relay_hf.cli.benchmark import arguments
 from relay_hf.cli.benchmark.record import Record, exit_code, hand_out, result
-from relay_hf.cli.console import about, examples, help_of, output, progress, refuse
+from relay_hf.cli.console import examples, output, progress, refuse
 from relay_hf.cli.options import Json
 
 from . import results
@@ -63,7 +63,7 @@ def peers(
         return
     arguments.check_file("--output", to)
     changes = {"rows": rows, "prefix": prefix, "own": own, "new": new}
-    workloads = {name: _workload(name, changes) for name in names or ["C1"]}
+    workloads = {name: workload_of(WORKLOADS, name, changes) for name in names or ["C1"]}
     chosen = contenders_of(contenders)
     models.quiet()
     arguments.set_threads(threads)
@@ -111,19 +111,4 @@ def _run(
     return records, False
 
 
-def _workload(name: str, changes: dict[str, int | None]) -> NamedWorkload:
-    if name not in WORKLOADS:
-        advice = f"there is no {name!r}. Choose among {', '.join(WORKLOADS)}; --list describes them."
-        raise typer.BadParameter(advice, param_hint="'WORKLOAD'")
-    given = {field: value for field, value in changes.items() if value is not None}
-    with about("--rows", f"Workload {name} has groups of prompts.", ValueError):
-        return dataclasses.replace(WORKLOADS[name], **given)
-
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command(help=help_of(peers), epilog=peers.__dict__["examples"])(peers)
+app = app_of(peers)

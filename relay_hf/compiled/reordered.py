@@ -40,13 +40,13 @@ class ReorderedWeights:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._most: float | None = None
         self.clear()
 
     def clear(self) -> None:
         """Drop all copies."""
         with self._lock:
             self._copies: dict[int, _Copy] = {}
+            self._most: float | None = None
             self.nbytes = 0
 
     def of(self, weight: Tensor, transposed: bool) -> Tensor:

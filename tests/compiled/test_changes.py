@@ -62,39 +62,32 @@ def test_a_changed_weight_is_noticed_and_nothing_compiled_anew(traced, change):
     assert model.relay.last.compile_bytes == held
 
 
-def test_a_weight_that_the_callers_code_changes_between_two_steps(traced):
+def tokens_with_a_change(model, change):
+    """What a model generates, if `change` is applied to it by a processor in the middle of the call."""
+
+    def process(ids, scores):
+        if ids.shape[1] == 31:
+            change(model)
+        return scores
+
+    return generate(model, INPUTS, logits_processor=[process])
+
+
+def set_epsilon(model):
+    model.model.norm.variance_epsilon = 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "compiled", "reason"),
+    [(through_data, 11, ""), (set_epsilon, 4, "the model was changed within the call")],
+)
+def test_what_the_callers_code_changes_between_two_steps(change, compiled, reason, traced):
+    """A changed weight is reordered anew; after another change the call goes on uncompiled."""
     model = tiny_model("llama")
     stock = copy.deepcopy(model)
     patch(model)
-
-    def run(which):
-        def change(ids, scores):
-            if ids.shape[1] == 31:
-                through_data(which)
-            return scores
-
-        return generate(which, INPUTS, logits_processor=[change])
-
-    assert torch.equal(run(model), run(stock))
-    assert model.relay.last.compiled_steps == 11
-
-
-def test_a_model_that_the_callers_code_changes_goes_on_uncompiled(traced):
-    model = tiny_model("llama")
-    stock = copy.deepcopy(model)
-    patch(model)
-
-    def run(which):
-        def change(ids, scores):
-            if ids.shape[1] == 31:
-                which.model.norm.variance_epsilon = 0.5
-            return scores
-
-        return generate(which, INPUTS, logits_processor=[change])
-
-    assert torch.equal(run(model), run(stock))
-    assert model.relay.last.compiled_steps == 4
-    assert model.relay.last.compile_reason == "the model was changed within the call"
+    assert torch.equal(tokens_with_a_change(model, change), tokens_with_a_change(stock, change))
+    assert (model.relay.last.compiled_steps, model.relay.last.compile_reason) == (compiled, reason)
 
 
 def test_states_of_a_model_have_steps_of_their_own_and_not_too_many(traced, monkeypatch):

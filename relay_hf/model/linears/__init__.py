@@ -1,8 +1,8 @@
 """Linear layers of relayed forwards on a CPU, by oneDNN's operator where that is faster than PyTorch's own choice.
 
-In float32 PyTorch multiplies by MKL. On processors of other vendors than Intel MKL reads weights at a fifth of the
-memory's rate. oneDNN is in PyTorch too, and reads the same plain weights: no copy is made, so nothing can go stale.
-Only the forward of a relayed call is switched, in the thread that runs it. See `docs/numerics.md` for its rounding.
+In float32 PyTorch multiplies by MKL, which on AMD processors takes twice the time of oneDNN. oneDNN is in PyTorch too,
+and reads the same plain weights: no copy is made, so nothing can go stale. Only the forward of a relayed call is
+switched, in the thread that runs it. `docs/decoding.md` has its rounding.
 """
 
 from .choice import choose

@@ -63,8 +63,10 @@ def _product(layer: nn.Module, x: Tensor, transposed: bool = False) -> Tensor | 
     if torch.compiler.is_dynamo_compiling():
         return None  # a compiled step has an operation of its own in the place of PyTorch's
     held, members = least_work.get(), layer._parameters
-    weight = members.get("weight")
+    weight, bias = members.get("weight"), members.get("bias")
     if not held or "bias" not in members or type(x) is not Tensor or type(weight) is not nn.Parameter:
+        return None
+    if bias is not None and not (type(bias) is nn.Parameter and bias.dtype is torch.float32):
         return None
     if not (x.dtype is torch.float32 is weight.dtype and x.is_cpu and weight.is_cpu):
         return None
@@ -72,7 +74,7 @@ def _product(layer: nn.Module, x: Tensor, transposed: bool = False) -> Tensor | 
     outputs, inputs = as_used.shape
     if x.dim() == 0 or x.shape[-1] != inputs or x.numel() * outputs < held[-1][1]:
         return None  # the layer's own code raises its own error for other sizes
-    return onednn.linear(x, as_used, members["bias"])
+    return onednn.linear(x, as_used, bias)
 
 
 def _as_plain(layer: nn.Module) -> tuple[Any, ...]:

@@ -150,3 +150,23 @@ def test_hooks_of_a_layer_run(monkeypatch):
     generate(model, INPUTS)
     assert (model.relay.last.relayed, model.relay.last.linears) == (True, "onednn")
     assert len(seen) == 2 + 11  # the prefix, the rows, and eleven steps
+
+
+def test_a_bias_that_is_no_plain_parameter_is_left_to_the_layer():
+    """As another library's tensors may be: only operands that are known go to the operator."""
+
+    class Other(torch.Tensor):
+        pass
+
+    layer = layers.SwitchedLinear(6, 4)
+    x, expected = torch.ones(2, 6), layer(torch.ones(2, 6))
+    layer.bias.data.add_(1)
+    layer._parameters["bias"] = layer.bias.detach().as_subclass(Other)
+    token = layers.least_work.set(((None, 0),))
+    try:
+        with torch.no_grad():
+            found = layer(x)
+    finally:
+        layers.least_work.reset(token)
+    assert type(found) is Other
+    assert torch.allclose(found, expected + 1)
